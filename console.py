@@ -1,0 +1,150 @@
+"""What the programs say, and how they start and end: quietly, and with errors in one sentence."""
+
+import argparse
+import contextlib
+import os
+import sys
+import tempfile
+
+
+def say(*words):
+    """Prints a line at once, also into a file or a pipe."""
+    print(*words, flush=True)
+
+
+@contextlib.contextmanager
+def errors_in_a_sentence(program):
+    """Ends the program with one sentence on stderr instead of a traceback.
+
+    ValueError and FileNotFoundError stand for wrong usage (exit status 2), other OSErrors for
+    failed work (1), KeyboardInterrupt for Ctrl-C (130). Everything else is a defect of ours, and
+    keeps its traceback.
+    """
+    try:
+        yield
+    except (ValueError, FileNotFoundError) as error:
+        leave(f"{program}: {_sentence(error)}", 2)
+    except OSError as error:
+        leave(f"{program}: {_sentence(error)}", 1)
+    except KeyboardInterrupt:
+        leave(f"{program}: interrupted", 130)
+
+
+def leave(message, status):
+    """Says why on stderr, and ends the program with that exit status."""
+    print(message, file=sys.stderr, flush=True)
+    sys.exit(status)
+
+
+def _sentence(error):
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror.lower()}"
+    return str(error)
+
+
+def tensorflow_quietly():
+    """Imports TensorFlow, with the chatter of its start held back, and shown if the import fails.
+
+    What TensorFlow reads from the environment when it is imported is set here and nowhere else,
+    and what the user has set stays. GPU memory is taken as it is needed, not all at once.
+
+    Returns:
+        The module `tensorflow`.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # no INFO lines of devices and compilers
+    with _stderr_held_back():
+        import tensorflow as tf
+
+        for gpu in tf.config.list_physical_devices("GPU"):
+            with contextlib.suppress(RuntimeError):  # already in use, in a notebook say
+                tf.config.experimental.set_memory_growth(gpu, True)
+    return tf
+
+
+@contextlib.contextmanager
+def _stderr_held_back():
+    """TensorFlow's C++ parts write to file descriptor 2 before any setting reaches them."""
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as held:
+        terminal = os.dup(2)
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            os.dup2(terminal, 2)
+            held.seek(0)
+            sys.stderr.write(held.read().decode(errors="replace"))
+            raise
+        finally:
+            sys.stderr.flush()
+            os.dup2(terminal, 2)
+            os.close(terminal)
+
+
+class Bar:
+    """A progress bar on a terminal, in whose place lines can be printed; elsewhere only the lines.
+
+    Keras' bar, for `count` units of which it shows the time that is left.
+    """
+
+    def __init__(self, count, unit_name):
+        from keras.utils import Progbar
+
+        self.terminal = sys.stdout.isatty()
+        self.bar = Progbar(count, interval=0.2, unit_name=unit_name, verbose=int(self.terminal))
+
+    def update(self, done, **values):
+        self.bar.update(done, [(name, float(value)) for name, value in values.items()])
+
+    def say(self, *words):
+        if self.terminal:
+            print("\r\033[K", end="")
+        say(*words)
+
+
+def duration(seconds):
+    """A time as a person would say it: 45 s, 3 min 20 s, 5 h 10 min, 3 days 4 h."""
+    minutes, hours, days = seconds / 60, seconds / 3600, seconds / 86400
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    if minutes < 10:
+        return f"{minutes:.0f} min" if seconds % 60 < 1 else f"{int(minutes)} min {int(seconds % 60)} s"
+    if minutes < 60:
+        return f"{minutes:.0f} min"
+    if hours < 24:
+        return f"{int(hours)} h {int(minutes % 60)} min"
+    return f"{int(days)} days {int(hours % 24)} h"
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are one sentence, and whose help names the defaults."""
+
+    def __init__(self, **kwargs):
+        super().__init__(allow_abbrev=False, **kwargs)
+
+    def error(self, message):
+        leave(f"{self.prog}: {message}; see {self.prog} --help", 2)
+
+
+def whole(low, high=2**63 - 1):
+    """An argparse type: a whole number from `low` to `high`."""
+    return _number(int, "a whole number", low, high)
+
+
+def real(low, high=float("inf")):
+    """An argparse type: a number from `low` to `high`."""
+    return _number(float, "a number", low, high)
+
+
+def _number(kind, what, low, high):
+    def parse(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not low <= value <= high or abs(value) == float("inf"):
+            upper = "" if high in (2**63 - 1, float("inf")) else f" and at most {high:g}"
+            raise argparse.ArgumentTypeError(f"must be {what} of at least {low:g}{upper}, got {text!r}")
+        return value
+
+    return parse

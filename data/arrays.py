@@ -1,0 +1,78 @@
+"""Array files, `.npy` and `.npz`, as pictures."""
+
+import zipfile
+
+import numpy as np
+
+from data import pictures
+
+
+def read_array_file(path, image_size, channels):
+    """Pictures from an array (N, height, width) or (N, height, width, channels).
+
+    Whole numbers are 0 … 255; floating-point numbers are 0 … 1, or -1 … 1 if any is negative. Of a
+    `.npz` file the only array counts, or the one called `images`.
+
+    Returns:
+        uint8 (N, image_size, image_size, channels), whether the file says that they are
+        photographs (as `python -m data cats` does), and sentences on how it was read.
+
+    Raises:
+        ValueError: for any other array, or a damaged file.
+    """
+    array, photographs = _load(path)
+    name = pictures.printable(path)
+    if array.ndim == 3 and array.shape[-1] not in (1, 3, 4):
+        array = array[..., None]
+    if array.ndim != 4 or array.shape[-1] not in (1, 3) or 0 in array.shape:
+        raise ValueError(
+            f"{name} holds an array of shape {array.shape}; pictures are (N, height, width) for gray ones "
+            "or (N, height, width, channels) with 1 or 3 channels"
+        )
+    low, factor, note = _value_range(array, name)
+
+    images = np.empty((len(array), image_size, image_size, channels), np.uint8)
+    for k, values in enumerate(array):
+        if factor != 1:
+            values = np.rint((values.astype(np.float32) - low) * factor)
+        values = values.astype(np.uint8)
+        fits = values.shape == images[k].shape
+        images[k] = values if fits else pictures.fit(values, image_size, channels)
+    return images, photographs, [note] if note else []
+
+
+def _load(path):
+    """The array in the file, and whether it is marked as photographs."""
+    name = pictures.printable(path)
+    try:
+        if path.endswith(".npy"):
+            return np.load(path, mmap_mode="r", allow_pickle=False), False
+        with np.load(path, allow_pickle=False) as archive:
+            members = archive.files
+            chosen = "images" if "images" in members else members[0] if len(members) == 1 else None
+            if chosen is not None:
+                return archive[chosen], "photographs" in members and bool(archive["photographs"])
+    except (ValueError, EOFError, OSError, KeyError, zipfile.BadZipFile) as error:
+        if "pickle" in str(error).lower():
+            raise ValueError(f"{name} holds no plain array of numbers, or is damaged") from error
+        raise ValueError(f"{name} cannot be read as an array file: {error}") from error
+    raise ValueError(f"{name} holds {len(members)} arrays ({', '.join(members[:5])}); name the pictures 'images'")
+
+
+def _value_range(array, name):
+    """How values become 0 … 255: (v - low) · factor. And a sentence, if that is worth one."""
+    if array.dtype.kind not in "uif":
+        raise ValueError(f"{name} holds values of type {array.dtype}, not numbers")
+    low, high = float(array.min()), float(array.max())
+    if array.dtype.kind in "ui":
+        if low < 0 or high > 255:
+            raise ValueError(f"{name} holds whole numbers from {low:g} to {high:g}; pictures have 0 … 255")
+        return 0, 1, None
+    if 0 <= low <= high <= 1:
+        return 0, 255, f"{name}: floating-point numbers, taken as 0 … 1"
+    if -1 <= low <= high <= 1:
+        return -1, 127.5, f"{name}: floating-point numbers, taken as -1 … 1"
+    raise ValueError(
+        f"{name} holds floating-point numbers from {low:g} to {high:g}; pictures have 0 … 1 or -1 … 1 "
+        "(or whole numbers 0 … 255)"
+    )

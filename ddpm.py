@@ -1,0 +1,212 @@
+"""The mathematics of denoising diffusion (DDPM): tables, forward noising, reverse steps.
+
+Read it beside the slides: "Forward diffusion" is `ddpm_schedule` and `q_sample`, "Reverse
+diffusion" is `p_sample` and `reverse_process`. Nothing in here knows a network or a file.
+
+    x_0 = the clean image, values in [-1, 1]      t = 1 … T, one whole number per image
+    x_t = the image after t steps of noise        eps = the noise in it, N(0, 1)
+
+Papers: Ho, Jain, Abbeel 2020 ("DDPM"), arXiv 2006.11239. Its equation numbers are quoted.
+"""
+
+import numpy as np
+import tensorflow as tf
+
+
+def ddpm_schedule(beta1, beta2, T):
+    """The tables of the linear noise schedule (slides "Forward diffusion", DDPM section 4).
+
+    Args:
+        beta1, beta2: the variances β_1 and β_T of the first and the last step, in (0, 1).
+        T: number of steps, a whole number.
+
+    Returns:
+        A dict of float32 arrays of length T + 1, computed in float64. Index t = 1 … T is the
+        t-th step and index 0 the clean image, so that a step at t = 0 changes nothing:
+        `beta_t`                β_t, linear from β_1 to β_T
+        `alpha_t`               α_t = 1 - β_t
+        `alphabar_t`            ᾱ_t = α_1 α_2 … α_t
+        `sqrtab`                √ᾱ_t, the share of the image in x_t
+        `sqrtmab`               √(1 - ᾱ_t), the share of the noise in x_t
+        `oneover_sqrta`         1 / √α_t
+        `mab_over_sqrtmab`      (1 - α_t) / √(1 - ᾱ_t)
+        `sqrt_beta_t`           √β_t
+        `posterior_variance`    β̃_t, the variance of q(x_{t-1} | x_t, x_0), equation 7
+        `posterior_mean_coef1`  the factor of x_0 in the mean of that, equation 7
+        `posterior_mean_coef2`  the factor of x_t in the mean of that, equation 7
+
+    Raises:
+        ValueError: for a β outside (0, 1) or not a number, β_1 > β_T, a T that is not a whole
+            number of at least 1, and T = 1 with two different β.
+    """
+    for name, beta in ("beta1", beta1), ("beta2", beta2):
+        if not 0 < beta < 1:
+            raise ValueError(f"{name} must lie between 0 and 1, got {beta}")
+    if beta1 > beta2:
+        raise ValueError(f"beta1 must not exceed beta2, got beta1 = {beta1} and beta2 = {beta2}")
+    if not (T >= 1 and float(T).is_integer()):
+        raise ValueError(f"T must be a whole number of at least 1, got {T}")
+    if T == 1 and beta1 != beta2:
+        raise ValueError(f"T = 1 has a single step, so beta1 = {beta1} and beta2 = {beta2} must be equal")
+
+    beta_t = np.concatenate([[0.0], np.linspace(beta1, beta2, int(T), dtype=np.float64)])
+    alpha_t = 1 - beta_t
+    alphabar_t = np.cumprod(alpha_t)
+    mab = 1 - alphabar_t
+    alphabar_before = np.concatenate([[1.0], alphabar_t[:-1]])  # ᾱ_{t-1}
+    mab_safe = np.where(mab > 0, mab, 1)  # no division by zero at t = 0, where all numerators are 0
+
+    coef1 = np.sqrt(alphabar_before) * beta_t / mab_safe
+    coef2 = np.sqrt(alpha_t) * (1 - alphabar_before) / mab_safe
+    coef2[0] = 1  # at t = 0 the image stays as it is
+
+    tables = {
+        "beta_t": beta_t,
+        "alpha_t": alpha_t,
+        "alphabar_t": alphabar_t,
+        "sqrtab": np.sqrt(alphabar_t),
+        "sqrtmab": np.sqrt(mab),
+        "oneover_sqrta": 1 / np.sqrt(alpha_t),
+        "mab_over_sqrtmab": beta_t / np.sqrt(mab_safe),
+        "sqrt_beta_t": np.sqrt(beta_t),
+        "posterior_variance": beta_t * (1 - alphabar_before) / mab_safe,
+        "posterior_mean_coef1": coef1,
+        "posterior_mean_coef2": coef2,
+    }
+    return {name: table.astype(np.float32) for name, table in tables.items()}
+
+
+def _at(table, t, x):
+    """`table[t]`, shaped and typed to multiply the images `x`: one number per image."""
+    values = tf.gather(tf.cast(table, x.dtype), t)
+    return tf.reshape(values, tf.concat([tf.shape(t), [1] * (len(x.shape) - 1)], axis=0))
+
+
+def q_sample(x_0, t, eps, sched):
+    """Forward noising in one go, x_t = √ᾱ_t x_0 + √(1 - ᾱ_t) ε (DDPM equation 4).
+
+    Args:
+        x_0: (batch, height, width, channels) float, clean images in [-1, 1].
+        t: (batch,) int, 0 … T. At 0 the image comes back as it is.
+        eps: like `x_0`, noise from N(0, 1).
+        sched: what `ddpm_schedule` returned.
+
+    Returns:
+        x_t, of the shape and type of `x_0`.
+    """
+    return _at(sched["sqrtab"], t, x_0) * x_0 + _at(sched["sqrtmab"], t, x_0) * eps
+
+
+def predict_x0(x_t, t, eps, sched):
+    """The clean image that `x_t` must come from if `eps` is its noise: `q_sample` solved for x_0.
+
+    Shapes and types as in `q_sample` (DDPM, text below equation 11). Not clipped: near t = T an error
+    of `eps` is multiplied by √(1 - ᾱ_T) / √ᾱ_T, which is 157 for the slides' schedule.
+    """
+    return (x_t - _at(sched["sqrtmab"], t, x_t) * eps) / _at(sched["sqrtab"], t, x_t)
+
+
+def p_sample(x_t, t, eps, z, sched, variance="beta", clip=True):
+    """One reverse step: x_{t-1} = μ_θ(x_t, t) + σ_t z (DDPM algorithm 2, slides "Reverse diffusion").
+
+    Args:
+        x_t: (batch, height, width, channels) float, images at step t.
+        t: (batch,) int, 0 … T. At 0 the image comes back as it is.
+        eps: like `x_t`, the noise that the network sees in it.
+        z: like `x_t`, fresh noise from N(0, 1). It is left out at t = 1, the step that ends in x_0.
+        sched: what `ddpm_schedule` returned.
+        variance: σ_t², `'beta'` for β_t as on the slides, `'posterior'` for β̃_t. DDPM section 3.2:
+            the first is best for data that are N(0, 1), the second for data that are one point.
+        clip: clips the estimate of x_0 that is hidden in `eps` to [-1, 1] before the mean is taken
+            from it, as the code of the paper does; without it colours drift. False gives the
+            formula of the slides, equation 11; the two are the same where nothing is clipped.
+
+    Returns:
+        x_{t-1}, of the shape and type of `x_t`.
+
+    Raises:
+        ValueError: for another `variance`.
+    """
+    if variance == "beta":
+        sigma = sched["sqrt_beta_t"]
+    elif variance == "posterior":
+        sigma = np.sqrt(sched["posterior_variance"])
+    else:
+        raise ValueError(f"variance must be 'beta' or 'posterior', got {variance!r}")
+
+    if clip:
+        x_0 = tf.clip_by_value(predict_x0(x_t, t, eps, sched), -1, 1)
+        mean = _at(sched["posterior_mean_coef1"], t, x_t) * x_0 + _at(sched["posterior_mean_coef2"], t, x_t) * x_t
+    else:
+        mean = _at(sched["oneover_sqrta"], t, x_t) * (x_t - _at(sched["mab_over_sqrtmab"], t, x_t) * eps)
+
+    sigma = np.where(np.arange(len(sigma)) > 1, sigma, 0)
+    return mean + _at(sigma, t, x_t) * z
+
+
+@tf.function
+def standard_normal(seed, t, index, image_shape):
+    """Noise from N(0, 1) that belongs to a seed, a step and an image, wherever and whenever drawn.
+
+    Args:
+        seed, t: whole numbers; t below 2³².
+        index: (batch,) int, the numbers of the images, below 2³¹. Image k gets the same noise in
+            every batch.
+        image_shape: (height, width, channels).
+
+    Returns:
+        (batch, height, width, channels) float32.
+    """
+
+    def draw(k):
+        return tf.random.stateless_normal(image_shape, seed=tf.stack([seed, k * 2**32 + t]))
+
+    seed, t, index = tf.cast(seed, tf.int64), tf.cast(t, tf.int64), tf.cast(index, tf.int64)
+    return tf.map_fn(draw, index, fn_output_signature=tf.float32)
+
+
+def reverse_step(predict_eps, sched, variance="beta", clip=True):
+    """One reverse step with the network in it, compiled once: the body of the slides' sampling loop.
+
+    Args:
+        predict_eps: the network, a function of [x_t, t/T] with t/T (batch, 1) float32 that
+            returns ε_θ like x_t.
+        sched, variance, clip: see `p_sample`.
+
+    Returns:
+        A function (x_t, t, z) → x_{t-1} with x_t and z (batch, height, width, channels) float32 and
+        t a scalar int tensor in 1 … T.
+    """
+    T = len(sched["beta_t"]) - 1
+
+    @tf.function(jit_compile=True)
+    def step(x_t, t, z):
+        t_ind = tf.repeat(t, tf.shape(x_t)[0])
+        t_input = tf.cast(t_ind, tf.float32)[:, None] / T
+        eps = predict_eps([x_t, t_input])
+        return p_sample(x_t, t_ind, eps, z, sched, variance, clip)
+
+    return step
+
+
+def reverse_process(step, T, image_shape, seed, index):
+    """From noise to images (DDPM algorithm 2): yields (t, x_t) for t = T, T - 1, … 0.
+
+    Args:
+        step: what `reverse_step` returned.
+        T: the number of steps of its schedule.
+        image_shape, seed, index: see `standard_normal`; all noise is drawn from there.
+    """
+    seed = tf.constant(seed, tf.int64)
+    x_t = standard_normal(seed, tf.constant(T + 1), index, image_shape)
+    yield T, x_t
+    for t in range(T, 0, -1):
+        t_now = tf.constant(t)
+        z = standard_normal(seed, t_now, index, image_shape)
+        x_t = step(x_t, t_now, z)
+        yield t - 1, x_t
+
+
+def to_pixels(x_0):
+    """Images in [-1, 1] as whole numbers 0 … 255, rounded and clipped: an int16 array, as on the slides."""
+    return np.clip(np.rint((np.asarray(x_0) + 1) * 127.5), 0, 255).astype("int16")

@@ -1,0 +1,359 @@
+"""Trains the network of the slides to predict the noise in noisy pictures.
+
+    python diffusion_model.py                        a first run: cartoon cats, minutes on any computer
+    python diffusion_model.py --preset slides        the slides' setting: days, on a GPU
+    python diffusion_model.py --data FOLDER          your own pictures
+
+Run it again and it goes on where `model.keras` stopped. `python reverse_diffusion.py` then makes
+pictures. Slides: "Diffusion network example, code, continued even more".
+"""
+
+import argparse
+import math
+import os
+import time
+
+import console
+import data
+import files
+from console import real, say, whole
+from interruption import Interruption
+
+PRESETS = {
+    "first": {
+        "image_size": 32, "n_feat": 16, "batch_size": 16, "n_epochs": None, "learning_rate": 4e-3,
+        "lr_decay": "cosine", "warmup": 50, "ema": 0.99, "sample_every": None,
+    },
+    "slides": {
+        "image_size": 64, "n_feat": 512, "batch_size": 64, "n_epochs": 300, "learning_rate": 1e-3,
+        "lr_decay": "none", "warmup": 0, "ema": 0.999, "sample_every": 10,
+    },
+}  # fmt: skip
+BOTH_PRESETS = {"channels": 3, "flip": None, "precision": "float32", "beta1": 1e-4, "beta2": 0.02, "T": 1000, "seed": 0}
+FIXED_BY_FILE = ("image_size", "channels", "n_feat", "beta1", "beta2", "T", "seed")
+STEPS_OF_FIRST = 4800
+N_SAMPLES = 16  # pictures in a grid
+SECONDS_BETWEEN_SAVES = 60
+
+
+def parse_options(arguments=None):
+    """The options that were typed, as a dict; what was not typed is not in it."""
+    parser = console.Parser(description=__doc__.split("\n")[0], argument_default=argparse.SUPPRESS)
+    add = parser.add_argument
+    add("--preset", choices=PRESETS, help="first: no GPU needed, minutes; slides: the lecture's values, days on a GPU. "
+        "If not given: slides where there is a large GPU and data/cats64.npz, else first")  # fmt: skip
+    add("--data", metavar="SOURCE", help="drawings (cartoon cats made by code), a folder of pictures, or a .npy or .npz "
+        "file. Default: data/cats64.npz for slides if it is there (python -m data cats), else drawings")  # fmt: skip
+    add("--new-data", action="store_true", help="go on with other pictures than those the model was trained on")
+    add("--image-size", type=whole(1), metavar="PIXELS", help="square pictures, a multiple of 32 (first 32, slides 64)")
+    add("--channels", type=int, choices=(1, 3), help="1 gray, 3 colour (3)")
+    add("--n-feat", type=whole(1), metavar="N", help="width of the network, a multiple of 8 (first 16, slides 512)")
+    add("--batch-size", type=whole(1), metavar="N", help="pictures in a step (first 16, slides 64)")
+    add("--n-epochs", type=whole(1), metavar="N", help="epochs in total, those of earlier runs included "
+        f"(first: as many as make about {STEPS_OF_FIRST} steps, slides 300)")  # fmt: skip
+    add("--learning-rate", type=real(1e-12), metavar="RATE", help="of Adam, at its highest (first 4e-3, slides 1e-3)")
+    add("--lr-decay", choices=("none", "cosine"), help="cosine: falls to 0 over all epochs (first cosine, slides none)")
+    add("--warmup", type=whole(0), metavar="STEPS", help="steps in which the rate rises from 0 (first 50, slides 0)")
+    add("--ema", type=real(0, 0.999999), metavar="MOMENTUM", help="of the averaged weights that pictures are made from, "
+        "0 for no averaging (first 0.99, slides 0.999)")  # fmt: skip
+    add(
+        "--flip",
+        action=argparse.BooleanOptionalAction,
+        help="mirror at random (photographs yes, drawings and arrays no)",
+    )
+    add("--precision", choices=("float32", "bfloat16", "float16"), help="of the layers; weights stay float32 (float32)")
+    add("--beta1", type=float, metavar="VARIANCE", help="of the noise of the first step (1e-4)")
+    add("--beta2", type=float, metavar="VARIANCE", help="of the noise of the last step (0.02)")
+    add("--T", type=whole(1), metavar="STEPS", help="steps from picture to noise (1000)")
+    add("--seed", type=whole(0), metavar="N", help="of everything random (0)")
+    add(
+        "--model",
+        default="model.keras",
+        metavar="FILE.keras",
+        help="written, and gone on from if it is there (model.keras)",
+    )
+    add("--sample-every", type=whole(0), metavar="EPOCHS", help="a grid of pictures beside the model every so many epochs, "
+        "0 never (first: a few over the run, slides 10)")  # fmt: skip
+    options = vars(parser.parse_args(arguments))
+    if not options["model"].endswith(".keras"):
+        parser.error(f"--model must end in .keras, got {options['model']}")
+    return options
+
+
+if __name__ == "__main__":
+    OPTIONS = parse_options()  # before TensorFlow, so that --help and slips of typing are answered at once
+    say("diffusion_model.py: starting TensorFlow …")
+tf = console.tensorflow_quietly()
+import keras  # noqa: E402
+
+import model_file  # noqa: E402
+from ddpm import ddpm_schedule, q_sample, reverse_process, reverse_step, to_pixels  # noqa: E402
+from unet import NaiveUnet, set_precision  # noqa: E402
+
+
+def main():
+    with console.errors_in_a_sentence("diffusion_model.py"):
+        path = OPTIONS.pop("model")
+        files.check_writable(path)  # better known now than after an hour
+        model, images = prepare(OPTIONS, path)
+    if finished(model, path):
+        return
+    describe(model, path)
+    try:
+        train(model, images, path)
+    except tf.errors.ResourceExhaustedError:
+        batch_size = model_file.logbook(model)["settings"]["batch_size"]
+        console.leave(
+            f"diffusion_model.py: out of memory with {batch_size} pictures in a batch; add --batch-size {batch_size // 2}",
+            1,
+        )
+
+
+def prepare(options, path):
+    """A model ready to train, with its settings and progress in its logbook, and its pictures.
+
+    Args:
+        options: what `parse_options` returned, without the model's path.
+
+    Raises:
+        ValueError, OSError: for what cannot be used, or contradicts the file.
+    """
+    going_on = os.path.exists(path)
+    model = model_file.open_for_training(path) if going_on else None
+    book = model_file.logbook(model) if going_on else {}
+    settings = choose_settings(options, book, path)
+    ddpm_schedule(settings["beta1"], settings["beta2"], settings["T"])  # says what is wrong with them
+    images = choose_data(options, settings, book, path)
+
+    if going_on:
+        optimizer = model.optimizer
+        optimizer.ema_momentum = settings["ema"]
+    else:
+        keras.utils.set_random_seed(settings["seed"])
+        model = NaiveUnet((settings["image_size"], settings["image_size"], settings["channels"]), settings["n_feat"])
+        optimizer = keras.optimizers.Adam(settings["learning_rate"], use_ema=True, ema_momentum=settings["ema"])
+        optimizer.build(model.trainable_variables)
+        book["progress"] = {"epoch": 0, "images": 0, "loss": 0.0, "step": 0, "batch_size": settings["batch_size"]}
+    book["diffusion"] = {name: settings[name] for name in ("beta1", "beta2", "T")}
+    book["settings"] = settings
+    model_file.logbook(model).update(book)
+
+    set_precision(model, settings["precision"])
+    model.compile(loss="mse", optimizer=optimizer)
+    model.jit_compile = use_xla(settings)
+    return model, images
+
+
+def choose_settings(options, book, path):
+    """All settings: what was typed, else what the file was trained with, else the preset's."""
+    preset = options.get("preset") or ("slides" if large_gpu() and os.path.exists(data.CATS) else "first")
+    defaults = {"preset": preset, **BOTH_PRESETS, **PRESETS[preset]}
+    typed = {name: value for name, value in options.items() if name in defaults}
+    if not book:
+        return {**defaults, **typed}
+
+    before = book["settings"]
+    asked = {**defaults, **typed} if "preset" in options else typed
+    for name in FIXED_BY_FILE:
+        if asked.get(name, before[name]) != before[name]:
+            option = "--" + name.replace("_", "-")
+            raise ValueError(
+                f"{path} was trained with {option} {before[name]}, not {asked[name]}; leave {option} away to go on "
+                "with it, or name another --model for a new one"
+            )
+    return {**before, **typed}
+
+
+def choose_data(options, settings, book, path):
+    """Reads the pictures, notes them in the logbook, and settles what depends on them."""
+    before = book.get("data")
+    source = options.get("data") or (before and before["source"])
+    if source is None:
+        source = data.CATS if settings["preset"] == "slides" and os.path.exists(data.CATS) else "drawings"
+    images, report = data.load_images(source, settings["image_size"], settings["channels"])
+    now = {"source": report.source, "count": len(images), "digest": data.digest(images)}
+    if before and now["digest"] != before["digest"]:
+        if not options.get("new_data"):
+            raise ValueError(
+                f"{path} was trained on {before['source']} ({before['count']:,} pictures), not on what is now in "
+                f"{now['source']} ({now['count']:,}); name another --model for a new one, or add --new-data to go on "
+                "with other pictures"
+            )
+        book["progress"].update(images=0, loss=0.0)  # the epoch begins anew
+        settings["flip"] = options.get("flip")
+    if str(report):
+        say(report)
+
+    book["data"] = now
+    if settings["flip"] is None:
+        settings["flip"] = report.photographs
+    if settings["n_epochs"] is None:
+        settings["n_epochs"] = math.ceil(STEPS_OF_FIRST / math.ceil(len(images) / settings["batch_size"]))
+    if settings["sample_every"] is None:
+        settings["sample_every"] = math.ceil(settings["n_epochs"] / 3)
+    return images
+
+
+def large_gpu():
+    """Whether there is a GPU that the slides' setting fits: about 20 GB of activations, 3 of weights (computed)."""
+    from tensorflow.python.client import device_lib
+
+    if not tf.config.list_physical_devices("GPU"):
+        return False
+    return max(device.memory_limit for device in device_lib.list_local_devices() if device.device_type == "GPU") > 28e9
+
+
+def use_xla(settings):
+    """Whether XLA makes the training step faster: on a GPU yes, on a CPU where the feature maps are small."""
+    small = settings["image_size"] ** 2 * settings["n_feat"] <= 32**3
+    return bool(tf.config.list_physical_devices("GPU")) or small
+
+
+def finished(model, path):
+    """Whether all epochs are done; if so, says it, and how to go on."""
+    book = model_file.logbook(model)
+    epochs = book["progress"]["epoch"]
+    if epochs < book["settings"]["n_epochs"]:
+        return False
+    if not os.path.exists(grid_name(path)):  # killed between the last save and the picture
+        Keeper(model, path).make_grid()
+    say(f"{path} has all its {epochs} epochs; to go on: --n-epochs {2 * epochs}, for a new one: --model NEW.keras")
+    return True
+
+
+def describe(model, path):
+    """The first lines of a run: what it is about to do."""
+    book = model_file.logbook(model)
+    s, d, done = book["settings"], book["data"], book["progress"]
+    gpus = [tf.config.experimental.get_device_details(gpu) for gpu in tf.config.list_physical_devices("GPU")]
+    device = ", ".join(gpu.get("device_name", "GPU") for gpu in gpus) or f"CPU, {data.pictures.cores()} cores"
+    steps = math.ceil(d["count"] / s["batch_size"])
+    xla = ", XLA" if model.jit_compile else ""
+    rate = f"learning rate {s['learning_rate']:g}" + (" falling to 0" if s["lr_decay"] == "cosine" else "")
+    say(f"preset    {s['preset']} (--preset first|slides, --help for all options)")
+    say(f"device    {device}, {s['precision']}{xla}")
+    say(f"data      {d['source']}: {d['count']:,} pictures, {s['image_size']}×{s['image_size']}×{s['channels']}")
+    say(f"network   n_feat {s['n_feat']}, {model.count_params():,} parameters")
+    say(f"training  {s['n_epochs']} epochs of {steps:,} steps of {s['batch_size']} pictures, {rate}")
+    say(f"files     {path}, {grid_name(path)}")
+    if done["step"]:
+        say(f"going on after {done['epoch']} epochs, {done['step']:,} steps")
+    if gpus and d["source"] == "drawings" and not os.path.exists(data.CATS):
+        say("`python -m data cats` brings the slides' cats for this GPU")
+
+
+def train(model, images, path):
+    """The loop of the slides: pictures, noise on them, and the network learns to see the noise."""
+    book = model_file.logbook(model)
+    settings, progress = book["settings"], book["progress"]
+    sched, T, seed = ddpm_schedule(**book["diffusion"]), settings["T"], settings["seed"]
+    keeper = Keeper(model, path)
+    for i in range(progress["epoch"], settings["n_epochs"]):
+        if progress["images"] == 0:
+            progress["batch_size"] = settings["batch_size"]
+        train_data = data.batches(images, progress["batch_size"], seed, i, progress["images"], settings["flip"])
+        for image_batch in train_data:
+            this_size = image_batch.shape
+            eps = tf.random.stateless_normal(this_size, draw(seed, progress["step"], 0))
+            t_ind = tf.random.stateless_uniform(
+                this_size[:1], draw(seed, progress["step"], 1), minval=1, maxval=T + 1, dtype=tf.int32
+            )
+            x_t = q_sample(image_batch, t_ind, eps, sched)
+            t_input = tf.cast(t_ind, tf.float32)[:, None] / T
+            model.optimizer.learning_rate = learning_rate(settings, progress, len(images))
+            progress["loss"] += model.train_on_batch([x_t, t_input], eps)
+            progress["images"] += len(image_batch)
+            progress["step"] += 1
+            keeper.after_step()
+        keeper.bar.say(f"Epoch :{i} loss :{progress['loss']}")
+        progress.update(epoch=i + 1, images=0, loss=0.0)
+        keeper.after_epoch()
+    keeper.at_the_end()
+
+
+def draw(seed, step, use):
+    """The key of one random draw of a training step. Negative: the keys of sampling are positive."""
+    return tf.constant([seed, -1 - 2 * step - use], tf.int64)
+
+
+def learning_rate(settings, progress, count):
+    """Adam's rate for the next step: a linear rise, then constant or half a cosine down to 0 over all epochs."""
+    rate = settings["learning_rate"] * min(1, (progress["step"] + 1) / (settings["warmup"] + 1))
+    if settings["lr_decay"] == "cosine":
+        rate *= 0.5 + 0.5 * math.cos(math.pi * (progress["epoch"] + progress["images"] / count) / settings["n_epochs"])
+    return rate
+
+
+class Keeper:
+    """What happens around the loop: time shown, the model saved, pictures made, signals heeded."""
+
+    def __init__(self, model, path):
+        self.model, self.path = model, path
+        book = model_file.logbook(model)
+        self.settings, self.progress, count = book["settings"], book["progress"], book["data"]["count"]
+        this_epoch = math.ceil((count - self.progress["images"]) / self.progress["batch_size"])
+        later_epochs = self.settings["n_epochs"] - self.progress["epoch"] - 1
+        self.steps = this_epoch + later_epochs * math.ceil(count / self.settings["batch_size"])
+        self.done = 0
+        self.bar = console.Bar(self.steps, "step")
+        self.interruption = Interruption()
+        self.saved_at = time.monotonic()
+        self.saved_step = self.progress["step"]
+        self.reverse_step = reverse_step(
+            lambda inputs: model(inputs, training=False), ddpm_schedule(**book["diffusion"])
+        )
+
+    def after_step(self):
+        self.done += 1
+        batches = math.ceil(self.progress["images"] / self.progress["batch_size"])
+        self.bar.update(self.done, loss=self.progress["loss"] / batches)
+        if self.done == 2:  # compiled by now
+            self.started = time.monotonic()
+        if self.done == 12:
+            seconds = (time.monotonic() - self.started) / 10
+            left = console.duration(seconds * (self.steps - self.done))
+            self.bar.say(f"about {left} to go, {1000 * seconds:.0f} ms a step")
+        if self.interruption.stop or time.monotonic() - self.saved_at > SECONDS_BETWEEN_SAVES:
+            self.save()
+        self.stop_if_asked()
+
+    def after_epoch(self):
+        epoch, every = self.progress["epoch"], self.settings["sample_every"]
+        if every and epoch % every == 0 and epoch < self.settings["n_epochs"]:
+            self.make_grid(f"-epoch{epoch:04d}")
+
+    def at_the_end(self):
+        self.save()
+        self.make_grid()
+        say(f"{self.path} has all its {self.progress['epoch']} epochs; {grid_name(self.path)} shows what it has learnt")
+        say(f"more pictures: python reverse_diffusion.py --model {self.path} --n-sample 64 --out more.png")
+
+    def save(self):
+        if self.progress["step"] > self.saved_step:
+            model_file.save(self.model, self.path)
+            self.saved_step = self.progress["step"]
+        self.saved_at = time.monotonic()
+
+    def make_grid(self, suffix=""):
+        """Pictures from the averaged weights, always from the same noise."""
+        shape, index = self.model.input_shape[0][1:], tf.range(N_SAMPLES)
+        model_file.exchange_averages(self.model)
+        for _, x_t in reverse_process(self.reverse_step, self.settings["T"], shape, self.settings["seed"], index):
+            self.stop_if_asked()
+        model_file.exchange_averages(self.model)
+        files.save_grid(to_pixels(x_t), grid_name(self.path, suffix))
+
+    def stop_if_asked(self):
+        if self.interruption.stop:
+            self.bar.say(f"stopped after {self.progress['step']:,} steps; the same command goes on from {self.path}")
+            raise SystemExit(128 + self.interruption.stop)
+
+
+def grid_name(path, suffix=""):
+    """`samples.png` beside the model; for another model than `model.keras` with its name in it."""
+    folder, name = os.path.split(path)
+    return os.path.join(folder, f"samples{suffix}.png")
+
+
+if __name__ == "__main__":
+    main()

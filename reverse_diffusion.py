@@ -1,0 +1,175 @@
+"""Makes pictures with a trained network, from nothing but noise.
+
+    import reverse_diffusion as rd; a = rd.my_sample(); plt.imshow(a[0])        in IPython
+    python reverse_diffusion.py --n-sample 16 --out samples.png
+
+Slides: "Reverse diffusion example, code". The mathematics of a step is in `ddpm.py`.
+"""
+
+import functools
+import os
+import secrets
+import sys
+import time
+
+import console
+
+SLIDES = {"beta1": 1e-4, "beta2": 0.02, "T": 1000}
+MEMORY = 2 * 2**30  # bytes that the feature maps of a batch may fill
+LARGEST_BATCH = 64
+
+
+def my_sample(image_shape=None, n_sample=1, model="model.keras", seed=None, variance="beta", clip=True, verbose=1):
+    """Pictures from noise (DDPM algorithm 2).
+
+    Args:
+        image_shape: (height, width, channels), only to check the model's.
+        n_sample: how many pictures.
+        model: a path, or a Keras model that takes [x_t, t/T] and predicts the noise. The noise
+            schedule comes from the model; one that carries none gets that of the slides.
+        seed: a whole number; picture k of a seed is the same however many are made. None for
+            others every time.
+        variance, clip: see `ddpm.p_sample`.
+        verbose: 0 for silence, 1 for a bar that counts t down.
+
+    Returns:
+        int16 array (n_sample, height, width, channels), values 0 … 255.
+
+    Raises:
+        FileNotFoundError, ValueError: for a model that is not there or cannot be used, or an
+            `image_shape`, `n_sample`, `seed` or `variance` that is none.
+    """
+    if not (isinstance(n_sample, int) and n_sample >= 1):
+        raise ValueError(f"n_sample must be a whole number of at least 1, got {n_sample}")
+    seed = secrets.randbits(31) if seed is None else seed
+    if not (isinstance(seed, int) and 0 <= seed < 2**63):
+        raise ValueError(f"seed must be a whole number of at least 0, got {seed}")
+
+    # Our pre-trained model, and the noise schedule that it was trained with.
+    tf = console.tensorflow_quietly()
+    import numpy as np
+
+    from ddpm import reverse_process, to_pixels
+
+    if isinstance(model, str | os.PathLike):
+        model = load(os.path.realpath(model), stamp(model))
+    step, T = compiled_step(model, variance, bool(clip))
+    shape = model.inputs[0].shape[1:]
+    if image_shape is not None and tuple(image_shape) != shape:
+        raise ValueError(f"this model makes pictures of shape {shape}, not {tuple(image_shape)}")
+
+    batch_size = min(n_sample, largest_batch(model))
+    pictures = []
+    while len(pictures) < n_sample:
+        # The last batch is filled up, not shorter, and so needs no compilation of its own.
+        index = tf.range(len(pictures), len(pictures) + batch_size)
+        countdown = Countdown(T, len(pictures), n_sample) if verbose else None
+        for i, x_t in reverse_process(step, T, shape, seed, index):
+            if countdown:
+                countdown.show(i)
+        pictures.extend(to_pixels(x_t))
+    return np.array(pictures[:n_sample])
+
+
+def stamp(path):
+    """What changes when the file changes."""
+    if not os.path.exists(path):
+        return None
+    status = os.stat(path)
+    return status.st_ino, status.st_mtime_ns, status.st_size
+
+
+@functools.lru_cache(maxsize=1)
+def load(path, stamp):
+    """The model in a file, kept until another one or a newer one is asked for."""
+    import model_file
+
+    return model_file.open_model(path)
+
+
+@functools.lru_cache(maxsize=2)
+def compiled_step(model, variance, clip):
+    """The reverse step of a model, kept between calls as it takes seconds to compile, and its T."""
+    import model_file
+    from ddpm import ddpm_schedule, reverse_step
+
+    sched = ddpm_schedule(**model_file.logbook(model).get("diffusion", SLIDES))
+    step = reverse_step(functools.partial(model, training=False), sched, variance, clip)
+    return step, len(sched["beta_t"]) - 1
+
+
+def largest_batch(model):
+    """How many pictures at a time fit in `MEMORY`, with a few of the largest feature maps alive at once."""
+    floats = max(
+        layer.output.shape[1] * layer.output.shape[2] * layer.output.shape[3]
+        for layer in model.layers
+        if len(layer.output.shape) == 4
+    )
+    return max(1, min(LARGEST_BATCH, MEMORY // (4 * 4 * floats)))
+
+
+class Countdown:
+    """The slides' countdown of t as one line: a bar on a terminal, elsewhere a line every tenth."""
+
+    def __init__(self, T, first, count):
+        self.T, self.title = T, f"picture {first + 1} of {count}, " if first else ""
+        self.start, self.shown = time.monotonic(), 0.0
+
+    def show(self, t):
+        now, width = time.monotonic(), 30
+        if sys.stdout.isatty() or "ipykernel" in sys.modules:
+            if t and now - self.shown < 0.1:
+                return
+            self.shown = now
+            full = width * (self.T - t) // self.T
+            left = console.duration((now - self.start) * t / (self.T - t)) if t < self.T else ""
+            print(
+                f"\r{self.title}t = {t:<5}{'━' * full}{'┄' * (width - full)} {left:<12}",
+                end="" if t else "\n",
+                flush=True,
+            )
+        elif t % max(1, self.T // 10) == 0:
+            console.say(f"{self.title}t = {t}")
+
+
+def parse_options(arguments=None):
+    parser = console.Parser(description=__doc__.split("\n")[0])
+    parser.add_argument("--n-sample", type=console.whole(1), default=16, metavar="N", help="how many pictures (16)")
+    parser.add_argument("--out", default="samples.png", metavar="FILE", help="all of them as one grid (samples.png)")
+    parser.add_argument("--npy", metavar="FILE.npy", help="the array of the pictures too, int16 0 … 255")
+    parser.add_argument(
+        "--seed", type=console.whole(0), metavar="N", help="for the same pictures again (others every time)"
+    )
+    parser.add_argument(
+        "--model", default="model.keras", metavar="FILE.keras", help="the trained network (model.keras)"
+    )
+    parser.add_argument(
+        "--variance", choices=("beta", "posterior"), default="beta", help="of the noise in a step (beta)"
+    )
+    options = parser.parse_args(arguments)
+    from PIL import Image
+
+    if os.path.splitext(options.out)[1].lower() not in Image.registered_extensions():
+        parser.error(f"--out must name a kind of picture such as samples.png, got {options.out}")
+    if options.npy and not options.npy.endswith(".npy"):
+        parser.error(f"--npy must end in .npy, got {options.npy}")
+    return options
+
+
+def main():
+    with console.errors_in_a_sentence("reverse_diffusion.py"):
+        options = parse_options()
+        import files
+
+        for path in filter(None, (options.out, options.npy)):
+            files.check_writable(path)  # better known now than after the work
+        console.say("reverse_diffusion.py: starting TensorFlow …")
+        pictures = my_sample(None, options.n_sample, options.model, options.seed, options.variance)
+        files.save_grid(pictures, options.out)
+        if options.npy:
+            files.save_array(pictures, options.npy)
+        console.say(f"{options.n_sample} pictures in {options.out}" + (f" and {options.npy}" if options.npy else ""))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,232 @@
+"""The network of the slides ("U-Net"): predicts the noise in an image, given the image and t/T.
+
+    model = NaiveUnet((64, 64, 3), n_feat=512)
+    eps = model([x_t, t / T])        # (batch, 64, 64, 3), (batch, 1) → (batch, 64, 64, 3)
+
+Everything that loading a saved `model.keras` needs is in this file: `import unet` and
+`keras.models.load_model` opens it. Only Keras operations are used, so that it runs on Keras'
+other backends too (`KERAS_BACKEND=jax`). The network knows no noise schedule.
+"""
+
+import copy
+import types
+
+import keras.layers as kl
+import keras.models as km
+import keras.saving as ks
+from keras import DTypePolicy, initializers, ops
+
+GROUPS = 8  # of every GroupNormalization
+
+
+@ks.register_keras_serializable(package="MyLayers")
+class Conv3Layer(kl.Layer):
+    """Twice: 3×3 convolution, group normalization, ReLU. (…, channels) → (…, num_chan).
+
+    With `is_res` the first half is added to the result: a residual connection.
+    """
+
+    def __init__(self, num_chan, is_res=False, **kwargs):
+        super().__init__(**kwargs)
+        self.num_chan = num_chan
+        self.is_res = is_res
+        self.Conv2D_1 = kl.Conv2D(num_chan, kernel_size=(3, 3), padding="same", dtype=self.dtype_policy)
+        self.Norm_1 = kl.GroupNormalization(groups=GROUPS, dtype=self.dtype_policy)
+        self.Conv2D_2 = kl.Conv2D(num_chan, kernel_size=(3, 3), padding="same", dtype=self.dtype_policy)
+        self.Norm_2 = kl.GroupNormalization(groups=GROUPS, dtype=self.dtype_policy)
+
+    def build(self, input_shape):
+        features = (*input_shape[:-1], self.num_chan)
+        self.Conv2D_1.build(input_shape)
+        for layer in self.Norm_1, self.Conv2D_2, self.Norm_2:
+            layer.build(features)
+
+    def call(self, inputs):
+        x1 = ops.relu(self.Norm_1(self.Conv2D_1(inputs)))
+        x = ops.relu(self.Norm_2(self.Conv2D_2(x1)))
+        return x1 + x if self.is_res else x
+
+    def get_config(self):
+        return {**super().get_config(), "num_chan": self.num_chan, "is_res": self.is_res}
+
+
+@ks.register_keras_serializable(package="MyLayers")
+class UnetDownLayer(kl.Layer):
+    """Conv3Layer, then half the size: (h, w, channels) → (h/2, w/2, num_chan)."""
+
+    def __init__(self, num_chan, **kwargs):
+        super().__init__(**kwargs)
+        self.num_chan = num_chan
+        self.Conv3 = Conv3Layer(num_chan, dtype=self.dtype_policy)
+        self.MaxPool2D = kl.MaxPool2D(pool_size=(2, 2), strides=2, dtype=self.dtype_policy)
+
+    def build(self, input_shape):
+        self.Conv3.build(input_shape)
+
+    def call(self, inputs):
+        return self.MaxPool2D(self.Conv3(inputs))
+
+    def get_config(self):
+        return {**super().get_config(), "num_chan": self.num_chan}
+
+
+@ks.register_keras_serializable(package="MyLayers")
+class UnetUpLayer(kl.Layer):
+    """Joins [image, skip], doubles the size, twice Conv3Layer: (h, w, a), (h, w, b) → (2h, 2w, num_chan).
+
+    The slides print 3×3 kernels without strides, which double nothing. Kernel = stride lets every
+    pixel of the larger image come from exactly one of the smaller.
+    """
+
+    def __init__(self, num_chan, **kwargs):
+        super().__init__(**kwargs)
+        self.num_chan = num_chan
+        self.Conv2DTranspose = kl.Conv2DTranspose(num_chan, kernel_size=(2, 2), strides=2, dtype=self.dtype_policy)
+        self.Conv3_1 = Conv3Layer(num_chan, dtype=self.dtype_policy)
+        self.Conv3_2 = Conv3Layer(num_chan, dtype=self.dtype_policy)
+
+    def build(self, input_shape):
+        (batch, height, width, channels), skip = input_shape
+        self.Conv2DTranspose.build((batch, height, width, channels + skip[-1]))
+        features = (batch, 2 * height, 2 * width, self.num_chan)
+        self.Conv3_1.build(features)
+        self.Conv3_2.build(features)
+
+    def call(self, inputs):
+        img_input, skip = inputs
+        x = ops.concatenate([img_input, skip], axis=-1)
+        x = self.Conv2DTranspose(x)
+        return self.Conv3_2(self.Conv3_1(x))
+
+    def get_config(self):
+        return {**super().get_config(), "num_chan": self.num_chan}
+
+
+@ks.register_keras_serializable(package="MyLayers")
+class TimeLayer(kl.Layer):
+    """The embedding of t/T: Dense, sine, Dense. (batch, 1) in 0 … 1 → (batch, num_chan).
+
+    The sines start at frequencies between 0 and `MAX_FREQUENCY`, evenly spread in their logarithm,
+    with random phases. Glorot's small values would leave each sine a nearly straight line over the
+    whole of t, and the network could hardly tell the last steps of the reverse process apart.
+    """
+
+    MAX_FREQUENCY = 100.0  # radians over the whole of t/T
+
+    def __init__(self, num_chan, **kwargs):
+        super().__init__(**kwargs)
+        self.num_chan = num_chan
+        self.Dense_1 = kl.Dense(
+            num_chan,
+            kernel_initializer=initializers.RandomUniform(-self.MAX_FREQUENCY, self.MAX_FREQUENCY),
+            bias_initializer=initializers.RandomUniform(0, 6.2832),
+            dtype=self.dtype_policy,
+        )
+        self.Dense_2 = kl.Dense(num_chan, dtype=self.dtype_policy)
+
+    def build(self, input_shape):
+        self.Dense_1.build(input_shape)
+        self.Dense_2.build((*input_shape[:-1], self.num_chan))
+
+    def call(self, inputs):
+        return self.Dense_2(ops.sin(self.Dense_1(inputs)))
+
+    def get_config(self):
+        return {**super().get_config(), "num_chan": self.num_chan}
+
+
+@ks.register_keras_serializable(package="MyLayers")
+class Logbook(kl.Layer):
+    """Passes its input through and carries a dict, `entries`, into the saved file and back.
+
+    A Keras file keeps nothing but its layers when it is loaded and saved again. What belongs to a
+    model and is no weight (its noise schedule, how far its training is) therefore lives in a layer.
+    `entries` holds strings, numbers, lists and dicts of such.
+    """
+
+    def __init__(self, entries=None, **kwargs):
+        super().__init__(**kwargs)
+        self._kept = types.SimpleNamespace(entries=entries or {})  # a dict itself Keras would wrap, to track it
+
+    @property
+    def entries(self):
+        return self._kept.entries
+
+    def call(self, inputs):
+        return inputs
+
+    def get_config(self):
+        return {**super().get_config(), "entries": copy.deepcopy(self.entries)}
+
+
+def NaiveUnet(input_shape, n_feat):
+    """The U-Net of the slides.
+
+    Args:
+        input_shape: (height, width, channels) of the images; height and width multiples of 32.
+        n_feat: the width, a multiple of 8. 512 at (64, 64, 3) gives the slides' 129 million
+            parameters.
+
+    Returns:
+        A Keras model: inputs [image (batch, height, width, channels), t/T (batch, 1)], output ε_θ
+        like the image, float32. Its layers take the global dtype policy, but for the embedding of
+        time (a bfloat16 cannot tell 999/1000 from 1) and the last convolution, which are float32.
+
+    Raises:
+        ValueError: for a shape or a width that the layers do not fit.
+    """
+    if len(input_shape) != 3 or any(not isinstance(size, int) or size < 1 for size in input_shape):
+        raise ValueError(f"input_shape must be (height, width, channels), three whole numbers, got {input_shape}")
+    if input_shape[0] % 32 or input_shape[1] % 32:
+        raise ValueError(
+            "height and width of the images must be multiples of 32 (32, 64, 96, …), "
+            f"got {input_shape[0]}×{input_shape[1]}"
+        )
+    if not isinstance(n_feat, int) or n_feat < GROUPS or n_feat % GROUPS:
+        raise ValueError(f"n_feat must be a multiple of {GROUPS} ({GROUPS}, {2 * GROUPS}, …), got {n_feat}")
+
+    img_in = kl.Input(shape=input_shape)
+    t_in = kl.Input(shape=(1,))
+    t = Logbook(name="logbook", dtype="float32")(t_in)
+
+    x = Conv3Layer(n_feat, is_res=True)(img_in)
+
+    d1 = UnetDownLayer(n_feat)(x)
+    d2 = UnetDownLayer(2 * n_feat)(d1)
+    d3 = UnetDownLayer(2 * n_feat)(d2)
+
+    thro = kl.AveragePooling2D(pool_size=(4, 4))(d3)
+    thro = kl.ReLU()(thro)
+
+    t_emb = TimeLayer(2 * n_feat, dtype="float32")(t)
+    t_emb = kl.Reshape((1, 1, 2 * n_feat))(t_emb)
+
+    thro = kl.Add()([thro, t_emb])
+    thro = kl.Conv2DTranspose(2 * n_feat, kernel_size=(4, 4), strides=4, activation="relu")(thro)
+    thro = kl.GroupNormalization(groups=GROUPS)(thro)
+    thro = kl.ReLU()(thro)
+
+    up1 = UnetUpLayer(2 * n_feat)([thro, d3])
+    up2 = UnetUpLayer(n_feat)([up1, d2])
+    up3 = UnetUpLayer(n_feat)([up2, d1])
+
+    out = kl.Concatenate(axis=-1)([up3, x])
+    out = kl.Conv2D(input_shape[-1], kernel_size=(3, 3), padding="same", dtype="float32")(out)
+
+    return km.Model(inputs=[img_in, t_in], outputs=out)
+
+
+def set_precision(model, precision):
+    """Lets the layers compute in `precision` from now on; the weights stay float32.
+
+    The precision belongs to a run, not to a file, so a training run sets it after building or
+    loading the model and sets float32 while it saves.
+
+    Args:
+        precision: 'float32', 'bfloat16' or 'float16'.
+    """
+    model.dtype_policy = DTypePolicy("float32" if precision == "float32" else f"mixed_{precision}")
+    for layer in model.layers[:-1]:
+        if not isinstance(layer, (TimeLayer, Logbook)):
+            for part in layer._flatten_layers():
+                part.dtype_policy = model.dtype_policy
