@@ -127,21 +127,24 @@ def p_sample(x_t, t, eps, z, sched, variance="beta", clip=True):
     Raises:
         ValueError: for another `variance`.
     """
-    if variance == "beta":
-        sigma = sched["sqrt_beta_t"]
-    elif variance == "posterior":
-        sigma = np.sqrt(sched["posterior_variance"])
-    else:
-        raise ValueError(f"variance must be 'beta' or 'posterior', got {variance!r}")
-
     if clip:
         x_0 = tf.clip_by_value(predict_x0(x_t, t, eps, sched), -1, 1)
         mean = _at(sched["posterior_mean_coef1"], t, x_t) * x_0 + _at(sched["posterior_mean_coef2"], t, x_t) * x_t
     else:
         mean = _at(sched["oneover_sqrta"], t, x_t) * (x_t - _at(sched["mab_over_sqrtmab"], t, x_t) * eps)
 
-    sigma = np.where(np.arange(len(sigma)) > 1, sigma, 0)
-    return mean + _at(sigma, t, x_t) * z
+    return mean + _at(_sigma(sched, variance), t, x_t) * z
+
+
+def _sigma(sched, variance):
+    """The table of σ_t, 0 at t = 1: the step that ends in x_0 adds no noise."""
+    if variance == "beta":
+        sigma = sched["sqrt_beta_t"]
+    elif variance == "posterior":
+        sigma = np.sqrt(sched["posterior_variance"])
+    else:
+        raise ValueError(f"variance must be 'beta' or 'posterior', got {variance!r}")
+    return np.where(np.arange(len(sigma)) > 1, sigma, 0)
 
 
 @tf.function
@@ -177,6 +180,7 @@ def reverse_step(predict_eps, sched, variance="beta", clip=True):
         A function (x_t, t, z) → x_{t-1} with x_t and z (batch, height, width, channels) float32 and
         t a scalar int tensor in 1 … T.
     """
+    _sigma(sched, variance)  # so that a wrong variance is refused here, not from inside the compiler
     T = len(sched["beta_t"]) - 1
 
     @tf.function(jit_compile=True)

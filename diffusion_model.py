@@ -36,52 +36,45 @@ N_SAMPLES = 16  # pictures in a grid
 SECONDS_BETWEEN_SAVES = 60
 
 
+# fmt: off
 def parse_options(arguments=None):
     """The options that were typed, as a dict; what was not typed is not in it."""
     parser = console.Parser(description=__doc__.split("\n")[0], argument_default=argparse.SUPPRESS)
     add = parser.add_argument
     add("--preset", choices=PRESETS, help="first: no GPU needed, minutes; slides: the lecture's values, days on a GPU. "
-        "If not given: slides where there is a large GPU and data/cats64.npz, else first")  # fmt: skip
-    add("--data", metavar="SOURCE", help="drawings (cartoon cats made by code), a folder of pictures, or a .npy or .npz "
-        "file. Default: data/cats64.npz for slides if it is there (python -m data cats), else drawings")  # fmt: skip
+        "If not given: slides where there are a large GPU and data/cats64.npz, else first")
+    add("--data", metavar="SOURCE", help="drawings (cartoon cats made by code), a folder of pictures, a .npy or .npz "
+        "file (preset slides: data/cats64.npz if it is there, see python -m data cats; else drawings)")
     add("--new-data", action="store_true", help="go on with other pictures than those the model was trained on")
-    add("--image-size", type=whole(1), metavar="PIXELS", help="square pictures, a multiple of 32 (first 32, slides 64)")
+    add("--image-size", type=whole(1), metavar="PIXELS", help="square pictures, multiple of 32 (first 32, slides 64)")
     add("--channels", type=int, choices=(1, 3), help="1 gray, 3 colour (3)")
     add("--n-feat", type=whole(1), metavar="N", help="width of the network, a multiple of 8 (first 16, slides 512)")
     add("--batch-size", type=whole(1), metavar="N", help="pictures in a step (first 16, slides 64)")
-    add("--n-epochs", type=whole(1), metavar="N", help="epochs in total, those of earlier runs included "
-        f"(first: as many as make about {STEPS_OF_FIRST} steps, slides 300)")  # fmt: skip
+    add("--n-epochs", type=whole(1), metavar="N", help="epochs in total, earlier runs included (first: as many "
+        f"as make about {STEPS_OF_FIRST} steps, slides 300)")
     add("--learning-rate", type=real(1e-12), metavar="RATE", help="of Adam, at its highest (first 4e-3, slides 1e-3)")
-    add("--lr-decay", choices=("none", "cosine"), help="cosine: falls to 0 over all epochs (first cosine, slides none)")
+    add("--lr-decay", choices=("none", "cosine"), help="cosine: falls to 0 over all epochs (first: cosine)")
     add("--warmup", type=whole(0), metavar="STEPS", help="steps in which the rate rises from 0 (first 50, slides 0)")
-    add("--ema", type=real(0, 0.999999), metavar="MOMENTUM", help="of the averaged weights that pictures are made from, "
-        "0 for no averaging (first 0.99, slides 0.999)")  # fmt: skip
-    add(
-        "--flip",
-        action=argparse.BooleanOptionalAction,
-        help="mirror at random (photographs yes, drawings and arrays no)",
-    )
+    add("--ema", type=real(0, 0.999999), metavar="MOMENTUM", help="of the averaged weights that make the pictures, "
+        "0 for none (first 0.99, slides 0.999)")
+    add("--flip", action=argparse.BooleanOptionalAction, help="mirror at random (photographs yes, drawings, arrays no)")
     add("--precision", choices=("float32", "bfloat16", "float16"), help="of the layers; weights stay float32 (float32)")
     add("--beta1", type=float, metavar="VARIANCE", help="of the noise of the first step (1e-4)")
     add("--beta2", type=float, metavar="VARIANCE", help="of the noise of the last step (0.02)")
     add("--T", type=whole(1), metavar="STEPS", help="steps from picture to noise (1000)")
     add("--seed", type=whole(0), metavar="N", help="of everything random (0)")
-    add(
-        "--model",
-        default="model.keras",
-        metavar="FILE.keras",
-        help="written, and gone on from if it is there (model.keras)",
-    )
-    add("--sample-every", type=whole(0), metavar="EPOCHS", help="a grid of pictures beside the model every so many epochs, "
-        "0 never (first: a few over the run, slides 10)")  # fmt: skip
+    add("--model", default="model.keras", metavar="FILE.keras", help="written, or gone on from (model.keras)")
+    add("--sample-every", type=whole(0), metavar="EPOCHS", help="a grid of pictures beside the model every so many "
+        "epochs, 0 never (first: a few over the run, slides 10)")
     options = vars(parser.parse_args(arguments))
     if not options["model"].endswith(".keras"):
         parser.error(f"--model must end in .keras, got {options['model']}")
     return options
+# fmt: on
 
 
-if __name__ == "__main__":
-    OPTIONS = parse_options()  # before TensorFlow, so that --help and slips of typing are answered at once
+if __name__ == "__main__":  # before TensorFlow, so that --help and slips of typing are answered at once
+    OPTIONS = parse_options()
     say("diffusion_model.py: starting TensorFlow …")
 tf = console.tensorflow_quietly()
 import keras  # noqa: E402
@@ -103,10 +96,8 @@ def main():
         train(model, images, path)
     except tf.errors.ResourceExhaustedError:
         batch_size = model_file.logbook(model)["settings"]["batch_size"]
-        console.leave(
-            f"diffusion_model.py: out of memory with {batch_size} pictures in a batch; add --batch-size {batch_size // 2}",
-            1,
-        )
+        smaller = max(1, batch_size // 2)
+        console.leave(f"diffusion_model.py: {batch_size} pictures do not fit in memory; add --batch-size {smaller}", 1)
 
 
 def prepare(options, path):
@@ -161,7 +152,10 @@ def choose_settings(options, book, path):
                 f"{path} was trained with {option} {before[name]}, not {asked[name]}; leave {option} away to go on "
                 "with it, or name another --model for a new one"
             )
-    return {**before, **typed}
+    settings = {**before, **typed}
+    if settings["lr_decay"] == "cosine" and settings["n_epochs"] != before["n_epochs"]:
+        say(f"the learning rate's fall to 0 is planned anew, over {settings['n_epochs']} epochs")
+    return settings
 
 
 def choose_data(options, settings, book, path):

@@ -7,6 +7,7 @@ Slides: "Reverse diffusion example, code". The mathematics of a step is in `ddpm
 """
 
 import functools
+import math
 import os
 import secrets
 import sys
@@ -52,7 +53,7 @@ def my_sample(image_shape=None, n_sample=1, model="model.keras", seed=None, vari
     from ddpm import reverse_process, to_pixels
 
     if isinstance(model, str | os.PathLike):
-        model = load(os.path.realpath(model), stamp(model))
+        model = load(*load_key(model))
     step, T = compiled_step(model, variance, bool(clip))
     shape = model.inputs[0].shape[1:]
     if image_shape is not None and tuple(image_shape) != shape:
@@ -71,12 +72,11 @@ def my_sample(image_shape=None, n_sample=1, model="model.keras", seed=None, vari
     return np.array(pictures[:n_sample])
 
 
-def stamp(path):
-    """What changes when the file changes."""
-    if not os.path.exists(path):
-        return None
-    status = os.stat(path)
-    return status.st_ino, status.st_mtime_ns, status.st_size
+def load_key(path):
+    """The file that a path means, and a stamp that is another when the file has changed."""
+    path = os.path.realpath(path)
+    status = os.stat(path) if os.path.exists(path) else None
+    return path, status and (status.st_ino, status.st_mtime_ns, status.st_size)
 
 
 @functools.lru_cache(maxsize=1)
@@ -100,11 +100,10 @@ def compiled_step(model, variance, clip):
 
 def largest_batch(model):
     """How many pictures at a time fit in `MEMORY`, with a few of the largest feature maps alive at once."""
-    floats = max(
-        layer.output.shape[1] * layer.output.shape[2] * layer.output.shape[3]
-        for layer in model.layers
-        if len(layer.output.shape) == 4
-    )
+    import keras
+
+    maps = [tensor.shape[1:] for layer in model.layers for tensor in keras.tree.flatten(layer.output)]
+    floats = max(math.prod(shape) for shape in maps)
     return max(1, min(LARGEST_BATCH, MEMORY // (4 * 4 * floats)))
 
 

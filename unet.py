@@ -211,7 +211,10 @@ def NaiveUnet(input_shape, n_feat):
     up3 = UnetUpLayer(n_feat)([up2, d1])
 
     out = kl.Concatenate(axis=-1)([up3, x])
-    out = kl.Conv2D(input_shape[-1], kernel_size=(3, 3), padding="same", dtype="float32")(out)
+    # From zeros, it first predicts no noise at all (loss 1) instead of noise of its own (loss 2).
+    out = kl.Conv2D(input_shape[-1], kernel_size=(3, 3), padding="same", kernel_initializer="zeros", dtype="float32")(
+        out
+    )
 
     return km.Model(inputs=[img_in, t_in], outputs=out)
 

@@ -68,7 +68,7 @@ def load_images(source, image_size, channels=3):
     if os.path.isdir(path):
         images, left_out = pictures.read_folder(path, image_size, channels)
         return images, Report(path, photographs=True, left_out=left_out)
-    if path.endswith((".npy", ".npz")):
+    if os.path.isfile(path) and path.endswith((".npy", ".npz")):
         images, photographs, notes = arrays.read_array_file(path, image_size, channels)
         return images, Report(path, photographs, notes)
     raise ValueError(f"{name} is neither a folder of pictures nor a .npy or .npz file")

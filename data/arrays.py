@@ -1,7 +1,5 @@
 """Array files, `.npy` and `.npz`, as pictures."""
 
-import zipfile
-
 import numpy as np
 
 from data import pictures
@@ -45,14 +43,18 @@ def _load(path):
     """The array in the file, and whether it is marked as photographs."""
     name = pictures.printable(path)
     try:
-        if path.endswith(".npy"):
-            return np.load(path, mmap_mode="r", allow_pickle=False), False
-        with np.load(path, allow_pickle=False) as archive:
+        loaded = np.load(path, mmap_mode="r", allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            return loaded, False
+        with loaded as archive:
             members = archive.files
             chosen = "images" if "images" in members else members[0] if len(members) == 1 else None
             if chosen is not None:
-                return archive[chosen], "photographs" in members and bool(archive["photographs"])
-    except (ValueError, EOFError, OSError, KeyError, zipfile.BadZipFile) as error:
+                array = archive[chosen]
+                if not isinstance(array, np.ndarray):  # NumPy gives the bytes of other files
+                    raise ValueError(f"its {chosen} is no array")
+                return array, "photographs" in members and bool(archive["photographs"])
+    except Exception as error:  # damaged files raise nearly every kind, a MemoryError too
         if "pickle" in str(error).lower():
             raise ValueError(f"{name} holds no plain array of numbers, or is damaged") from error
         raise ValueError(f"{name} cannot be read as an array file: {error}") from error

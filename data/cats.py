@@ -10,6 +10,7 @@ import zipfile
 
 import numpy as np
 
+import console
 import files
 from data import pictures
 
@@ -25,24 +26,34 @@ def download(url=URL):
     Raises:
         OSError: if it cannot be had; nothing half-written stays.
     """
+    console.tensorflow_quietly()
     import keras
 
     name = os.path.basename(url)
-    cached = os.path.join(keras.config.keras_home(), "datasets", name)
-    if os.path.exists(cached) and not zipfile.is_zipfile(cached):
+    home = os.environ.get("KERAS_HOME", os.path.expanduser("~/.keras"))
+    cached = os.path.join(home, "datasets", name)
+    if os.path.exists(cached) and not _is_archive(cached):
         os.remove(cached)  # what a killed download has left
-    os.makedirs(os.path.dirname(cached), exist_ok=True)
     socket.setdefaulttimeout(60)  # a compute node without internet would wait for minutes
     try:
-        path = keras.utils.get_file(name, url, cache_dir=keras.config.keras_home())
+        path = keras.utils.get_file(name, url)
     except (OSError, http.client.HTTPException, urllib.error.ContentTooShortError) as error:
         raise OSError(f"{url} could not be downloaded: {error}") from error
     except Exception as error:  # get_file raises plain Exceptions
         raise OSError(str(error)) from error
-    if not zipfile.is_zipfile(path):
+    if not _is_archive(path):
         os.remove(path)
         raise OSError(f"{url} did not bring a zip archive, or not all of it; run the command again")
     return path
+
+
+def _is_archive(path):
+    """Whether it is a zip archive with a list of contents that can be read."""
+    try:
+        with zipfile.ZipFile(path):
+            return True
+    except Exception:  # damaged ones raise nearly every kind
+        return False
 
 
 def prepare(archive, out, animals="cats", image_size=64):
@@ -61,7 +72,7 @@ def prepare(archive, out, animals="cats", image_size=64):
         ValueError: if it is no archive, or holds no such photographs.
     """
     name = pictures.printable(archive)
-    if not zipfile.is_zipfile(archive):
+    if not _is_archive(archive):
         raise ValueError(f"{name} is not a zip archive, or not all of one")
     wanted = ANIMALS if animals == "both" else (animals.removesuffix("s"),)
     with zipfile.ZipFile(archive) as opened:

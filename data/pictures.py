@@ -11,16 +11,18 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 MAX_PIXELS = 100_000_000  # more are taken for a decompression bomb: decoded, they would fill gigabytes
+LARGE = 20_000_000  # pictures of more pixels are decoded one at a time, for the same reason
 
 Image.init()
 FORMATS = [name for name in Image.OPEN if name != "EPS"]  # to read EPS, Pillow starts another program
 
 
-def read_picture(file, image_size, channels):
+def read_picture(file, image_size, channels, alone=True):
     """One picture, upright, on white, its central square reduced: uint8 (image_size, image_size, channels).
 
     Args:
         file: a path, or a binary file that can seek.
+        alone: False while other threads read pictures; a large one then gives None, to be read later.
 
     Raises:
         Exception: Pillow raises nearly every kind on broken files.
@@ -30,9 +32,11 @@ def read_picture(file, image_size, channels):
         if width * height > MAX_PIXELS:
             raise ValueError(f"{width}×{height} pixels are more than {MAX_PIXELS:,}")
         image.draft(None, (2 * image_size, 2 * image_size))  # lets the JPEG decoder skip what is reduced away
+        if image.width * image.height > LARGE and not alone:
+            return None
         image.load()
         try:
-            image = ImageOps.exif_transpose(image)
+            ImageOps.exif_transpose(image, in_place=True)
         except Exception:  # a picture whose orientation cannot be read is used as it lies
             pass
         return fit(image, image_size, channels)
@@ -56,12 +60,12 @@ def _smooth(image):
     if image.mode.startswith("I"):  # 16 bits
         return image.convert("F").point(lambda value: value * (1 / 257) + 0)
     if image.mode == "F":
-        low, high = image.getextrema()
+        low, high = np.min(image), np.max(image)  # NaN if there is one, unlike getextrema()
         if not (0 <= low <= high <= 255):
             raise ValueError(f"floating-point pixels from {low:g} to {high:g}; 0 … 1 or 0 … 255 can be read")
         return image.point(lambda value: value * 255 + 0) if high <= 1 else image
     if image.has_transparency_data:
-        return image.convert("RGBA")
+        return image if image.mode == "RGBA" else image.convert("RGBA")
     return image if image.mode in ("L", "RGB") else image.convert("L" if image.mode == "1" else "RGB")
 
 
@@ -80,9 +84,9 @@ def read_all(names, open_picture, image_size, channels):
         (name, reason) of those that gave no picture.
     """
 
-    def read(name):
+    def read(name, alone=False):
         try:
-            return read_picture(open_picture(name), image_size, channels)
+            return read_picture(open_picture(name), image_size, channels, alone)
         except Exception as error:
             return _reason(error)
 
@@ -93,6 +97,8 @@ def read_all(names, open_picture, image_size, channels):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of files that are left out, or read all the same
             for name, result in zip(names, _with_progress(pool.map(read, names), len(names)), strict=True):
+                if result is None:
+                    result = read(name, alone=True)
                 if isinstance(result, str):
                     left_out.append((name, result))
                 else:
@@ -164,8 +170,8 @@ def _files(folder):
             continue
         seen.add((status.st_dev, status.st_ino))
         folders.sort()
-        names += [os.path.relpath(os.path.join(root, file), folder) for file in sorted(files)]
-    return names, closed
+        names += [os.path.relpath(os.path.join(root, file), folder) for file in files]
+    return sorted(names), closed
 
 
 def _reason(error):
@@ -176,7 +182,7 @@ def _reason(error):
         return "a link to nothing"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
-    return " ".join(str(error).split())[:100] or type(error).__name__
+    return printable(" ".join(str(error).split()))[:100] or type(error).__name__
 
 
 def summary(left_out, shown=3):
@@ -189,4 +195,4 @@ def summary(left_out, shown=3):
 def printable(name):
     """A file name, whatever bytes it is made of, as text that a terminal can show on one line."""
     text = os.fsencode(name).decode("utf-8", "backslashreplace")
-    return re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda found: f"\\x{ord(found[0]):02x}", text)
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", lambda found: ascii(found[0])[1:-1], text)

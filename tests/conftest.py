@@ -1,0 +1,67 @@
+"""What several test files use: scripts run as a user runs them, and one small trained model."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+SCRIPTS = ("diffusion_model.py", "reverse_diffusion.py", "start.py")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+# A network small enough that training it takes seconds: 40 pictures, 3 steps an epoch, the last one of 8 pictures.
+SMALL = ("--data", "pictures.npy", "--n-feat", "8", "--batch-size", "16", "--T", "20", "--beta2", "0.5")
+
+
+def command(*arguments):
+    return [sys.executable, *(os.path.join(ROOT, a) if a in SCRIPTS else str(a) for a in arguments)]
+
+
+def environment(**more):
+    env = {**os.environ, "PYTHONPATH": ROOT, **more}
+    env.pop("TF_CPP_MIN_LOG_LEVEL", None)  # as users have it
+    return env
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Runs a script, or Python with any arguments, in a temporary folder; returns the finished process."""
+
+    def run(*arguments, timeout=180, **more):
+        return subprocess.run(
+            command(*arguments), cwd=tmp_path, env=environment(**more), capture_output=True, text=True, timeout=timeout
+        )
+
+    return run
+
+
+def write_pictures(folder):
+    from data import drawings
+
+    np.save(folder / "pictures.npy", drawings.draw_cats(32, count=40))
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """A folder with a small model trained for two epochs by the script, and what the script printed."""
+    folder = tmp_path_factory.mktemp("trained")
+    write_pictures(folder)
+    process = subprocess.run(
+        command("diffusion_model.py", *SMALL, "--n-epochs", "2", "--sample-every", "1"),
+        cwd=folder,
+        env=environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 0, process.stderr
+    return folder, process
+
+
+@pytest.fixture
+def model_folder(trained, tmp_path):
+    """A copy of that folder, the current one of `run`."""
+    shutil.copytree(trained[0], tmp_path, dirs_exist_ok=True)
+    return tmp_path

@@ -1,0 +1,278 @@
+"""The mathematics against independent computations: closed forms, Bayes' rule on a grid, simulation."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import ddpm
+
+BETA1, BETA2, T = 1e-4, 0.02, 1000
+
+
+@pytest.fixture(scope="module")
+def sched():
+    return ddpm.ddpm_schedule(BETA1, BETA2, T)
+
+
+def exact(T=T, beta1=BETA1, beta2=BETA2):
+    """β, α and ᾱ for t = 0 … T in Python's own floats, one product after the other."""
+    beta = [0.0] + [beta1 + (beta2 - beta1) * k / max(T - 1, 1) for k in range(T)]
+    alpha = [1 - b for b in beta]
+    alphabar = [1.0]
+    for a in alpha[1:]:
+        alphabar.append(alphabar[-1] * a)
+    return np.array(beta), np.array(alpha), np.array(alphabar)
+
+
+def images(value, n=1):
+    return tf.fill((n, 1, 1, 1), tf.constant(value, tf.float32))
+
+
+def steps(*t):
+    return tf.constant(t, tf.int32)
+
+
+def test_tables_are_those_of_the_formulas_in_float64(sched):
+    beta, alpha, alphabar = exact()
+    before = np.concatenate([[1], alphabar[:-1]])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        expected = {
+            "beta_t": beta,
+            "alpha_t": alpha,
+            "alphabar_t": alphabar,
+            "sqrtab": alphabar**0.5,
+            "sqrtmab": (1 - alphabar) ** 0.5,
+            "oneover_sqrta": alpha**-0.5,
+            "mab_over_sqrtmab": (1 - alpha) / (1 - alphabar) ** 0.5,
+            "sqrt_beta_t": beta**0.5,
+            "posterior_variance": beta * (1 - before) / (1 - alphabar),
+            "posterior_mean_coef1": before**0.5 * beta / (1 - alphabar),
+            "posterior_mean_coef2": alpha**0.5 * (1 - before) / (1 - alphabar),
+        }
+    assert sched.keys() == expected.keys()
+    for name, table in expected.items():
+        assert sched[name].dtype == np.float32 and sched[name].shape == (T + 1,)
+        np.testing.assert_allclose(sched[name][1:], table[1:], rtol=3e-7, atol=1e-12, err_msg=name)
+
+
+def test_index_zero_is_the_clean_image(sched):
+    zero = {name: table[0] for name, table in sched.items()}
+    assert zero == {
+        "beta_t": 0,
+        "alpha_t": 1,
+        "alphabar_t": 1,
+        "sqrtab": 1,
+        "sqrtmab": 0,
+        "oneover_sqrta": 1,
+        "mab_over_sqrtmab": 0,
+        "sqrt_beta_t": 0,
+        "posterior_variance": 0,
+        "posterior_mean_coef1": 0,
+        "posterior_mean_coef2": 1,
+    }
+
+
+def test_known_values_of_the_slides_schedule(sched):
+    assert sched["beta_t"][1] == np.float32(1e-4) and sched["beta_t"][T] == np.float32(0.02)
+    assert sched["sqrtab"][T] == pytest.approx(0.0063528, abs=5e-8)
+    assert sched["posterior_variance"][1] == 0
+    assert sched["posterior_variance"][2] / sched["beta_t"][2] == pytest.approx(0.4547, abs=1e-4)
+
+
+def test_a_single_step_is_a_schedule():
+    assert ddpm.ddpm_schedule(0.5, 0.5, 1)["alphabar_t"].tolist() == [1, 0.5]
+
+
+@pytest.mark.parametrize(
+    "beta1, beta2, T",
+    [
+        (0, 0.02, 10),
+        (-0.1, 0.02, 10),
+        (1e-4, 1, 10),
+        (0.03, 0.02, 10),
+        (float("nan"), 0.02, 10),
+        (1e-4, float("nan"), 10),
+        (1e-4, 0.02, 0),
+        (1e-4, 0.02, -3),
+        (1e-4, 0.02, 2.5),
+        (1e-4, 0.02, float("nan")),
+        (1e-4, 0.02, float("inf")),
+        (1e-4, 0.02, 1),
+    ],
+)
+def test_an_impossible_schedule_is_refused_in_a_sentence(beta1, beta2, T):
+    with pytest.raises(ValueError, match=r"^(beta1|beta2|T) .*(must|single step)"):
+        ddpm.ddpm_schedule(beta1, beta2, T)
+
+
+def test_noising_in_one_go_is_the_chain_of_small_steps(sched):
+    rng = np.random.default_rng(0)
+    beta, _, _ = exact()
+    n, x_0 = 200_000, 0.7
+    x = np.full(n, x_0)
+    for t in range(1, 301):
+        x = np.sqrt(1 - beta[t]) * x + np.sqrt(beta[t]) * rng.standard_normal(n)
+        if t in (1, 2, 50, 300):
+            mean = ddpm.q_sample(images(x_0), steps(t), images(0), sched).numpy().item()
+            deviation = ddpm.q_sample(images(0), steps(t), images(1), sched).numpy().item()
+            assert x.mean() == pytest.approx(mean, abs=5 * deviation / n**0.5)
+            assert x.std() == pytest.approx(deviation, rel=5 / (2 * n) ** 0.5)
+
+
+def test_every_image_has_its_own_t(sched):
+    x_0, eps = tf.random.stateless_normal((3, 4, 5, 2), (0, 1)), tf.random.stateless_normal((3, 4, 5, 2), (0, 2))
+    together = ddpm.q_sample(x_0, steps(1, 500, 1000), eps, sched)
+    for k, t in enumerate((1, 500, 1000)):
+        alone = ddpm.q_sample(x_0[k : k + 1], steps(t), eps[k : k + 1], sched)
+        np.testing.assert_array_equal(together[k], alone[0])
+
+
+def test_predict_x0_undoes_q_sample(sched):
+    x_0, eps = (
+        tf.random.stateless_uniform((4, 8, 8, 3), (0, 1), -1, 1),
+        tf.random.stateless_normal((4, 8, 8, 3), (0, 2)),
+    )
+    t = steps(0, 1, 300, 700)
+    back = ddpm.predict_x0(ddpm.q_sample(x_0, t, eps, sched), t, eps, sched)
+    np.testing.assert_allclose(back, x_0, atol=2e-5)
+
+
+def bayes(t, x_t, x_0):
+    """Mean and variance of q(x_{t-1} | x_t, x_0) by Bayes' rule, summed over a fine grid."""
+    beta, alpha, alphabar = exact()
+    centre, spread = alphabar[t - 1] ** 0.5 * x_0, (1 - alphabar[t - 1]) ** 0.5
+    x = np.linspace(centre - 12 * spread, centre + 12 * spread, 400_001)
+    log = -((x - centre) ** 2) / (2 * spread**2) - (x_t - alpha[t] ** 0.5 * x) ** 2 / (2 * beta[t])
+    weight = np.exp(log - log.max())
+    weight /= weight.sum()
+    mean = (weight * x).sum()
+    return mean, (weight * (x - mean) ** 2).sum()
+
+
+@pytest.mark.parametrize("t", [2, 3, 10, 500, 1000])
+@pytest.mark.parametrize("clip", [True, False])
+def test_one_reverse_step_with_the_true_noise_is_bayes_rule(sched, t, clip):
+    _, _, alphabar = exact()
+    x_0, eps = 0.4, -0.8
+    x_t = alphabar[t] ** 0.5 * x_0 + (1 - alphabar[t]) ** 0.5 * eps
+    mean, variance = bayes(t, x_t, x_0)
+
+    def step(z):
+        return ddpm.p_sample(images(x_t), steps(t), images(eps), images(z), sched, "posterior", clip).numpy().item()
+
+    assert step(0.0) == pytest.approx(mean, abs=3e-5)  # x_0 by way of √ᾱ_t, in float32
+    assert step(1.0) - step(0.0) == pytest.approx(variance**0.5, rel=1e-4, abs=1e-6)
+
+
+def test_the_variance_of_the_slides_is_beta(sched):
+    z = images(1.0)
+    with_noise = ddpm.p_sample(images(0.1), steps(700), images(0.2), z, sched)
+    without = ddpm.p_sample(images(0.1), steps(700), images(0.2), 0 * z, sched)
+    assert (with_noise - without).numpy().item() == pytest.approx(exact()[0][700] ** 0.5, rel=1e-5)
+
+
+def test_the_mean_without_clipping_is_the_formula_of_the_slides(sched):
+    beta, alpha, alphabar = exact()
+    x_t, eps, t = 1.3, 0.6, 400
+    expected = (x_t - (1 - alpha[t]) / (1 - alphabar[t]) ** 0.5 * eps) / alpha[t] ** 0.5
+    mean = ddpm.p_sample(images(x_t), steps(t), images(eps), images(0.0), sched, clip=False)
+    assert mean.numpy().item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_clipping_bounds_the_estimate_of_the_image(sched):
+    _, alpha, alphabar = exact()
+    t, x_t = 900, 3.0  # with eps = -1 the estimate of x_0 is far beyond 1
+    beta = 1 - alpha[t]
+    expected = (alphabar[t - 1] ** 0.5 * beta * 1 + alpha[t] ** 0.5 * (1 - alphabar[t - 1]) * x_t) / (1 - alphabar[t])
+    mean = ddpm.p_sample(images(x_t), steps(t), images(-1.0), images(0.0), sched)
+    assert mean.numpy().item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_last_step_adds_no_noise_and_step_zero_changes_nothing(sched):
+    for variance in "beta", "posterior":
+        for clip in True, False:
+            calm = ddpm.p_sample(images(0.3), steps(1), images(0.5), images(0.0), sched, variance, clip)
+            noisy = ddpm.p_sample(images(0.3), steps(1), images(0.5), images(9.0), sched, variance, clip)
+            assert calm.numpy() == noisy.numpy()
+            same = ddpm.p_sample(images(0.3), steps(0), images(0.5), images(9.0), sched, variance, clip)
+            assert same.numpy().item() == np.float32(0.3)
+
+
+def test_an_unknown_variance_is_refused(sched):
+    with pytest.raises(ValueError, match="'beta' or 'posterior'"):
+        ddpm.p_sample(images(0), steps(1), images(0), images(0), sched, "small")
+
+
+def test_the_same_inside_and_outside_of_a_graph(sched):
+    x, eps, z = (tf.random.stateless_normal((2, 4, 4, 3), (0, k)) for k in range(3))
+    t = steps(3, 800)
+    for function in ddpm.q_sample, ddpm.predict_x0:
+        np.testing.assert_allclose(tf.function(function)(x, t, eps, sched), function(x, t, eps, sched), rtol=1e-5)
+    graph = tf.function(lambda: ddpm.p_sample(x, t, eps, z, sched))()
+    np.testing.assert_allclose(graph, ddpm.p_sample(x, t, eps, z, sched), rtol=1e-5, atol=1e-6)
+
+
+def test_noise_belongs_to_seed_step_and_image():
+    def draw(seed, t, index):
+        return ddpm.standard_normal(tf.constant(seed, tf.int64), tf.constant(t), tf.constant(index), (4, 4, 2)).numpy()
+
+    first = draw(7, 20, [0, 1, 2])
+    np.testing.assert_array_equal(first[1:], draw(7, 20, [1, 2]))
+    drawn = [first[k] for k in range(3)] + [draw(8, 20, [0])[0], draw(7, 21, [0])[0], draw(2**40, 20, [0])[0]]
+    for k, one in enumerate(drawn):
+        assert not any(np.any(one == other) for other in drawn[:k])
+    many = draw(1, 1, list(range(2000)))
+    assert abs(many.mean()) < 5 / many.size**0.5 and many.var() == pytest.approx(1, abs=5 * (2 / many.size) ** 0.5)
+
+
+@pytest.mark.parametrize("variance", ["beta", "posterior"])
+def test_sampling_with_the_exact_predictor_of_a_gaussian_gives_the_gaussian_of_the_recursion(variance):
+    """For data N(m, s²) the best noise predictor is linear, and so mean and variance of every x_t are known."""
+    T, m, s = 50, 0.3, 0.2
+    sched = ddpm.ddpm_schedule(1e-3, 0.2, T)
+    beta, alpha, alphabar = exact(T, 1e-3, 0.2)
+
+    def predict_eps(inputs):
+        x_t, t_input = inputs
+        t = tf.cast(tf.round(t_input * T), tf.int32)
+        ab = tf.reshape(tf.gather(tf.constant(alphabar, tf.float32), t), (-1, 1, 1, 1))
+        return (1 - ab) ** 0.5 * (x_t - ab**0.5 * m) / (ab * s**2 + 1 - ab)
+
+    step = ddpm.reverse_step(predict_eps, sched, variance, clip=False)
+    *_, (t, x_0) = ddpm.reverse_process(step, T, (64, 64, 1), 3, tf.range(40))
+    assert t == 0
+
+    mean, var = 0.0, 1.0
+    for t in range(T, 0, -1):  # x_{t-1} = a x_t + b + σ z
+        gain = (1 - alphabar[t]) ** 0.5 / (alphabar[t] * s**2 + 1 - alphabar[t])
+        share = beta[t] / (1 - alphabar[t]) ** 0.5 * gain
+        a, b = (1 - share) / alpha[t] ** 0.5, share * alphabar[t] ** 0.5 * m / alpha[t] ** 0.5
+        noise = beta[t] if variance == "beta" else beta[t] * (1 - alphabar[t - 1]) / (1 - alphabar[t])
+        mean, var = a * mean + b, a**2 * var + (noise if t > 1 else 0)
+    x_0 = x_0.numpy()
+    n = x_0.size
+    assert x_0.mean() == pytest.approx(mean, abs=5 * (var / n) ** 0.5)
+    assert x_0.var() == pytest.approx(var, rel=5 * (2 / n) ** 0.5)
+
+
+def test_sampling_with_the_exact_predictor_gives_the_data_distribution_itself():
+    """With the slides' schedule and s = 0.5 the reverse chain must end in N(m, s²), up to the steps' size."""
+    m, s = -0.2, 0.5
+    sched = ddpm.ddpm_schedule(BETA1, BETA2, T)
+    ab_table = tf.constant(exact()[2], tf.float32)
+
+    def predict_eps(inputs):
+        x_t, t_input = inputs
+        ab = tf.reshape(tf.gather(ab_table, tf.cast(tf.round(t_input * T), tf.int32)), (-1, 1, 1, 1))
+        return (1 - ab) ** 0.5 * (x_t - ab**0.5 * m) / (ab * s**2 + 1 - ab)
+
+    step = ddpm.reverse_step(predict_eps, sched, clip=False)
+    *_, (_, x_0) = ddpm.reverse_process(step, T, (32, 32, 1), 0, tf.range(64))
+    assert x_0.numpy().mean() == pytest.approx(m, abs=0.01)
+    assert x_0.numpy().std() == pytest.approx(s, abs=0.01)
+
+
+def test_pixels_are_rounded_and_clipped():
+    values = np.array([-3, -1, -0.9999, 0, 0.5, 1, 1.2], np.float32)
+    pixels = ddpm.to_pixels(values)
+    assert pixels.dtype == np.int16 and pixels.tolist() == [0, 0, 0, 128, 191, 255, 255]

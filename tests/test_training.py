@@ -1,0 +1,247 @@
+"""The training script, run as a user runs it."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import keras
+import numpy as np
+import pytest
+from conftest import SMALL, command, environment, write_pictures
+from PIL import Image
+
+import model_file
+import unet  # noqa: F401  what a user needs to load a model
+
+EPOCH_LINE = re.compile(r"^Epoch :(\d+) loss :(\d+\.\d+(?:e-?\d+)?)$", re.MULTILINE)
+
+
+def losses(process):
+    """The epoch lines of a run as a dict."""
+    return {int(epoch): float(loss) for epoch, loss in EPOCH_LINE.findall(process.stdout)}
+
+
+def state(path):
+    """Everything that training has made of a model: weights and optimizer."""
+    model = keras.models.load_model(path)
+    return [*model.get_weights(), *(v.numpy() for v in model.optimizer.variables)]
+
+
+def assert_equal_to_the_bit(one, other):
+    for a, b in zip(state(one), state(other), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def refused(process, status, *words):
+    """One sentence on stderr with these words in it, and that exit status."""
+    assert process.returncode == status, process.stderr
+    lines = process.stderr.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("diffusion_model.py: "), process.stderr
+    for word in words:
+        assert word in lines[0]
+
+
+def test_a_run_says_what_it_does_and_writes_model_and_pictures(trained):
+    folder, process = trained
+    assert process.stdout.startswith("diffusion_model.py: starting TensorFlow")
+    for word in "first", "CPU", "pictures.npy: 40 pictures, 32×32×3", "2 epochs of 3 steps", "model.keras, samples.png":
+        assert word in process.stdout
+    assert process.stderr == ""
+    assert list(losses(process)) == [0, 1]
+    made = sorted(os.listdir(folder))
+    assert made == ["model.keras", "pictures.npy", "samples-epoch0001.png", "samples.png"]
+    assert Image.open(folder / "samples.png").size == (4 * 34, 4 * 34)
+
+
+def test_the_first_loss_is_that_of_predicting_nothing(trained):
+    assert 2.5 < losses(trained[1])[0] < 3.2  # three batches, each about 1 at first
+
+
+def test_the_model_is_one_compiled_keras_file_with_its_settings(trained):
+    model = keras.models.load_model(trained[0] / "model.keras")
+    assert int(model.optimizer.iterations) == 6
+    book = model_file.logbook(model)
+    assert book["diffusion"] == {"beta1": 1e-4, "beta2": 0.5, "T": 20}
+    assert book["data"]["count"] == 40
+    assert book["progress"] == {"epoch": 2, "images": 0, "loss": 0.0, "step": 6, "batch_size": 16}
+
+
+def test_the_file_holds_the_averages_and_the_raw_weights_apart(trained):
+    averages = keras.models.load_model(trained[0] / "model.keras").get_weights()
+    raw = model_file.open_for_training(str(trained[0] / "model.keras")).get_weights()
+    assert any(np.any(a != r) for a, r in zip(averages, raw, strict=True))
+
+
+def test_going_on_ends_in_the_same_bits_as_never_having_stopped(run, model_folder):
+    def train(model, n_epochs):
+        options = (*SMALL, "--n-epochs", n_epochs, "--sample-every", "0", "--lr-decay", "none", "--model", model)
+        process = run("diffusion_model.py", *options)
+        assert process.returncode == 0, process.stderr
+        return losses(process)
+
+    at_once = train("at-once.keras", 3)
+    in_two = train("in-two.keras", 2)
+    resumed = train("in-two.keras", 3)
+    assert list(resumed) == [2]
+    assert {**in_two, **resumed} == at_once
+    assert_equal_to_the_bit(model_folder / "at-once.keras", model_folder / "in-two.keras")
+
+
+def test_a_longer_fall_of_the_learning_rate_is_said(run, model_folder):
+    process = run("diffusion_model.py", "--n-epochs", "3", "--sample-every", "0")
+    assert process.returncode == 0, process.stderr
+    assert "planned anew, over 3 epochs" in process.stdout
+    assert list(losses(process)) == [2]
+
+
+def test_a_finished_model_says_so_and_how_to_go_on(run, model_folder):
+    before = (model_folder / "model.keras").read_bytes()
+    process = run("diffusion_model.py")
+    assert process.returncode == 0 and process.stderr == ""
+    assert "2 epochs" in process.stdout and "--n-epochs 4" in process.stdout
+    assert (model_folder / "model.keras").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (("--T", "30"), ("--T 20", "30", "--model")),
+        (("--beta2", "0.4"), ("--beta2 0.5", "0.4")),
+        (("--image-size", "64"), ("--image-size 32", "64")),
+        (("--n-feat", "16"), ("--n-feat 8", "16")),
+        (("--channels", "1"), ("--channels 3", "1")),
+        (("--preset", "slides"), ("--image-size 32", "64")),
+        (("--data", "drawings"), ("pictures.npy (40", "drawings (2,048)", "--new-data", "--model")),
+    ],
+)
+def test_what_contradicts_the_file_is_refused_with_both_values_and_a_way_out(run, model_folder, options, words):
+    before = (model_folder / "model.keras").read_bytes()
+    refused(run("diffusion_model.py", "--n-epochs", "3", *options), 2, "model.keras", *words)
+    assert (model_folder / "model.keras").read_bytes() == before
+
+
+def test_other_pictures_on_purpose(run, model_folder):
+    np.save(model_folder / "others.npy", np.zeros((5, 32, 32, 3), np.uint8))
+    options = (
+        "--data",
+        "others.npy",
+        "--new-data",
+        "--n-epochs",
+        "3",
+        "--sample-every",
+        "0",
+        "--precision",
+        "bfloat16",
+    )
+    process = run("diffusion_model.py", *options, "--batch-size", "64")
+    assert process.returncode == 0, process.stderr
+    model = keras.models.load_model(model_folder / "model.keras")
+    assert model_file.logbook(model)["data"]["count"] == 5
+    assert int(model.optimizer.iterations) == 7  # fewer pictures than a batch are one step
+    assert {layer.compute_dtype for layer in model.layers} == {"float32"}
+
+
+def test_gray_pictures_in_float16(run, tmp_path):
+    write_pictures(tmp_path)
+    process = run("diffusion_model.py", *SMALL, "--channels", "1", "--precision", "float16", "--n-epochs", "1")
+    assert process.returncode == 0, process.stderr
+    assert keras.models.load_model(tmp_path / "model.keras").output_shape == (None, 32, 32, 1)
+    again = run("diffusion_model.py", "--n-epochs", "2", "--sample-every", "0")
+    assert again.returncode == 0, again.stderr
+
+
+def test_the_loss_falls_well_below_that_of_predicting_nothing(run, tmp_path):
+    options = ("--data", "drawings", "--n-feat", "8", "--T", "100", "--beta2", "0.2", "--n-epochs", "1")
+    process = run("diffusion_model.py", *options, "--lr-decay", "none")
+    assert process.returncode == 0, process.stderr
+    assert losses(process)[0] / 128 < 0.6
+    more = run("diffusion_model.py", "--n-epochs", "2")
+    assert losses(more)[1] / 128 < 0.3
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (("--n-epochs", "-3"), ("--n-epochs", "whole number", "-3")),
+        (("--n-epochs", "0"), ("--n-epochs",)),
+        (("--T", "0"), ("--T", "'0'")),
+        (("--batch-size", "many"), ("--batch-size", "'many'")),
+        (("--learning-rate", "nan"), ("--learning-rate", "nan")),
+        (("--learning-rate", "-1"), ("--learning-rate",)),
+        (("--ema", "1"), ("--ema",)),
+        (("--epochs", "3"), ("--epochs",)),
+        (("--preset", "second"), ("--preset", "second")),
+        (("--model", "model.h5"), (".keras", "model.h5")),
+        (("--seed", "-1"), ("--seed",)),
+        (("--model", "nowhere/model.keras"), ("nowhere",)),
+        (("more",), ("more",)),
+    ],
+)
+def test_wrong_words_are_answered_in_one_sentence_at_once(run, options, words):
+    refused(run("diffusion_model.py", *options, timeout=20), 2, *words)
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (("--data", "nowhere"), ("nowhere",)),
+        (("--data", "empty"), ("empty", "no picture")),
+        (("--data", "text.txt"), ("text.txt",)),
+        (("--beta1", "0.5"), ("beta1", "0.5")),
+        (("--beta2", "nan"), ("beta2",)),
+        (("--image-size", "48"), ("48", "multiples of 32")),
+        (("--n-feat", "12"), ("n_feat", "multiple of 8", "12")),
+        (("--model", "text.keras"), ("text.keras", "not a Keras model")),
+        (("--model", "folder.keras"), ("folder.keras",)),
+        (("--model", "foreign.keras"), ("foreign.keras",)),
+    ],
+)
+def test_what_cannot_be_used_is_refused_in_one_sentence(run, tmp_path, options, words):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "folder.keras").mkdir()
+    (tmp_path / "text.txt").write_text("hello")
+    (tmp_path / "text.keras").write_text("hello")
+    inputs = keras.Input((3,))
+    keras.Model(inputs, keras.layers.Dense(2)(inputs)).save(tmp_path / "foreign.keras")
+    before = sorted(os.listdir(tmp_path))
+    refused(run("diffusion_model.py", *options), 2, *words)
+    assert sorted(os.listdir(tmp_path)) == before
+    assert (tmp_path / "text.keras").read_text() == "hello"
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs a folder that nobody can write to")
+def test_a_folder_that_cannot_be_written_to_is_failed_work(run):
+    refused(run("diffusion_model.py", "--model", "/sys/model.keras"), 1, "/sys")
+
+
+def interrupted(folder, number, *options):
+    """Starts a long run, sends a signal once it trains, and returns the finished process."""
+    process = subprocess.Popen(
+        command("diffusion_model.py", *SMALL, "--n-epochs", "100000", "--sample-every", "0", *options),
+        cwd=folder,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    for line in process.stdout:
+        if "ms a step" in line:
+            break
+    time.sleep(0.5)
+    process.send_signal(number)
+    start = time.monotonic()
+    stdout, stderr = process.communicate(timeout=60)
+    assert time.monotonic() - start < 10
+    return subprocess.CompletedProcess(process.args, process.returncode, line + stdout, stderr)
+
+
+@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_run_with_everything_saved(run, tmp_path, number, status):
+    write_pictures(tmp_path)
+    process = interrupted(tmp_path, number)
+    assert process.returncode == status and process.stderr == ""
+    steps = int(re.search(r"stopped after (\S+) steps", process.stdout)[1].replace(",", ""))
+    assert int(keras.models.load_model(tmp_path / "model.keras").optimizer.iterations) == steps

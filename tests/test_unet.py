@@ -1,0 +1,195 @@
+"""The network: sizes and counts, what is saved and loaded, precision, other backends."""
+
+import importlib.util
+
+import keras
+import numpy as np
+import pytest
+
+import unet
+
+
+def some_inputs(shape, n=2):
+    rng = np.random.default_rng(0)
+    return [rng.standard_normal((n, *shape), dtype=np.float32), rng.random((n, 1), dtype=np.float32)]
+
+
+def randomized(model):
+    """The model with no weight at zero, so that an output tells which weights it has."""
+    rng = np.random.default_rng(1)
+    model.set_weights([w + 0.1 * rng.standard_normal(w.shape) for w in model.get_weights()])
+    return model
+
+
+def test_parameters_are_the_129_million_of_the_slides():
+    assert unet.NaiveUnet((64, 64, 3), 512).count_params() == 129_329_667
+    assert unet.NaiveUnet((64, 64, 3), 32).count_params() == 510_627
+
+
+@pytest.mark.parametrize("shape", [(32, 32, 3), (64, 32, 1), (32, 96, 5)])
+def test_the_noise_has_the_shape_of_the_image(shape):
+    noise = unet.NaiveUnet(shape, 8)(some_inputs(shape))
+    assert noise.shape == (2, *shape) and noise.dtype == "float32"
+
+
+def test_a_new_network_predicts_no_noise():
+    assert not np.any(unet.NaiveUnet((32, 32, 3), 8)(some_inputs((32, 32, 3))))
+
+
+def test_every_weight_reaches_the_output():
+    """An input, an image or t, or a weight that changes nothing would be a broken connection."""
+    model = randomized(unet.NaiveUnet((32, 32, 3), 8))
+    image, t = some_inputs((32, 32, 3))
+    before = model([image, t]).numpy()
+    assert np.any(model([image, t / 2]).numpy() != before)
+    for weight in model.trainable_variables:
+        value = weight.numpy()
+        weight.assign(value + 0.5 * np.random.default_rng(2).standard_normal(value.shape))
+        assert np.any(model([image, t]).numpy() != before), weight.path
+        weight.assign(value)
+
+
+def test_neighbouring_steps_have_different_embeddings():
+    embed = unet.TimeLayer(64)
+    t = np.linspace(0, 1, 1001, dtype=np.float32)[:, None]
+    change = np.abs(np.diff(embed(t), axis=0)).max(axis=1)
+    assert change.min() > 0.01
+
+
+@pytest.mark.parametrize("shape", [(48, 64, 3), (64, 16, 3), (0, 32, 3), (64, 64), (None, None, 3), (32.0, 32, 3)])
+def test_sizes_that_do_not_fit_are_refused_with_those_that_do(shape):
+    with pytest.raises(ValueError, match="multiples of 32|three whole numbers"):
+        unet.NaiveUnet(shape, 8)
+
+
+@pytest.mark.parametrize("n_feat", [0, 4, 12, -8, 8.0])
+def test_widths_that_do_not_fit_are_refused_with_those_that_do(n_feat):
+    with pytest.raises(ValueError, match="multiple of 8"):
+        unet.NaiveUnet((32, 32, 3), n_feat)
+
+
+@pytest.mark.parametrize(
+    "layer, inputs, output",
+    [
+        (unet.Conv3Layer(16, is_res=True), [(2, 8, 8, 3)], (2, 8, 8, 16)),
+        (unet.UnetDownLayer(16), [(2, 8, 8, 3)], (2, 4, 4, 16)),
+        (unet.UnetUpLayer(16), [(2, 8, 8, 3), (2, 8, 8, 5)], (2, 16, 16, 16)),
+        (unet.TimeLayer(24), [(2, 1)], (2, 24)),
+        (unet.Logbook({"a": [1, {"b": None}]}), [(2, 1)], (2, 1)),
+    ],
+)
+def test_layers_have_the_right_shapes_and_come_back_from_their_config(layer, inputs, output):
+    rng = np.random.default_rng(0)
+    arrays = [rng.random(shape, dtype=np.float32) for shape in inputs]
+    arrays = arrays if len(arrays) > 1 else arrays[0]
+    assert layer(arrays).shape == output
+    twin = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(layer))
+    assert type(twin) is type(layer) and twin.get_config() == layer.get_config()
+    twin(arrays)
+    twin.set_weights(layer.get_weights())
+    np.testing.assert_array_equal(twin(arrays), layer(arrays))
+
+
+def test_the_residual_is_the_first_half_added():
+    plain, residual = unet.Conv3Layer(8), unet.Conv3Layer(8, is_res=True)
+    x = some_inputs((8, 8, 3))[0]
+    plain(x), residual(x)
+    residual.set_weights(plain.get_weights())
+    first = keras.ops.relu(plain.Norm_1(plain.Conv2D_1(x)))
+    np.testing.assert_allclose(residual(x), plain(x) + first, rtol=1e-6)
+
+
+def test_each_pixel_of_an_up_layer_comes_from_one_of_the_smaller_image():
+    up = unet.UnetUpLayer(8)
+    x = np.zeros((1, 4, 4, 3), np.float32)
+    up([x, x])
+    spread = up.Conv2DTranspose(np.ones((1, 4, 4, 6), np.float32)).numpy()
+    for row in range(2):
+        for column in range(2):  # no seams: every pixel of a kind has the same value
+            assert np.ptp(spread[0, row::2, column::2], axis=(0, 1)).max() < 1e-6
+
+
+LOAD = """
+import sys, warnings
+warnings.simplefilter("error")
+import numpy as np, keras
+import unet
+assert keras.config.floatx() == "float32"
+model = keras.models.load_model("model.keras")
+np.save("out.npy", model([np.load("image.npy"), np.load("t.npy")]))
+print({layer.compute_dtype for layer in model._flatten_layers()}, int(model.optimizer.iterations), model.jit_compile)
+print(model.get_layer("logbook").entries)
+"""
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+def test_a_saved_model_loads_in_a_fresh_process_in_float32_and_predicts_the_same_bits(run, tmp_path, precision):
+    import model_file
+
+    image, t = some_inputs((32, 32, 3))
+    model = randomized(unet.NaiveUnet((32, 32, 3), 8))
+    optimizer = keras.optimizers.Adam(1e-3, use_ema=True, ema_momentum=0.0)
+    optimizer.build(model.trainable_variables)
+    unet.set_precision(model, precision)
+    model.compile(loss="mse", optimizer=optimizer)
+    model.jit_compile = True
+    model.get_layer("logbook").entries["x"] = {"loss": 0.1 + 0.2, "n": [1, 2], "none": None}
+    for _ in range(2):
+        model.train_on_batch([image, t], image)
+    model_file.save(model, tmp_path / "model.keras")
+
+    assert model.dtype_policy.compute_dtype == precision  # the run goes on as it was
+    np.save(tmp_path / "image.npy", image), np.save(tmp_path / "t.npy", t)
+    loaded = run("-c", LOAD)
+    assert loaded.returncode == 0, loaded.stderr
+    assert loaded.stdout.splitlines() == [
+        "{'float32'} 2 False",
+        "{'x': {'loss': 0.30000000000000004, 'n': [1, 2], 'none': None}}",
+    ]
+    unet.set_precision(model, "float32")  # momentum 0: the averages are the weights
+    np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), model([image, t]))
+
+
+def test_plain_keras_keeps_the_logbook(tmp_path):
+    model = unet.NaiveUnet((32, 32, 1), 8)
+    model.get_layer("logbook").entries["diffusion"] = {"T": 7}
+    for name in "a.keras", "b.keras":
+        model.save(tmp_path / name)
+        model = keras.models.load_model(tmp_path / name)
+    assert model.get_layer("logbook").entries == {"diffusion": {"T": 7}}
+
+
+def test_parts_take_the_policy_of_their_layer():
+    layer = unet.UnetDownLayer(8, dtype="mixed_bfloat16")
+    assert {part.compute_dtype for part in layer._flatten_layers()} == {"bfloat16"}
+    assert layer(np.zeros((1, 8, 8, 3), np.float32)).dtype == "bfloat16"
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_mixed_precision_predicts_nearly_the_same_in_float32(precision):
+    model = randomized(unet.NaiveUnet((32, 32, 3), 8))
+    inputs = some_inputs((32, 32, 3))
+    exact = model(inputs).numpy()
+    unet.set_precision(model, precision)
+    rough = model(inputs)
+    assert rough.dtype == "float32"
+    difference = np.abs(rough.numpy() - exact).max() / exact.std()
+    assert 0 < difference < {"bfloat16": 0.3, "float16": 0.05}[precision]
+    assert {layer.compute_dtype for layer in model.layers if isinstance(layer, unet.TimeLayer)} == {"float32"}
+    assert model.layers[-1].compute_dtype == "float32"
+
+
+@pytest.mark.parametrize("backend", ["jax", "torch"])
+def test_other_backends_predict_the_same(run, tmp_path, backend):
+    if importlib.util.find_spec(backend) is None:
+        pytest.skip(f"{backend} is not installed")
+    image, t = some_inputs((32, 32, 3))
+    model = randomized(unet.NaiveUnet((32, 32, 3), 8))
+    model.compile(loss="mse", optimizer="adam")
+    model.train_on_batch([image, t], image)
+    model.save(tmp_path / "model.keras")
+    np.save(tmp_path / "image.npy", image), np.save(tmp_path / "t.npy", t)
+    code = LOAD.replace("model([np", "keras.ops.convert_to_numpy(model([np").replace('"t.npy")])', '"t.npy")]))')
+    loaded = run("-c", code.replace('simplefilter("error")', 'simplefilter("ignore")'), KERAS_BACKEND=backend)
+    assert loaded.returncode == 0, loaded.stderr
+    np.testing.assert_allclose(np.load(tmp_path / "out.npy"), model([image, t]), atol=1e-4)
