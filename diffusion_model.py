@@ -9,9 +9,9 @@ pictures. Slides: "Diffusion network example, code, continued even more".
 """
 
 import argparse
+import atexit
 import math
 import os
-import time
 
 import console
 import data
@@ -29,11 +29,15 @@ PRESETS = {
         "lr_decay": "none", "warmup": 0, "ema": 0.999, "sample_every": 10,
     },
 }  # fmt: skip
-BOTH_PRESETS = {"channels": 3, "flip": None, "precision": "float32", "beta1": 1e-4, "beta2": 0.02, "T": 1000, "seed": 0}
+BOTH_PRESETS = {
+    "channels": 3, "flip": None, "precision": "float32", "xla": None,
+    "beta1": 1e-4, "beta2": 0.02, "T": 1000, "seed": 0,
+}  # fmt: skip
 FIXED_BY_FILE = ("image_size", "channels", "n_feat", "beta1", "beta2", "T", "seed")
 STEPS_OF_FIRST = 4800
-N_SAMPLES = 16  # pictures in a grid
-SECONDS_BETWEEN_SAVES = 60
+# What the logbook knows of the progress: epochs and steps done, and of the epoch that is under way the pictures used,
+# their sum of losses, the seconds they took, and the size of its batches.
+NOTHING_DONE = {"epoch": 0, "step": 0, "images": 0, "loss": 0.0, "seconds": 0.0}
 
 
 # fmt: off
@@ -59,11 +63,15 @@ def parse_options(arguments=None):
         "0 for none (first 0.99, slides 0.999)")
     add("--flip", action=argparse.BooleanOptionalAction, help="mirror at random (photographs yes, drawings, arrays no)")
     add("--precision", choices=("float32", "bfloat16", "float16"), help="of the layers; weights stay float32 (float32)")
+    add("--xla", action=argparse.BooleanOptionalAction, help="compile the step with XLA (GPU yes, CPU if small)")
     add("--beta1", type=float, metavar="VARIANCE", help="of the noise of the first step (1e-4)")
     add("--beta2", type=float, metavar="VARIANCE", help="of the noise of the last step (0.02)")
     add("--T", type=whole(1), metavar="STEPS", help="steps from picture to noise (1000)")
     add("--seed", type=whole(0), metavar="N", help="of everything random (0)")
     add("--model", default="model.keras", metavar="FILE.keras", help="written, or gone on from (model.keras)")
+    add("--save-every", type=real(0), default=10, metavar="MINUTES", help="at most so much is lost to a power cut (10)")
+    add("--keep", type=whole(0), default=0, metavar="K", help="keep the first save after each of the last K epochs (0)")
+    add("--deterministic", action="store_true", help="on a GPU: the same bits in every run, but slower (a CPU is)")
     add("--sample-every", type=whole(0), metavar="EPOCHS", help="a grid of pictures beside the model every so many "
         "epochs, 0 never (first: a few over the run, slides 10)")
     options = vars(parser.parse_args(arguments))
@@ -75,29 +83,49 @@ def parse_options(arguments=None):
 
 if __name__ == "__main__":  # before TensorFlow, so that --help and slips of typing are answered at once
     OPTIONS = parse_options()
+    INTERRUPTION = Interruption()
     say("diffusion_model.py: starting TensorFlow …")
 tf = console.tensorflow_quietly()
 import keras  # noqa: E402
 
 import model_file  # noqa: E402
-from ddpm import ddpm_schedule, q_sample, reverse_process, reverse_step, to_pixels  # noqa: E402
-from unet import NaiveUnet, set_precision  # noqa: E402
+from ddpm import ddpm_schedule, q_sample  # noqa: E402
+from keeper import Keeper, grid_name  # noqa: E402
+from unet import NaiveUnet  # noqa: E402
 
 
 def main():
+    path, save_every, keep = (OPTIONS.pop(name) for name in ("model", "save_every", "keep"))
+    if OPTIONS.get("deterministic"):  # XLA has no such promise
+        tf.config.experimental.enable_op_determinism()
     with console.errors_in_a_sentence("diffusion_model.py"):
-        path = OPTIONS.pop("model")
+        lock = model_file.Lock(path)
+        atexit.register(lock.release)
+        INTERRUPTION.at_the_end.append(lock.release)
+        if lock.missing:
+            say(lock.missing)
         files.check_writable(path)  # better known now than after an hour
         model, images = prepare(OPTIONS, path)
-    if finished(model, path):
+    keeper = Keeper(model, path, save_every, keep, INTERRUPTION)
+    if finished(keeper):
         return
     describe(model, path)
     try:
-        train(model, images, path)
+        train(model, images, keeper)
+    except FloatingPointError as error:
+        advice = f"{path} is as it was saved before. Try a smaller --learning-rate, or another --precision"
+        give_up(model, f"{error}; {advice}")
     except tf.errors.ResourceExhaustedError:
-        batch_size = model_file.logbook(model)["settings"]["batch_size"]
-        smaller = max(1, batch_size // 2)
-        console.leave(f"diffusion_model.py: {batch_size} pictures do not fit in memory; add --batch-size {smaller}", 1)
+        smaller = max(1, model_file.logbook(model)["settings"]["batch_size"] // 2)
+        give_up(model, f"the pictures of a batch do not fit in memory; add --batch-size {smaller}")
+
+
+def give_up(model, why):
+    """Ends a run that cannot go on, with the facts that explain it."""
+    book = model_file.logbook(model)
+    rate, precision = float(model.optimizer.learning_rate), book["settings"]["precision"]
+    facts = f"in step {book['progress']['step']:,}, at learning rate {rate:g} and in {precision}"
+    console.leave(f"diffusion_model.py: {facts}: {why}", 1)
 
 
 def prepare(options, path):
@@ -124,14 +152,14 @@ def prepare(options, path):
         model = NaiveUnet((settings["image_size"], settings["image_size"], settings["channels"]), settings["n_feat"])
         optimizer = keras.optimizers.Adam(settings["learning_rate"], use_ema=True, ema_momentum=settings["ema"])
         optimizer.build(model.trainable_variables)
-        book["progress"] = {"epoch": 0, "images": 0, "loss": 0.0, "step": 0, "batch_size": settings["batch_size"]}
+        book["progress"] = {**NOTHING_DONE, "batch_size": settings["batch_size"]}
     book["diffusion"] = {name: settings[name] for name in ("beta1", "beta2", "T")}
     book["settings"] = settings
     model_file.logbook(model).update(book)
 
-    set_precision(model, settings["precision"])
-    model.compile(loss="mse", optimizer=optimizer)
-    model.jit_compile = use_xla(settings)
+    model_file.compile_for_run(
+        model, optimizer, settings["precision"], use_xla(settings) and not options.get("deterministic")
+    )
     return model, images
 
 
@@ -173,7 +201,7 @@ def choose_data(options, settings, book, path):
                 f"{now['source']} ({now['count']:,}); name another --model for a new one, or add --new-data to go on "
                 "with other pictures"
             )
-        book["progress"].update(images=0, loss=0.0)  # the epoch begins anew
+        book["progress"].update(images=0, loss=0.0, seconds=0.0)  # the epoch begins anew
         settings["flip"] = options.get("flip")
     if str(report):
         say(report)
@@ -199,19 +227,20 @@ def large_gpu():
 
 def use_xla(settings):
     """Whether XLA makes the training step faster: on a GPU yes, on a CPU where the feature maps are small."""
-    small = settings["image_size"] ** 2 * settings["n_feat"] <= 32**3
+    if settings["xla"] is not None:
+        return settings["xla"]
+    small = settings["image_size"] ** 2 * settings["n_feat"] < 32**3
     return bool(tf.config.list_physical_devices("GPU")) or small
 
 
-def finished(model, path):
+def finished(keeper):
     """Whether all epochs are done; if so, says it, and how to go on."""
-    book = model_file.logbook(model)
-    epochs = book["progress"]["epoch"]
-    if epochs < book["settings"]["n_epochs"]:
+    epochs = keeper.progress["epoch"]
+    if epochs < keeper.settings["n_epochs"]:
         return False
-    if not os.path.exists(grid_name(path)):  # killed between the last save and the picture
-        Keeper(model, path).make_grid()
-    say(f"{path} has all its {epochs} epochs; to go on: --n-epochs {2 * epochs}, for a new one: --model NEW.keras")
+    if not os.path.exists(grid_name(keeper.path)):  # killed between the last save and the picture
+        keeper.make_grid(grid_name(keeper.path))
+    say(f"{keeper.path} has all its {epochs} epochs; go on with --n-epochs {2 * epochs}, or begin --model NEW.keras")
     return True
 
 
@@ -236,13 +265,13 @@ def describe(model, path):
         say("`python -m data cats` brings the slides' cats for this GPU")
 
 
-def train(model, images, path):
+def train(model, images, keeper):
     """The loop of the slides: pictures, noise on them, and the network learns to see the noise."""
     book = model_file.logbook(model)
     settings, progress = book["settings"], book["progress"]
     sched, T, seed = ddpm_schedule(**book["diffusion"]), settings["T"], settings["seed"]
-    keeper = Keeper(model, path)
     for i in range(progress["epoch"], settings["n_epochs"]):
+        keeper.before_epoch()
         if progress["images"] == 0:
             progress["batch_size"] = settings["batch_size"]
         train_data = data.batches(images, progress["batch_size"], seed, i, progress["images"], settings["flip"])
@@ -255,12 +284,11 @@ def train(model, images, path):
             x_t = q_sample(image_batch, t_ind, eps, sched)
             t_input = tf.cast(t_ind, tf.float32)[:, None] / T
             model.optimizer.learning_rate = learning_rate(settings, progress, len(images))
-            progress["loss"] += model.train_on_batch([x_t, t_input], eps)
+            loss = model.train_on_batch([x_t, t_input], eps)
+            progress["loss"] += loss
             progress["images"] += len(image_batch)
             progress["step"] += 1
-            keeper.after_step()
-        keeper.bar.say(f"Epoch :{i} loss :{progress['loss']}")
-        progress.update(epoch=i + 1, images=0, loss=0.0)
+            keeper.after_step(loss)
         keeper.after_epoch()
     keeper.at_the_end()
 
@@ -276,77 +304,6 @@ def learning_rate(settings, progress, count):
     if settings["lr_decay"] == "cosine":
         rate *= 0.5 + 0.5 * math.cos(math.pi * (progress["epoch"] + progress["images"] / count) / settings["n_epochs"])
     return rate
-
-
-class Keeper:
-    """What happens around the loop: time shown, the model saved, pictures made, signals heeded."""
-
-    def __init__(self, model, path):
-        self.model, self.path = model, path
-        book = model_file.logbook(model)
-        self.settings, self.progress, count = book["settings"], book["progress"], book["data"]["count"]
-        this_epoch = math.ceil((count - self.progress["images"]) / self.progress["batch_size"])
-        later_epochs = self.settings["n_epochs"] - self.progress["epoch"] - 1
-        self.steps = this_epoch + later_epochs * math.ceil(count / self.settings["batch_size"])
-        self.done = 0
-        self.bar = console.Bar(self.steps, "step")
-        self.interruption = Interruption()
-        self.saved_at = time.monotonic()
-        self.saved_step = self.progress["step"]
-        self.reverse_step = reverse_step(
-            lambda inputs: model(inputs, training=False), ddpm_schedule(**book["diffusion"])
-        )
-
-    def after_step(self):
-        self.done += 1
-        batches = math.ceil(self.progress["images"] / self.progress["batch_size"])
-        self.bar.update(self.done, loss=self.progress["loss"] / batches)
-        if self.done == 2:  # compiled by now
-            self.started = time.monotonic()
-        if self.done == 12:
-            seconds = (time.monotonic() - self.started) / 10
-            left = console.duration(seconds * (self.steps - self.done))
-            self.bar.say(f"about {left} to go, {1000 * seconds:.0f} ms a step")
-        if self.interruption.stop or time.monotonic() - self.saved_at > SECONDS_BETWEEN_SAVES:
-            self.save()
-        self.stop_if_asked()
-
-    def after_epoch(self):
-        epoch, every = self.progress["epoch"], self.settings["sample_every"]
-        if every and epoch % every == 0 and epoch < self.settings["n_epochs"]:
-            self.make_grid(f"-epoch{epoch:04d}")
-
-    def at_the_end(self):
-        self.save()
-        self.make_grid()
-        say(f"{self.path} has all its {self.progress['epoch']} epochs; {grid_name(self.path)} shows what it has learnt")
-        say(f"more pictures: python reverse_diffusion.py --model {self.path} --n-sample 64 --out more.png")
-
-    def save(self):
-        if self.progress["step"] > self.saved_step:
-            model_file.save(self.model, self.path)
-            self.saved_step = self.progress["step"]
-        self.saved_at = time.monotonic()
-
-    def make_grid(self, suffix=""):
-        """Pictures from the averaged weights, always from the same noise."""
-        shape, index = self.model.input_shape[0][1:], tf.range(N_SAMPLES)
-        model_file.exchange_averages(self.model)
-        for _, x_t in reverse_process(self.reverse_step, self.settings["T"], shape, self.settings["seed"], index):
-            self.stop_if_asked()
-        model_file.exchange_averages(self.model)
-        files.save_grid(to_pixels(x_t), grid_name(self.path, suffix))
-
-    def stop_if_asked(self):
-        if self.interruption.stop:
-            self.bar.say(f"stopped after {self.progress['step']:,} steps; the same command goes on from {self.path}")
-            raise SystemExit(128 + self.interruption.stop)
-
-
-def grid_name(path, suffix=""):
-    """`samples.png` beside the model; for another model than `model.keras` with its name in it."""
-    folder, name = os.path.split(path)
-    return os.path.join(folder, f"samples{suffix}.png")
 
 
 if __name__ == "__main__":

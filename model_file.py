@@ -9,12 +9,21 @@
 * Precision and compiler belong to a run. The file is always float32.
 """
 
+import contextlib
 import os
+import socket
 import warnings
 import zipfile
 
+import keras
+
 import files
 import unet
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 
 def logbook(model):
@@ -36,8 +45,6 @@ def open_model(path, compile=False):
         FileNotFoundError: if there is none.
         ValueError: if it is no Keras model, damaged, or of another kind than ours.
     """
-    import keras
-
     if not os.path.exists(path):
         raise FileNotFoundError(f"there is no model {path}; `python diffusion_model.py` trains one")
     if not zipfile.is_zipfile(path):
@@ -49,7 +56,7 @@ def open_model(path, compile=False):
     except MemoryError:
         raise
     except Exception as error:
-        why = str(error).strip().split("\n")[0][:200]
+        why = " ".join(str(error).split())[:200] or type(error).__name__
         raise ValueError(f"{path} cannot be loaded as a model, take another file or a copy of it: {why}") from error
     if len(model.inputs) != 2 or model.inputs[0].shape != model.outputs[0].shape:
         raise ValueError(f"{path} is a model, but none that takes [image, t/T] and predicts noise")
@@ -63,10 +70,11 @@ def open_for_training(path):
         FileNotFoundError, ValueError: as `open_model`, and if it was not written by this program.
     """
     model = open_model(path, compile=True)
-    entries = logbook(model)
-    if {"diffusion", "data", "settings", "progress"} - entries.keys():
+    book = logbook(model)
+    if {"diffusion", "data", "settings", "progress"} - book.keys():
         raise ValueError(f"{path} carries no training settings, so training cannot go on from it; name another --model")
-    if not getattr(model.optimizer, "use_ema", False) or int(model.optimizer.iterations) != entries["progress"]["step"]:
+    optimizer = model.optimizer
+    if not getattr(optimizer, "use_ema", False) or (int(optimizer.iterations) == 0) != (book["progress"]["step"] == 0):
         raise ValueError(
             f"{path} has lost its optimizer's state, so training cannot go on from it; name another --model"
         )
@@ -74,23 +82,49 @@ def open_for_training(path):
     return model
 
 
+def compile_for_run(model, optimizer, precision, xla):
+    """Makes a model ready to train in the precision, and with the compiler, of this run.
+
+    In float16 the loss is scaled up, so that small gradients do not vanish; `save` notes the scale.
+    """
+    model.compile(loss="mse", optimizer=optimizer)  # what the file will say; the rest is this run's
+    model.jit_compile = xla
+    if precision == "float16":
+        before = logbook(model)["progress"].get("loss_scale", {"scale": 2.0**15, "age": 0})
+        model.optimizer = keras.optimizers.LossScaleOptimizer(optimizer, initial_scale=before["scale"])
+        model.optimizer.build(model.trainable_variables)
+        model.optimizer.step_counter.assign(before["age"])
+    unet.set_precision(model, precision)
+
+
 def save(model, path):
     """Writes the model in training to `path`, complete or not at all.
 
     Raises:
         OSError: if it cannot be written; what was there before is untouched.
+        FloatingPointError: if a weight, an average or a slot of the optimizer is not finite.
     """
-    optimizer, precision = model.optimizer, model.dtype_policy.compute_dtype
-    model.optimizer = getattr(optimizer, "inner_optimizer", optimizer)  # float16 scales losses around it
+    scaler, precision = model.optimizer, model.dtype_policy.compute_dtype
+    optimizer = getattr(scaler, "inner_optimizer", scaler)
+    if scaler is not optimizer:
+        scale = {"scale": float(scaler.dynamic_scale), "age": int(scaler.step_counter)}
+        logbook(model)["progress"]["loss_scale"] = scale
+    for variable in (*model.variables, *optimizer.variables):
+        if not keras.ops.all(keras.ops.isfinite(variable)):
+            raise FloatingPointError(f"{variable.path} is not finite")
+
+    model.optimizer = optimizer
     unet.set_precision(model, "float32")
     exchange_averages(model)
     try:
         with files.replacing(path) as draft:
             model.save(draft)
+    except (RuntimeError, ValueError, zipfile.LargeZipFile) as error:  # HDF5's ways to say that a disk is full
+        raise OSError(str(error)) from error
     finally:
         exchange_averages(model)
         unet.set_precision(model, precision)
-        model.optimizer = optimizer
+        model.optimizer = scaler
 
 
 def exchange_averages(model):
@@ -100,3 +134,45 @@ def exchange_averages(model):
         value = weight.value + 0  # a copy: `weight` is overwritten next
         weight.assign(average)
         average.assign(value)
+
+
+class Lock:
+    """Keeps a second run away from a model file; it ends with its process, however that ends.
+
+    `missing` is a sentence on why there is no lock, where the file system knows none, or None.
+
+    Raises:
+        OSError: if another run holds it.
+    """
+
+    def __init__(self, path):
+        folder, name = os.path.split(os.path.realpath(path))
+        self.path, self.handle, self.missing = os.path.join(folder, f".{name}.lock"), None, None
+        while self.handle is None:
+            try:
+                handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, path) from None
+            try:
+                if fcntl is None:
+                    raise OSError("this system has no locks for files")
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                owner = os.read(handle, 200).decode(errors="replace") or "unknown"
+                os.close(handle)
+                raise OSError(
+                    f"{path} is being trained by another run ({owner}); wait for it, stop it, or name another --model"
+                ) from None
+            except OSError as error:
+                self.missing = f"{path} cannot be locked here ({error}), so see to it that no second run trains it"
+            if os.path.exists(self.path) and os.path.samestat(os.fstat(handle), os.stat(self.path)):
+                self.handle = handle
+            else:  # its owner has just removed it
+                os.close(handle)
+        os.ftruncate(self.handle, 0)
+        os.write(self.handle, f"process {os.getpid()} on {socket.gethostname()}".encode())
+
+    def release(self):
+        with contextlib.suppress(OSError):
+            os.unlink(self.path)
+            os.close(self.handle)

@@ -1,0 +1,327 @@
+"""Nothing that was learnt is lost: interruptions of every kind, damaged files, full disks, two runs at once."""
+
+import csv
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+
+import keras
+import numpy as np
+import pytest
+from conftest import SMALL, command, environment, write_pictures
+from test_training import assert_equal_to_the_bit, losses
+
+import model_file
+import unet
+from interruption import Interruption
+
+LONG = (*SMALL, "--n-epochs", "60", "--sample-every", "0", "--lr-decay", "cosine", "--save-every", "0.005")
+
+
+def start(folder, *options, **more):
+    return subprocess.Popen(
+        command("diffusion_model.py", *options),
+        cwd=folder,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **more,
+    )
+
+
+def read_until(process, word):
+    """What a process prints, up to and with the line with this word in it."""
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if word in line:
+            break
+    return "".join(lines)
+
+
+def finish(process, printed="", timeout=60):
+    """The finished process, and the seconds that it took from now."""
+    begun = time.monotonic()
+    stdout, stderr = process.communicate(timeout=timeout)
+    seconds = time.monotonic() - begun
+    return subprocess.CompletedProcess(process.args, process.returncode, printed + stdout, stderr), seconds
+
+
+def table(path):
+    with open(path, newline="") as file:
+        return [
+            {k: v for k, v in row.items() if k not in ("seconds", "images_per_second")} for row in csv.DictReader(file)
+        ]
+
+
+def test_a_run_interrupted_at_random_ends_in_the_same_bits_as_one_that_never_was(run, tmp_path):
+    for name in "once", "often":
+        (tmp_path / name).mkdir()
+        write_pictures(tmp_path / name)
+    at_once, _ = finish(start(tmp_path / "once", *LONG), timeout=120)
+    assert at_once.returncode == 0, at_once.stderr
+
+    lines, steps, chance = {}, [], random.Random(0)
+    for number in (signal.SIGTERM, signal.SIGKILL, signal.SIGTERM, None):
+        process = start(tmp_path / "often", *LONG)
+        printed = read_until(process, "ms a step")
+        if number is not None:
+            time.sleep(chance.uniform(0.4, 1.2))
+            process.send_signal(number)
+        done, _ = finish(process, printed)
+        assert done.returncode == {signal.SIGTERM: 143, signal.SIGKILL: -9, None: 0}[number], done.stderr
+        lines.update(losses(done))
+        steps.append(
+            model_file.logbook(keras.models.load_model(tmp_path / "often" / "model.keras"))["progress"]["step"]
+        )
+    assert 0 < steps[0] < steps[1] < steps[2] < steps[3] == 180  # each of them did interrupt something
+    assert lines == losses(at_once)
+    assert table(tmp_path / "often" / "model.csv") == table(tmp_path / "once" / "model.csv")
+    assert_equal_to_the_bit(tmp_path / "once" / "model.keras", tmp_path / "often" / "model.keras")
+
+
+def test_the_table_has_a_row_for_every_epoch(trained):
+    rows = table(trained[0] / "model.csv")
+    assert [(row["epoch"], row["step"]) for row in rows] == [("0", "3"), ("1", "6")]
+    for row in rows:
+        assert float(row["loss_sum"]) == losses(trained[1])[int(row["epoch"])]
+        assert float(row["loss_mean"]) == pytest.approx(float(row["loss_sum"]) / 3)
+        assert 0 < float(row["learning_rate"]) < 4e-3
+
+
+def test_older_saves_are_kept_if_asked_for(run, model_folder):
+    process = run("diffusion_model.py", "--n-epochs", "12", "--keep", "2", "--save-every", "0", "--sample-every", "0")
+    assert process.returncode == 0, process.stderr
+    kept = sorted(name for name in os.listdir(model_folder) if re.fullmatch(r"model-epoch\d+\.keras", name))
+    assert kept == ["model-epoch0011.keras", "model-epoch0012.keras"]
+    book = model_file.logbook(keras.models.load_model(model_folder / kept[0]))
+    assert book["progress"]["epoch"] == 11 and book["progress"]["images"] == 16  # the first save after its end
+    assert model_file.open_for_training(model_folder / kept[1])
+
+
+@pytest.mark.parametrize("moment", ["starting TensorFlow", "files "])
+def test_a_signal_before_anything_was_trained_ends_the_program_at_once(tmp_path, moment):
+    """While TensorFlow is imported, and while the first step is compiled."""
+    write_pictures(tmp_path)
+    process = start(tmp_path, *LONG)
+    printed = read_until(process, moment)
+    time.sleep(0.7)
+    process.send_signal(signal.SIGTERM)
+    done, seconds = finish(process, printed)
+    assert done.returncode == 143 and done.stderr == ""
+    assert seconds < 2
+    assert os.listdir(tmp_path) == ["pictures.npy"]
+
+
+def test_a_signal_during_a_grid_loses_neither_the_training_nor_the_grid(tmp_path):
+    write_pictures(tmp_path)
+    options = (*SMALL[:-5], "--T", "2000", "--n-epochs", "4", "--sample-every", "2", "--no-xla")
+    process = start(tmp_path, *options)
+    printed = read_until(process, "Epoch :1")
+    time.sleep(2)
+    assert not (tmp_path / "samples-epoch0002.png").exists()
+    process.send_signal(signal.SIGINT)
+    done, seconds = finish(process, printed)
+    assert done.returncode == 130 and seconds < 10, done.stderr
+    assert "stopped after 6 steps" in done.stdout
+    again = start(tmp_path, *options)
+    read_until(again, "Epoch :2")
+    assert (tmp_path / "samples-epoch0002.png").exists()
+    again.kill()
+    finish(again)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="this system has no SIGUSR1")
+def test_usr1_saves_and_training_goes_on_and_a_hangup_under_nohup_is_ignored(tmp_path):
+    write_pictures(tmp_path)
+    options = (*SMALL, "--n-epochs", "100000", "--sample-every", "0")
+    process = start(tmp_path, *options, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    printed = read_until(process, "ms a step")
+    assert not (tmp_path / "model.keras").exists()
+    process.send_signal(signal.SIGHUP)
+    process.send_signal(signal.SIGUSR1)
+    for _ in range(100):
+        time.sleep(0.1)
+        if (tmp_path / "model.keras").exists():
+            break
+    saved = int(keras.models.load_model(tmp_path / "model.keras").optimizer.iterations)
+    assert saved >= 12 and process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    done, _ = finish(process, printed)
+    assert done.returncode == 143
+    assert int(keras.models.load_model(tmp_path / "model.keras").optimizer.iterations) > saved
+
+
+def test_a_save_that_is_under_way_is_finished_first():
+    """In a process of its own: the thread that hears the signal waits for the lock of the save."""
+    code = (
+        "import os, signal, time\nfrom interruption import Interruption\ni = Interruption()\n"
+        "with i.busy:\n    os.kill(os.getpid(), signal.SIGTERM)\n    time.sleep(1)\n    print('saved', flush=True)\n"
+        "time.sleep(60)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, timeout=20)
+    assert done.returncode == 143 and done.stdout.startswith("saved\n")
+
+
+def test_a_second_ctrl_c_ends_at_once():
+    code = (
+        "import os, signal, time\nfrom interruption import Interruption\ni = Interruption()\n"
+        "i.nothing_to_lose = lambda: False\nfor _ in range(2):\n    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    time.sleep(0.5)\n    print(i.stop, flush=True)\ntime.sleep(60)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, timeout=20)
+    assert done.returncode == 130 and done.stdout == f"{int(signal.SIGINT)}\n"
+    assert Interruption.__doc__
+
+
+def test_a_second_run_on_the_same_file_is_refused_until_the_first_is_dead(run, tmp_path):
+    write_pictures(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "linked.keras").symlink_to(tmp_path / "model.keras")
+    first = start(tmp_path, *SMALL, "--n-epochs", "100000")
+    read_until(first, "ms a step")
+    second = run("diffusion_model.py", *SMALL, "--model", "linked.keras")
+    assert second.returncode == 1 and len(second.stderr.splitlines()) == 1
+    assert f"process {first.pid}" in second.stderr and "--model" in second.stderr
+    first.kill()
+    finish(first)
+    third = run("diffusion_model.py", *SMALL, "--n-epochs", "1")
+    assert third.returncode == 0, third.stderr
+    assert not [name for name in os.listdir(tmp_path) if name.endswith((".lock", ".saving"))]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_the_file_is_from_before(run, model_folder):
+    before = (model_folder / "model.keras").read_bytes()
+    options = ("--n-epochs", "9", "--learning-rate", "1e30", "--lr-decay", "none", "--save-every", "0")
+    process = run("diffusion_model.py", *options)
+    assert process.returncode == 1 and len(process.stderr.splitlines()) == 1
+    for word in "step", "1e+30", "float32", "--learning-rate", "--precision":
+        assert word in process.stderr
+    assert (model_folder / "model.keras").read_bytes() == before or np.all(
+        [np.all(np.isfinite(w)) for w in keras.models.load_model(model_folder / "model.keras").get_weights()]
+    )
+
+
+@pytest.mark.parametrize("where", ["weight", "slot"])
+def test_a_weight_that_is_not_finite_is_never_saved(model_folder, where):
+    path = model_folder / "model.keras"
+    before = path.read_bytes()
+    model = model_file.open_for_training(path)
+    variable = model.trainable_variables[3] if where == "weight" else model.optimizer.variables[-1]
+    variable.assign(np.full(variable.shape, np.inf))
+    with pytest.raises(FloatingPointError, match="not finite"):
+        model_file.save(model, path)
+    assert path.read_bytes() == before
+
+
+def damage(path, kind):
+    """Spoils a model file in one of the ways that files are spoilt."""
+    content = path.read_bytes()
+    if kind == "truncated":
+        path.write_bytes(content[: len(content) // 2])
+    elif kind == "a bit":
+        middle = content.index(b"\x89HDF") + 200_000
+        path.write_bytes(
+            content[:middle] + bytes(b ^ 255 for b in content[middle : middle + 64]) + content[middle + 64 :]
+        )
+    elif kind == "empty":
+        path.write_bytes(b"")
+    elif kind == "other zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("readme.txt", "hello")
+    elif kind == "other network":
+        image, t = keras.Input((32, 32, 3)), keras.Input((1,))
+        model = keras.Model([image, t], keras.layers.Dense(4)(image))
+        model.save(path)
+    elif kind == "no settings":
+        model = unet.NaiveUnet((32, 32, 3), 8)
+        model.compile(loss="mse", optimizer="adam")
+        model.save(path)
+    elif kind == "no optimizer":
+        keras.models.load_model(path, compile=False).save(path)
+    elif kind == "new optimizer":
+        model = keras.models.load_model(path)
+        model.compile(loss="mse", optimizer=keras.optimizers.Adam(use_ema=True))
+        model.optimizer.build(model.trainable_variables)
+        model.save(path)
+    elif kind == "optimizer of another shape":
+        with zipfile.ZipFile(path) as archive:
+            members = {name: archive.read(name) for name in archive.namelist()}
+        members["config.json"] = members["config.json"].replace(b'"use_ema": true', b'"use_ema": false')
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, member in members.items():
+                archive.writestr(name, member)
+
+
+FOR_TRAINING_ONLY = ("no settings", "no optimizer", "new optimizer", "optimizer of another shape")
+
+
+@pytest.mark.parametrize("kind", ["truncated", "a bit", "empty", "other zip", "other network", *FOR_TRAINING_ONLY])
+def test_a_damaged_file_is_refused_in_one_sentence_and_left_as_it_is(model_folder, kind):
+    path = model_folder / "model.keras"
+    damage(path, kind)
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match="model.keras .*(take another file|name another --model|none that takes)"):
+        model_file.open_for_training(path)
+    if kind not in FOR_TRAINING_ONLY:
+        with pytest.raises(ValueError, match="model.keras"):
+            model_file.open_model(path)
+    assert path.read_bytes() == before
+
+
+def test_a_damaged_file_ends_both_scripts_with_one_sentence(run, model_folder):
+    damage(model_folder / "model.keras", "a bit")
+    before = (model_folder / "model.keras").read_bytes()
+    for script in "diffusion_model.py", "reverse_diffusion.py":
+        process = run(script)
+        assert process.returncode == 2 and len(process.stderr.splitlines()) == 1
+    assert (model_folder / "model.keras").read_bytes() == before
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A folder on a file system of its own with 6 MiB, where this may be mounted."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if not shutil.which("mount") or subprocess.call(
+        ["mount", "-t", "tmpfs", "-o", "size=6m", "none", folder], stderr=subprocess.DEVNULL
+    ):
+        pytest.skip("no file system may be mounted here")
+    yield folder
+    subprocess.call(["umount", folder])
+
+
+@pytest.mark.parametrize("freed", [True, False])
+def test_a_full_disk_costs_neither_the_old_file_nor_the_training(small_disk, freed):
+    write_pictures(small_disk)
+    process = start(small_disk, *SMALL, "--n-epochs", "400", "--sample-every", "0", "--save-every", "0.01")
+    printed = read_until(process, "ms a step")
+    while not (small_disk / "model.keras").exists():
+        time.sleep(0.05)
+    try:
+        with open(small_disk / "filler", "wb") as filler:
+            while True:
+                filler.write(bytes(65536))
+                filler.flush()
+    except OSError:
+        pass  # full
+    time.sleep(3)
+    before = int(keras.models.load_model(small_disk / "model.keras").optimizer.iterations)
+    assert process.poll() is None
+    if freed:
+        os.remove(small_disk / "filler")
+    done, _ = finish(process, printed)
+    warnings = done.stderr.splitlines()
+    assert "No space left" in warnings[0] and "training goes on" in warnings[0]
+    after = int(keras.models.load_model(small_disk / "model.keras").optimizer.iterations)
+    if freed:
+        assert done.returncode == 0 and len(warnings) == 1 and after == 1200
+    else:
+        assert done.returncode == 1 and len(warnings) == 2 and after == before < 1200
