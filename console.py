@@ -88,6 +88,7 @@ class Bar:
     """
 
     def __init__(self, count, unit_name):
+        tensorflow_quietly()
         from keras.utils import Progbar
 
         self.terminal = sys.stdout.isatty()

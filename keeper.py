@@ -45,11 +45,15 @@ class Keeper:
         self.bar = console.Bar(self.steps, "step")
 
         self.save_every, self.seconds_saving, self.failing = 60 * save_every, 0.0, False
-        self.saved_step, self.kept_epoch = self.progress["step"], self.progress["epoch"]
+        self.saved, self.kept_epoch = self.place(), self.progress["epoch"]
         self.started = self.saved_at = self.stepped_at = time.monotonic()
         self.interruption = interruption
-        interruption.nothing_to_lose = lambda: self.progress["step"] == self.saved_step
+        interruption.nothing_to_lose = lambda: self.place()[0] == self.saved[0]
         interruption.at_the_end[0] = self.farewell
+
+    def place(self):
+        """Where the run is: steps and epochs done."""
+        return self.progress["step"], self.progress["epoch"]
 
     def before_epoch(self):
         """The grid of the epochs so far, if one is due, and no interrupted run has made it before."""
@@ -109,11 +113,11 @@ class Keeper:
         """Saves what has been learnt since the last time. If it fails there is a next time, unless this is the last."""
         start = time.monotonic()
         with self.interruption.busy:
-            if self.progress["step"] > self.saved_step:
+            if self.place() != self.saved:
                 if self.attempt(self.log.write, self.write_model, self.keep_this_epoch):
-                    self.saved_step, self.failing = self.progress["step"], False
+                    self.saved, self.failing = self.place(), False
                 elif last:
-                    console.leave(f"diffusion_model.py: what was learnt after step {self.saved_step:,} is not saved", 1)
+                    console.leave(f"diffusion_model.py: what was learnt after step {self.saved[0]:,} is not saved", 1)
         self.interruption.save_asked = False
         self.saved_at = time.monotonic()
         self.seconds_saving += self.saved_at - start
@@ -167,7 +171,7 @@ class Keeper:
         self.interruption.end()
 
     def farewell(self):
-        self.bar.say(f"stopped after {self.saved_step:,} steps; the same command goes on from {self.path}")
+        self.bar.say(f"stopped after {self.saved[0]:,} steps; the same command goes on from {self.path}")
 
 
 def grid_name(path, suffix=""):

@@ -73,7 +73,7 @@ def open_for_training(path):
     book = logbook(model)
     if {"diffusion", "data", "settings", "progress"} - book.keys():
         raise ValueError(f"{path} carries no training settings, so training cannot go on from it; name another --model")
-    optimizer = model.optimizer
+    optimizer = getattr(model, "optimizer", None)
     if not getattr(optimizer, "use_ema", False) or (int(optimizer.iterations) == 0) != (book["progress"]["step"] == 0):
         raise ValueError(
             f"{path} has lost its optimizer's state, so training cannot go on from it; name another --model"

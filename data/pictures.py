@@ -10,6 +10,8 @@ import warnings
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+import console
+
 MAX_PIXELS = 100_000_000  # more are taken for a decompression bomb: decoded, they would fill gigabytes
 LARGE = 20_000_000  # pictures of more pixels are decoded one at a time, for the same reason
 
@@ -114,10 +116,7 @@ def _with_progress(results, count):
     bar, start = None, time.monotonic()
     for done, result in enumerate(results, 1):
         if bar is None and time.monotonic() - start > 2:
-            from keras.utils import Progbar
-
-            bar = Progbar(count, unit_name="picture")
-            bar.interval = 0.2 if bar._dynamic_display else 30
+            bar = console.Bar(count, "picture")
         if bar is not None:
             bar.update(done)
         yield result

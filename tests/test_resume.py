@@ -21,7 +21,7 @@ import model_file
 import unet
 from interruption import Interruption
 
-LONG = (*SMALL, "--n-epochs", "60", "--sample-every", "0", "--lr-decay", "cosine", "--save-every", "0.005")
+LONG = (*SMALL, "--n-epochs", "40", "--sample-every", "0", "--lr-decay", "cosine", "--save-every", "0.005")
 
 
 def start(folder, *options, **more):
@@ -69,11 +69,11 @@ def test_a_run_interrupted_at_random_ends_in_the_same_bits_as_one_that_never_was
     assert at_once.returncode == 0, at_once.stderr
 
     lines, steps, chance = {}, [], random.Random(0)
-    for number in (signal.SIGTERM, signal.SIGKILL, signal.SIGTERM, None):
+    for number in (signal.SIGTERM, signal.SIGKILL, None):
         process = start(tmp_path / "often", *LONG)
         printed = read_until(process, "ms a step")
         if number is not None:
-            time.sleep(chance.uniform(0.4, 1.2))
+            time.sleep(chance.uniform(0.4, 0.9))
             process.send_signal(number)
         done, _ = finish(process, printed)
         assert done.returncode == {signal.SIGTERM: 143, signal.SIGKILL: -9, None: 0}[number], done.stderr
@@ -81,7 +81,7 @@ def test_a_run_interrupted_at_random_ends_in_the_same_bits_as_one_that_never_was
         steps.append(
             model_file.logbook(keras.models.load_model(tmp_path / "often" / "model.keras"))["progress"]["step"]
         )
-    assert 0 < steps[0] < steps[1] < steps[2] < steps[3] == 180  # each of them did interrupt something
+    assert 0 < steps[0] < steps[1] < steps[2] == 120  # each of them did interrupt something
     assert lines == losses(at_once)
     assert table(tmp_path / "often" / "model.csv") == table(tmp_path / "once" / "model.csv")
     assert_equal_to_the_bit(tmp_path / "once" / "model.keras", tmp_path / "often" / "model.keras")
@@ -103,6 +103,7 @@ def test_older_saves_are_kept_if_asked_for(run, model_folder):
     assert kept == ["model-epoch0011.keras", "model-epoch0012.keras"]
     book = model_file.logbook(keras.models.load_model(model_folder / kept[0]))
     assert book["progress"]["epoch"] == 11 and book["progress"]["images"] == 16  # the first save after its end
+    assert model_file.logbook(keras.models.load_model(model_folder / "model.keras"))["progress"]["epoch"] == 12
     assert model_file.open_for_training(model_folder / kept[1])
 
 
@@ -122,10 +123,10 @@ def test_a_signal_before_anything_was_trained_ends_the_program_at_once(tmp_path,
 
 def test_a_signal_during_a_grid_loses_neither_the_training_nor_the_grid(tmp_path):
     write_pictures(tmp_path)
-    options = (*SMALL[:-5], "--T", "2000", "--n-epochs", "4", "--sample-every", "2", "--no-xla")
+    options = (*SMALL[:-5], "--T", "500", "--n-epochs", "4", "--sample-every", "2", "--no-xla")
     process = start(tmp_path, *options)
     printed = read_until(process, "Epoch :1")
-    time.sleep(2)
+    time.sleep(1)
     assert not (tmp_path / "samples-epoch0002.png").exists()
     process.send_signal(signal.SIGINT)
     done, seconds = finish(process, printed)
@@ -199,14 +200,12 @@ def test_a_second_run_on_the_same_file_is_refused_until_the_first_is_dead(run, t
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_the_file_is_from_before(run, model_folder):
     before = (model_folder / "model.keras").read_bytes()
-    options = ("--n-epochs", "9", "--learning-rate", "1e30", "--lr-decay", "none", "--save-every", "0")
+    options = ("--n-epochs", "9", "--learning-rate", "1e30", "--lr-decay", "none", "--warmup", "0")
     process = run("diffusion_model.py", *options)
     assert process.returncode == 1 and len(process.stderr.splitlines()) == 1
     for word in "step", "1e+30", "float32", "--learning-rate", "--precision":
         assert word in process.stderr
-    assert (model_folder / "model.keras").read_bytes() == before or np.all(
-        [np.all(np.isfinite(w)) for w in keras.models.load_model(model_folder / "model.keras").get_weights()]
-    )
+    assert (model_folder / "model.keras").read_bytes() == before
 
 
 @pytest.mark.parametrize("where", ["weight", "slot"])
@@ -301,7 +300,7 @@ def small_disk(tmp_path):
 @pytest.mark.parametrize("freed", [True, False])
 def test_a_full_disk_costs_neither_the_old_file_nor_the_training(small_disk, freed):
     write_pictures(small_disk)
-    process = start(small_disk, *SMALL, "--n-epochs", "400", "--sample-every", "0", "--save-every", "0.01")
+    process = start(small_disk, *SMALL, "--n-epochs", "200", "--sample-every", "0", "--save-every", "0.01")
     printed = read_until(process, "ms a step")
     while not (small_disk / "model.keras").exists():
         time.sleep(0.05)
@@ -312,7 +311,7 @@ def test_a_full_disk_costs_neither_the_old_file_nor_the_training(small_disk, fre
                 filler.flush()
     except OSError:
         pass  # full
-    time.sleep(3)
+    time.sleep(1.5)
     before = int(keras.models.load_model(small_disk / "model.keras").optimizer.iterations)
     assert process.poll() is None
     if freed:
@@ -322,6 +321,6 @@ def test_a_full_disk_costs_neither_the_old_file_nor_the_training(small_disk, fre
     assert "No space left" in warnings[0] and "training goes on" in warnings[0]
     after = int(keras.models.load_model(small_disk / "model.keras").optimizer.iterations)
     if freed:
-        assert done.returncode == 0 and len(warnings) == 1 and after == 1200
+        assert done.returncode == 0 and len(warnings) == 1 and after == 600
     else:
-        assert done.returncode == 1 and len(warnings) == 2 and after == before < 1200
+        assert done.returncode == 1 and len(warnings) == 2 and after == before < 600

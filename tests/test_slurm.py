@@ -1,0 +1,144 @@
+"""`cluster/train.slurm` under a real SLURM with one node. Minutes: `pytest -m slow tests/test_slurm.py -s`."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import ROOT, SMALL, command, environment, write_pictures
+from test_resume import table
+from test_training import EPOCH_LINE, assert_equal_to_the_bit
+
+NEEDED = ("slurmctld", "slurmd", "sbatch", "scontrol", "scancel", "munged")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not all(map(shutil.which, NEEDED)), reason="SLURM is not installed"),
+    pytest.mark.skipif(os.geteuid() != 0, reason="starting SLURM takes root"),
+]
+
+CONF = """
+ClusterName=test
+SlurmctldHost={host}(127.0.0.1)
+SlurmUser=root
+AuthType=auth/munge
+AuthInfo=cred_expire=8
+ProctrackType=proctrack/pgid
+TaskPlugin=task/none
+SelectType=select/cons_tres
+GresTypes=gpu
+JobRequeue=1
+ReturnToService=2
+KillWait=20
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/slurmd.log
+NodeName={host} NodeAddr=127.0.0.1 CPUs=2 Gres=gpu:1 State=UNKNOWN
+PartitionName=main Nodes=ALL Default=YES State=UP
+"""
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory):
+    """A running SLURM with one node and one pretended GPU; returns a function that calls its commands."""
+    folder = tmp_path_factory.mktemp("slurm")
+    host = socket.gethostname().split(".")[0]
+    (folder / "slurm.conf").write_text(CONF.format(host=host, folder=folder))
+    (folder / "gres.conf").write_text("Name=gpu File=/dev/null\n")
+    (folder / "state").mkdir()
+    (folder / "spool").mkdir()
+    os.makedirs("/run/munge", exist_ok=True)
+    shutil.chown("/run/munge", "munge", "munge")
+    env = {**os.environ, "SLURM_CONF": str(folder / "slurm.conf")}
+    munge = subprocess.Popen(["runuser", "-u", "munge", "--", "munged", "--foreground"])
+    time.sleep(1)
+    daemons = [
+        subprocess.Popen([daemon, "-D"], env=env, stderr=subprocess.DEVNULL) for daemon in ("slurmctld", "slurmd")
+    ]
+    time.sleep(3)
+
+    def call(*words):
+        return subprocess.run(words, env=env, cwd=folder, capture_output=True, text=True, check=True).stdout
+
+    call.env = env
+    yield call
+    for daemon in (*daemons, munge):
+        daemon.terminate()
+        daemon.wait()
+
+
+def submit(slurm, folder, *options):
+    """Submits a training of the script in the project; returns the job's number."""
+    batch = [
+        "sbatch",
+        "--parsable",
+        "--time=1",
+        "--signal=B:USR1@45",
+        "--cpus-per-task=2",
+        "--mem=0",
+        "--output=job.out",
+    ]
+    env = {**slurm.env, **environment(), "PYTHON": sys.executable, "PROJECT": ROOT}
+    words = [*batch, os.path.join(ROOT, "cluster", "train.slurm"), *options]
+    return subprocess.run(words, cwd=folder, env=env, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def state(slurm, job):
+    return slurm("scontrol", "show", "job", job).split("JobState=")[1].split()[0]
+
+
+def wait_for(slurm, job, *states, seconds=600):
+    end = time.monotonic() + seconds
+    while state(slurm, job) not in states:
+        assert time.monotonic() < end, (state(slurm, job), states)
+        time.sleep(0.5)
+    return state(slurm, job)
+
+
+def wait_for_line(path, word, seconds=120):
+    end = time.monotonic() + seconds
+    while not (path.exists() and word in path.read_text()):
+        assert time.monotonic() < end, path.read_text() if path.exists() else "no output"
+        time.sleep(0.2)
+
+
+def test_a_job_of_several_requeues_ends_in_the_same_bits_as_one_that_was_never_interrupted(slurm, tmp_path):
+    options = (*SMALL, "--n-epochs", "900", "--sample-every", "0", "--save-every", "1")
+    for name in "once", "often":
+        (tmp_path / name).mkdir()
+        write_pictures(tmp_path / name)
+    at_once = subprocess.run(
+        command("diffusion_model.py", *options),
+        cwd=tmp_path / "once",
+        env=environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert at_once.returncode == 0, at_once.stderr
+
+    output = tmp_path / "often" / "job.out"
+    first = submit(slurm, tmp_path / "often", *options)
+    wait_for_line(output, "start 1")  # the time limit has come, and the job is back
+    wait_for(slurm, first, "RUNNING")
+    time.sleep(12)
+    slurm("scontrol", "requeue", first)  # as an administrator, or a pre-emption, does
+    wait_for_line(output, "start 2")
+    wait_for(slurm, first, "RUNNING")
+    time.sleep(12)
+    slurm("scancel", first)
+    wait_for(slurm, first, "CANCELLED")
+    second = submit(slurm, tmp_path / "often", *options)
+    assert wait_for(slurm, second, "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT") == "COMPLETED", output.read_text()
+
+    printed = output.read_text()
+    print(printed)
+    assert "back into the queue" in printed
+    assert EPOCH_LINE.findall(printed)[-1] == EPOCH_LINE.findall(at_once.stdout)[-1]
+    assert dict(EPOCH_LINE.findall(printed)) == dict(EPOCH_LINE.findall(at_once.stdout))
+    assert table(tmp_path / "often" / "model.csv") == table(tmp_path / "once" / "model.csv")
+    assert_equal_to_the_bit(tmp_path / "once" / "model.keras", tmp_path / "often" / "model.keras")
