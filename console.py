@@ -5,6 +5,7 @@ import contextlib
 import os
 import sys
 import tempfile
+import time
 
 
 def say(*words):
@@ -101,6 +102,30 @@ class Bar:
         if self.terminal:
             print("\r\033[K", end="")
         say(*words)
+
+
+class Countdown:
+    """The slides' countdown of t as one line: a bar on a terminal, elsewhere a line every tenth."""
+
+    def __init__(self, T, title=""):
+        self.T, self.title = T, title
+        self.start, self.shown = time.monotonic(), 0.0
+
+    def show(self, t):
+        now, width = time.monotonic(), 30
+        if sys.stdout.isatty() or "ipykernel" in sys.modules:
+            if t and now - self.shown < 0.1:
+                return
+            self.shown = now
+            full = width * (self.T - t) // self.T
+            left = duration((now - self.start) * t / (self.T - t)) if t < self.T else ""
+            print(
+                f"\r{self.title}t = {t:<5}{'━' * full}{'┄' * (width - full)} {left:<12}",
+                end="" if t else "\n",
+                flush=True,
+            )
+        elif t % max(1, self.T // 10) == 0:
+            say(f"{self.title}t = {t}")
 
 
 def duration(seconds):

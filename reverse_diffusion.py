@@ -8,10 +8,9 @@ Slides: "Reverse diffusion example, code". The mathematics of a step is in `ddpm
 
 import functools
 import math
+import numbers
 import os
 import secrets
-import sys
-import time
 
 import console
 
@@ -40,10 +39,10 @@ def my_sample(image_shape=None, n_sample=1, model="model.keras", seed=None, vari
         FileNotFoundError, ValueError: for a model that is not there or cannot be used, or an
             `image_shape`, `n_sample`, `seed` or `variance` that is none.
     """
-    if not (isinstance(n_sample, int) and n_sample >= 1):
+    if not (isinstance(n_sample, numbers.Integral) and n_sample >= 1):
         raise ValueError(f"n_sample must be a whole number of at least 1, got {n_sample}")
     seed = secrets.randbits(31) if seed is None else seed
-    if not (isinstance(seed, int) and 0 <= seed < 2**63):
+    if not (isinstance(seed, numbers.Integral) and 0 <= seed < 2**63):
         raise ValueError(f"seed must be a whole number of at least 0, got {seed}")
 
     # Our pre-trained model, and the noise schedule that it was trained with.
@@ -59,15 +58,17 @@ def my_sample(image_shape=None, n_sample=1, model="model.keras", seed=None, vari
     if image_shape is not None and tuple(image_shape) != shape:
         raise ValueError(f"this model makes pictures of shape {shape}, not {tuple(image_shape)}")
 
-    batch_size = min(n_sample, largest_batch(model))
+    batches = math.ceil(n_sample / largest_batch(model))
+    batch_size = math.ceil(n_sample / batches)
     pictures = []
-    while len(pictures) < n_sample:
+    for batch in range(batches):
         # The last batch is filled up, not shorter, and so needs no compilation of its own.
-        index = tf.range(len(pictures), len(pictures) + batch_size)
-        countdown = Countdown(T, len(pictures), n_sample) if verbose else None
+        index = tf.range(batch * batch_size, (batch + 1) * batch_size)
+        show = (
+            console.Countdown(T, f"{batch + 1}/{batches} " if batches > 1 else "").show if verbose else lambda i: None
+        )
         for i, x_t in reverse_process(step, T, shape, seed, index):
-            if countdown:
-                countdown.show(i)
+            show(i)
         pictures.extend(to_pixels(x_t))
     return np.array(pictures[:n_sample])
 
@@ -105,30 +106,6 @@ def largest_batch(model):
     maps = [tensor.shape[1:] for layer in model.layers for tensor in keras.tree.flatten(layer.output)]
     floats = max(math.prod(shape) for shape in maps)
     return max(1, min(LARGEST_BATCH, MEMORY // (4 * 4 * floats)))
-
-
-class Countdown:
-    """The slides' countdown of t as one line: a bar on a terminal, elsewhere a line every tenth."""
-
-    def __init__(self, T, first, count):
-        self.T, self.title = T, f"picture {first + 1} of {count}, " if first else ""
-        self.start, self.shown = time.monotonic(), 0.0
-
-    def show(self, t):
-        now, width = time.monotonic(), 30
-        if sys.stdout.isatty() or "ipykernel" in sys.modules:
-            if t and now - self.shown < 0.1:
-                return
-            self.shown = now
-            full = width * (self.T - t) // self.T
-            left = console.duration((now - self.start) * t / (self.T - t)) if t < self.T else ""
-            print(
-                f"\r{self.title}t = {t:<5}{'━' * full}{'┄' * (width - full)} {left:<12}",
-                end="" if t else "\n",
-                flush=True,
-            )
-        elif t % max(1, self.T // 10) == 0:
-            console.say(f"{self.title}t = {t}")
 
 
 def parse_options(arguments=None):

@@ -12,6 +12,7 @@ import hashlib
 import os
 import subprocess
 import sys
+import webbrowser
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 VENV = os.path.join(HERE, ".venv")
@@ -52,9 +53,17 @@ def main():
     else:
         command = [os.path.join(HERE, "diffusion_model.py")] + sys.argv[1:]
     try:
-        sys.exit(subprocess.call([PYTHON] + command))
+        status = subprocess.call([PYTHON] + command)
     except KeyboardInterrupt:  # the program has had it too, and has said what there is to say
-        sys.exit(130)
+        status = 130
+    if status == 0 and not sys.argv[1:] and sys.stdout.isatty() and has_screen():
+        webbrowser.open("file://" + os.path.abspath("samples.png"))
+    sys.exit(status)
+
+
+def has_screen():
+    """Whether there is a screen to show a picture on."""
+    return sys.platform in ("win32", "darwin") or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
 
 
 if __name__ == "__main__":

@@ -100,10 +100,11 @@ def wait_for(slurm, job, *states, seconds=600):
     return state(slurm, job)
 
 
-def wait_for_line(path, word, seconds=120):
+def wait_for_training(output, start, seconds=200):
+    """Until the job, started again for the n-th time, is in its training loop."""
     end = time.monotonic() + seconds
-    while not (path.exists() and word in path.read_text()):
-        assert time.monotonic() < end, path.read_text() if path.exists() else "no output"
+    while "ms a step" not in output.read_text().partition(f"start {start},")[2] if output.exists() else True:
+        assert time.monotonic() < end, output.read_text() if output.exists() else "no output"
         time.sleep(0.2)
 
 
@@ -123,13 +124,9 @@ def test_a_job_of_several_requeues_ends_in_the_same_bits_as_one_that_was_never_i
 
     output = tmp_path / "often" / "job.out"
     first = submit(slurm, tmp_path / "often", *options)
-    wait_for_line(output, "start 1")  # the time limit has come, and the job is back
-    wait_for(slurm, first, "RUNNING")
-    time.sleep(12)
+    wait_for_training(output, 1)  # the time limit has come, and the job is back
     slurm("scontrol", "requeue", first)  # as an administrator, or a pre-emption, does
-    wait_for_line(output, "start 2")
-    wait_for(slurm, first, "RUNNING")
-    time.sleep(12)
+    wait_for_training(output, 2)
     slurm("scancel", first)
     wait_for(slurm, first, "CANCELLED")
     second = submit(slurm, tmp_path / "often", *options)
