@@ -4,6 +4,7 @@ import glob
 import math
 import os
 import shutil
+import statistics
 import sys
 import time
 
@@ -41,7 +42,7 @@ class Keeper:
         this_epoch = math.ceil((self.count - self.progress["images"]) / self.progress["batch_size"])
         later_epochs = self.settings["n_epochs"] - self.progress["epoch"] - 1
         self.steps = this_epoch + later_epochs * math.ceil(self.count / self.settings["batch_size"])
-        self.done = 0  # steps of this run
+        self.done, self.first_steps = 0, []  # steps of this run, and how long the first ones took
         self.bar = console.Bar(self.steps, "step")
 
         self.save_every, self.seconds_saving, self.failing = 60 * save_every, 0.0, False
@@ -69,18 +70,17 @@ class Keeper:
         Raises:
             FloatingPointError: if its loss is not finite, or a weight when it comes to saving.
         """
-        now = time.monotonic()
-        progress = self.progress
-        progress["seconds"] += now - self.stepped_at
-        self.stepped_at = now
+        now, progress = time.monotonic(), self.progress
+        seconds, self.stepped_at = now - self.stepped_at, now
+        progress["seconds"] += seconds
         self.done += 1
         if not math.isfinite(loss):
             raise FloatingPointError(f"the loss is {loss}")
         self.bar.update(self.done, loss=progress["loss"] / math.ceil(progress["images"] / progress["batch_size"]))
-        if self.done == 2:  # all is compiled by now
-            self.timed_from = now
-        if self.done == 12:
-            seconds = (now - self.timed_from) / 10
+        if self.done <= 20:
+            self.first_steps.append(seconds)
+        if self.done == 20:
+            seconds = statistics.median(self.first_steps)  # not the mean: some were compiled first
             left = console.duration(seconds * (self.steps - self.done))
             self.bar.say(f"about {left} to go, {1000 * seconds:.0f} ms a step")
         if self.interruption.stop:

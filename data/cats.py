@@ -96,6 +96,6 @@ def prepare(archive, out, animals="cats", image_size=64):
         )
     missing = {member for member, _ in left_out}
     kept = np.array([label for member, label in labels.items() if member not in missing], np.uint8)
-    with files.replacing(out) as draft, open(draft, "wb") as file:
-        np.savez_compressed(file, images=images, labels=kept, photographs=True)
+    with files.replacing(out) as draft:
+        np.savez_compressed(draft, images=images, labels=kept, photographs=True)
     return len(images), left_out

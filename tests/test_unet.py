@@ -5,6 +5,7 @@ import importlib.util
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import unet
 
@@ -90,6 +91,34 @@ def test_layers_have_the_right_shapes_and_come_back_from_their_config(layer, inp
     np.testing.assert_array_equal(twin(arrays), layer(arrays))
 
 
+@pytest.mark.parametrize("precision, tolerance", [("float32", 1e-5), ("mixed_bfloat16", 0.02), ("mixed_float16", 3e-3)])
+def test_the_normalization_is_that_of_keras_in_values_and_gradients(precision, tolerance):
+    rng = np.random.default_rng(0)
+    x = (3 * rng.standard_normal((2, 8, 8, 24)) + rng.uniform(-20, 20, 24)).astype(np.float32)
+    weights = [rng.standard_normal(24), rng.standard_normal(24)]
+    direction = rng.standard_normal(x.shape).astype(np.float32)
+    results = []
+    for layer in unet.GroupNormalization(8, dtype=precision), keras.layers.GroupNormalization(8, dtype="float32"):
+        layer.build(x.shape)
+        layer.set_weights(weights)
+        variable = tf.Variable(x)
+        with tf.GradientTape() as tape:
+            y = layer(variable)
+            loss = tf.reduce_sum(tf.cast(y, tf.float32) * direction)
+        results.append([y, *tape.gradient(loss, [variable, *layer.trainable_variables])])
+        assert y.dtype == layer.compute_dtype
+    for ours, theirs in zip(*results, strict=True):
+        ours, theirs = np.asarray(tf.cast(ours, tf.float32)), np.asarray(theirs)
+        np.testing.assert_allclose(ours, theirs, atol=tolerance * np.abs(theirs).max())
+
+
+def test_large_values_in_float16_do_not_overflow_in_the_normalization():
+    x = np.full((1, 4, 4, 8), 3e4, np.float16)
+    x[:, ::2] *= -1
+    y = unet.GroupNormalization(8, dtype="mixed_float16")(x).numpy().astype(np.float32)
+    np.testing.assert_allclose(np.abs(y), 1, atol=2e-3)
+
+
 def test_the_residual_is_the_first_half_added():
     plain, residual = unet.Conv3Layer(8), unet.Conv3Layer(8, is_res=True)
     x = some_inputs((8, 8, 3))[0]
@@ -111,14 +140,14 @@ def test_each_pixel_of_an_up_layer_comes_from_one_of_the_smaller_image():
 
 LOAD = """
 import sys, warnings
-warnings.simplefilter("error")
 import numpy as np, keras
+warnings.simplefilter("error")
 import unet
 assert keras.config.floatx() == "float32"
 model = keras.models.load_model("model.keras")
 np.save("out.npy", model([np.load("image.npy"), np.load("t.npy")]))
 print({layer.compute_dtype for layer in model._flatten_layers()}, int(model.optimizer.iterations), model.jit_compile)
-print(model.get_layer("logbook").entries)
+print(model.get_layer("logbook").entries["x"])
 """
 
 
@@ -130,10 +159,8 @@ def test_a_saved_model_loads_in_a_fresh_process_in_float32_and_predicts_the_same
     model = randomized(unet.NaiveUnet((32, 32, 3), 8))
     optimizer = keras.optimizers.Adam(1e-3, use_ema=True, ema_momentum=0.0)
     optimizer.build(model.trainable_variables)
-    unet.set_precision(model, precision)
-    model.compile(loss="mse", optimizer=optimizer)
-    model.jit_compile = True
-    model.get_layer("logbook").entries["x"] = {"loss": 0.1 + 0.2, "n": [1, 2], "none": None}
+    model_file.logbook(model).update(x={"loss": 0.1 + 0.2, "n": [1, 2], "none": None}, progress={})
+    model_file.compile_for_run(model, optimizer, precision, xla=True)
     for _ in range(2):
         model.train_on_batch([image, t], image)
     model_file.save(model, tmp_path / "model.keras")
@@ -144,7 +171,7 @@ def test_a_saved_model_loads_in_a_fresh_process_in_float32_and_predicts_the_same
     assert loaded.returncode == 0, loaded.stderr
     assert loaded.stdout.splitlines() == [
         "{'float32'} 2 False",
-        "{'x': {'loss': 0.30000000000000004, 'n': [1, 2], 'none': None}}",
+        "{'loss': 0.30000000000000004, 'n': [1, 2], 'none': None}",
     ]
     unet.set_precision(model, "float32")  # momentum 0: the averages are the weights
     np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), model([image, t]))
@@ -185,6 +212,7 @@ def test_other_backends_predict_the_same(run, tmp_path, backend):
         pytest.skip(f"{backend} is not installed")
     image, t = some_inputs((32, 32, 3))
     model = randomized(unet.NaiveUnet((32, 32, 3), 8))
+    model.get_layer("logbook").entries["x"] = 1
     model.compile(loss="mse", optimizer="adam")
     model.train_on_batch([image, t], image)
     model.save(tmp_path / "model.keras")
