@@ -73,7 +73,7 @@ def parse_options(arguments=None):
     add("--keep", type=whole(0), default=0, metavar="K", help="keep the first save after each of the last K epochs (0)")
     add("--deterministic", action="store_true", help="on a GPU: the same bits in every run, but slower (a CPU is)")
     add("--sample-every", type=whole(0), metavar="EPOCHS", help="a grid of pictures beside the model every so many "
-        "epochs, 0 never (first: a few over the run, slides 10)")
+        "epochs, 0 never (first: half-way, slides 10)")
     options = vars(parser.parse_args(arguments))
     if not options["model"].endswith(".keras"):
         parser.error(f"--model must end in .keras, got {options['model']}")
@@ -210,9 +210,9 @@ def choose_data(options, settings, book, path):
     if settings["flip"] is None:
         settings["flip"] = report.photographs
     if settings["n_epochs"] is None:
-        settings["n_epochs"] = math.ceil(STEPS_OF_FIRST / math.ceil(len(images) / settings["batch_size"]))
+        settings["n_epochs"] = max(1, STEPS_OF_FIRST // math.ceil(len(images) / settings["batch_size"]))
     if settings["sample_every"] is None:
-        settings["sample_every"] = math.ceil(settings["n_epochs"] / 3)
+        settings["sample_every"] = math.ceil(settings["n_epochs"] / 2)
     return images
 
 
