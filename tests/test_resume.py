@@ -220,6 +220,33 @@ def test_a_weight_that_is_not_finite_is_never_saved(model_folder, where):
     assert path.read_bytes() == before
 
 
+def test_the_file_that_keras_writes_beside_large_models_stays_in_the_private_folder(model_folder, monkeypatch):
+    """Where memory is short, Keras gathers the weights in a randomly named file beside the target first."""
+    from keras.src.saving import saving_lib
+
+    path, seen = model_folder / "model.keras", []
+    replace = os.replace
+
+    def note_and_replace(source, target):
+        seen.append(sorted(os.listdir(model_folder)))
+        replace(source, target)
+
+    def no_memory(model):
+        seen.append("asked")
+        return False
+
+    model = model_file.open_for_training(path)
+    before = sorted(os.listdir(model_folder))
+    with monkeypatch.context() as patch:
+        patch.setattr(saving_lib, "is_memory_sufficient", no_memory)
+        patch.setattr(os, "replace", note_and_replace)
+        model_file.save(model, path)
+    assert seen == ["asked", sorted([*before, ".model.keras.saving"])]
+    assert sorted(os.listdir(model_folder)) == before
+    for a, b in zip(model.get_weights(), model_file.open_for_training(path).get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 def damage(path, kind):
     """Spoils a model file in one of the ways that files are spoilt."""
     content = path.read_bytes()
