@@ -53,7 +53,6 @@ def tensorflow_quietly():
         The module `tensorflow`.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # no INFO lines of devices and compilers
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # else off on CPUs without AVX-512, where it makes most
     with _stderr_held_back():
         import tensorflow as tf
 

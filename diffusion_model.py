@@ -63,7 +63,7 @@ def parse_options(arguments=None):
         "0 for none (first 0.99, slides 0.999)")
     add("--flip", action=argparse.BooleanOptionalAction, help="mirror at random (photographs yes, drawings, arrays no)")
     add("--precision", choices=("float32", "bfloat16", "float16"), help="of the layers; weights stay float32 (float32)")
-    add("--xla", action=argparse.BooleanOptionalAction, help="compile the step with XLA (GPU yes, CPU no)")
+    add("--xla", action=argparse.BooleanOptionalAction, help="compile the step with XLA (where it is faster)")
     add("--beta1", type=float, metavar="VARIANCE", help="of the noise of the first step (1e-4)")
     add("--beta2", type=float, metavar="VARIANCE", help="of the noise of the last step (0.02)")
     add("--T", type=whole(1), metavar="STEPS", help="steps from picture to noise (1000)")
@@ -226,8 +226,17 @@ def large_gpu():
 
 
 def use_xla(settings):
-    """Whether XLA compiles the training step: as typed, else on a GPU (on CPUs it gains little, or loses)."""
-    return bool(tf.config.list_physical_devices("GPU")) if settings["xla"] is None else settings["xla"]
+    """Whether XLA compiles the training step: as typed, else where it was found to be faster.
+
+    That is on GPUs, and on x86 processors without AVX-512, for which TensorFlow leaves oneDNN out.
+    """
+    if settings["xla"] is not None:
+        return settings["xla"]
+    flags = ""
+    if os.path.exists("/proc/cpuinfo"):
+        with open("/proc/cpuinfo") as file:
+            flags = file.read()
+    return bool(tf.config.list_physical_devices("GPU")) or ("avx2" in flags and "avx512f" not in flags)
 
 
 def finished(keeper):

@@ -50,6 +50,9 @@ def open_model(path, compile=False):
     if not zipfile.is_zipfile(path):
         raise ValueError(f"{path} is not a Keras model, or not all of one; take another file or a copy of it")
     try:
+        with zipfile.ZipFile(path) as archive:
+            if archive.testzip():  # Keras reads the weights here and there, past the check sums
+                raise ValueError("its check sums are wrong")
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # Keras only warns of an optimizer state that does not fit
             model = keras.models.load_model(path, compile=compile)

@@ -32,8 +32,9 @@ class GroupNormalization(kl.GroupNormalization):
         channels = x.shape[-1]
 
         def of_groups(values):  # (batch, channels) → means of the groups, each repeated for its channels
-            means = ops.mean(ops.reshape(values, (-1, self.groups, channels // self.groups)), axis=-1)
-            return ops.repeat(means, channels // self.groups, axis=-1)
+            grouped = ops.reshape(values, (-1, self.groups, channels // self.groups))
+            means = ops.mean(grouped, axis=-1, keepdims=True)
+            return ops.reshape(means + ops.zeros_like(grouped), (-1, channels))
 
         mean = of_groups(ops.mean(x, axis=(1, 2)))
         variance = ops.maximum(of_groups(ops.mean(ops.square(x), axis=(1, 2))) - ops.square(mean), 0)
