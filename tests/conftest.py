@@ -12,7 +12,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SCRIPTS = ("diffusion_model.py", "reverse_diffusion.py", "start.py")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-# A network small enough that training it takes seconds: 40 pictures, 3 steps an epoch, the last one of 8 pictures.
+# A network small enough that training it takes seconds: 48 pictures, 3 steps an epoch.
 SMALL = ("--data", "pictures.npy", "--n-feat", "8", "--batch-size", "16", "--T", "20", "--beta2", "0.5", "--no-xla")
 
 
@@ -38,10 +38,10 @@ def run(tmp_path):
     return run
 
 
-def write_pictures(folder):
+def write_pictures(folder, count=48):
     from data import drawings
 
-    np.save(folder / "pictures.npy", drawings.draw_cats(32, count=40))
+    np.save(folder / "pictures.npy", drawings.draw_cats(32, count=count))
 
 
 @pytest.fixture(scope="session")
