@@ -130,9 +130,9 @@ class UnetUpLayer(kl.Layer):
 class TimeLayer(kl.Layer):
     """The embedding of t/T: Dense, sine, Dense. (batch, 1) in 0 … 1 → (batch, num_chan).
 
-    The sines start at frequencies between 0 and `MAX_FREQUENCY`, evenly spread in their logarithm,
-    with random phases. Glorot's small values would leave each sine a nearly straight line over the
-    whole of t, and the network could hardly tell the last steps of the reverse process apart.
+    The sines start at random frequencies up to `MAX_FREQUENCY`, with random phases, so that
+    neighbouring steps differ from the first. With Glorot's small values each sine would begin as a
+    nearly straight line over the whole of t. (In 1,500 steps on the drawings the loss was the same.)
     """
 
     MAX_FREQUENCY = 100.0  # radians over the whole of t/T
