@@ -244,8 +244,9 @@ def finished(keeper):
     epochs = keeper.progress["epoch"]
     if epochs < keeper.settings["n_epochs"]:
         return False
-    if not os.path.exists(grid_name(keeper.path)):  # killed between the last save and the picture
-        keeper.make_grid(grid_name(keeper.path))
+    grid = grid_name(keeper.path)
+    if not os.path.exists(grid) or os.path.getmtime(grid) < os.path.getmtime(keeper.path):
+        keeper.make_grid(grid)  # the run was killed between its last save and the picture
     say(f"{keeper.path} has all its {epochs} epochs; go on with --n-epochs {2 * epochs}, or begin --model NEW.keras")
     return True
 

@@ -19,7 +19,6 @@ from test_training import assert_equal_to_the_bit, losses
 
 import model_file
 import unet
-from interruption import Interruption
 
 LONG = (*SMALL, "--n-epochs", "40", "--sample-every", "0", "--lr-decay", "cosine", "--save-every", "0.005")
 
@@ -180,7 +179,6 @@ def test_a_second_ctrl_c_ends_at_once():
     )
     done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, timeout=20)
     assert done.returncode == 130 and done.stdout == f"{int(signal.SIGINT)}\n"
-    assert Interruption.__doc__
 
 
 def test_a_second_run_on_the_same_file_is_refused_until_the_first_is_dead(run, tmp_path):

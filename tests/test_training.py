@@ -92,11 +92,16 @@ def test_going_on_ends_in_the_same_bits_as_never_having_stopped(run, model_folde
 
 
 def test_a_finished_model_says_so_and_how_to_go_on(run, model_folder):
-    before = (model_folder / "model.keras").read_bytes()
+    before, made = (model_folder / "model.keras").read_bytes(), (model_folder / "samples.png").stat().st_mtime
     process = run("diffusion_model.py")
     assert process.returncode == 0 and process.stderr == ""
     assert "2 epochs" in process.stdout and "--n-epochs 4" in process.stdout
     assert (model_folder / "model.keras").read_bytes() == before
+    assert (model_folder / "samples.png").stat().st_mtime == made
+
+    os.utime(model_folder / "samples.png", (0, 0))  # as if the run had been killed before it made its last pictures
+    run("diffusion_model.py")
+    assert (model_folder / "samples.png").stat().st_mtime > made
 
 
 @pytest.mark.parametrize(
