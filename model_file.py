@@ -107,8 +107,7 @@ def save(model, path):
         OSError: if it cannot be written; what was there before is untouched.
         FloatingPointError: if a weight, an average or a slot of the optimizer is not finite.
     """
-    scaler, precision = model.optimizer, model.dtype_policy.compute_dtype
-    optimizer = getattr(scaler, "inner_optimizer", scaler)
+    scaler, optimizer, precision = model.optimizer, _adam(model), model.dtype_policy.compute_dtype
     if scaler is not optimizer:
         scale = {"scale": float(scaler.dynamic_scale), "age": int(scaler.step_counter)}
         logbook(model)["progress"]["loss_scale"] = scale
@@ -132,11 +131,16 @@ def save(model, path):
 
 def exchange_averages(model):
     """Puts the averages in the place of the weights, and the weights in theirs."""
-    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
-    for weight, average in zip(model.trainable_variables, optimizer._model_variables_moving_average, strict=True):
+    averages = _adam(model)._model_variables_moving_average
+    for weight, average in zip(model.trainable_variables, averages, strict=True):
         value = weight.value + 0  # a copy: `weight` is overwritten next
         weight.assign(average)
         average.assign(value)
+
+
+def _adam(model):
+    """The optimizer itself, without the loss scaling that float16 puts around it."""
+    return getattr(model.optimizer, "inner_optimizer", model.optimizer)
 
 
 class Lock:

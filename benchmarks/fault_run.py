@@ -18,7 +18,6 @@ import tempfile
 import time
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-sys.path.insert(0, ROOT)
 SAVE_EVERY = 1.0  # seconds, in the runs that do not save after every step
 
 
@@ -46,20 +45,9 @@ def main():
 
 def training(save_every):
     script = os.path.join(ROOT, "diffusion_model.py")
-    options = [
-        "--n-feat",
-        "8",
-        "--n-epochs",
-        "100000",
-        "--sample-every",
-        "0",
-        "--T",
-        "20",
-        "--beta2",
-        "0.5",
-        "--no-xla",
-    ]
-    return [sys.executable, script, *options, "--save-every", str(save_every / 60)]
+    options = ["--n-feat", "8", "--n-epochs", "100000", "--sample-every", "0", "--no-xla"]
+    schedule = ["--T", "20", "--beta2", "0.5"]
+    return [sys.executable, script, *options, *schedule, "--save-every", str(save_every / 60)]
 
 
 def kill_once(folder, number, chance):

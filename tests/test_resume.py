@@ -160,24 +160,26 @@ def test_usr1_saves_and_training_goes_on_and_a_hangup_under_nohup_is_ignored(tmp
     assert int(keras.models.load_model(tmp_path / "model.keras").optimizer.iterations) > saved
 
 
+def in_a_process(code):
+    """Runs lines after `i = Interruption()` in a process of their own, which a signal may end."""
+    begin = "import os, signal, time\nfrom interruption import Interruption\ni = Interruption()\n"
+    command = [sys.executable, "-c", begin + code + "time.sleep(60)"]
+    return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=20)
+
+
 def test_a_save_that_is_under_way_is_finished_first():
-    """In a process of its own: the thread that hears the signal waits for the lock of the save."""
-    code = (
-        "import os, signal, time\nfrom interruption import Interruption\ni = Interruption()\n"
+    """The thread that hears the signal waits for the lock of the save."""
+    done = in_a_process(
         "with i.busy:\n    os.kill(os.getpid(), signal.SIGTERM)\n    time.sleep(1)\n    print('saved', flush=True)\n"
-        "time.sleep(60)"
     )
-    done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, timeout=20)
     assert done.returncode == 143 and done.stdout.startswith("saved\n")
 
 
 def test_a_second_ctrl_c_ends_at_once():
-    code = (
-        "import os, signal, time\nfrom interruption import Interruption\ni = Interruption()\n"
+    done = in_a_process(
         "i.nothing_to_lose = lambda: False\nfor _ in range(2):\n    os.kill(os.getpid(), signal.SIGINT)\n"
-        "    time.sleep(0.5)\n    print(i.stop, flush=True)\ntime.sleep(60)"
+        "    time.sleep(0.5)\n    print(i.stop, flush=True)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, timeout=20)
     assert done.returncode == 130 and done.stdout == f"{int(signal.SIGINT)}\n"
 
 
