@@ -152,7 +152,7 @@ def prepare(options, path):
         model = NaiveUnet((settings["image_size"], settings["image_size"], settings["channels"]), settings["n_feat"])
         optimizer = keras.optimizers.Adam(settings["learning_rate"], use_ema=True, ema_momentum=settings["ema"])
         optimizer.build(model.trainable_variables)
-        book["progress"] = {**NOTHING_DONE, "batch_size": settings["batch_size"]}
+    book["progress"] = {**NOTHING_DONE, "batch_size": settings["batch_size"], **book.get("progress", {})}
     book["diffusion"] = {name: settings[name] for name in ("beta1", "beta2", "T")}
     book["settings"] = settings
     model_file.logbook(model).update(book)
@@ -180,7 +180,7 @@ def choose_settings(options, book, path):
                 f"{path} was trained with {option} {before[name]}, not {asked[name]}; leave {option} away to go on "
                 "with it, or name another --model for a new one"
             )
-    settings = {**before, **typed}
+    settings = {**BOTH_PRESETS, **before, **typed}  # a file may be older than one of our settings
     if settings["lr_decay"] == "cosine" and settings["n_epochs"] != before["n_epochs"]:
         say(f"the learning rate's fall to 0 is planned anew, over {settings['n_epochs']} epochs")
     return settings

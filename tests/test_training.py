@@ -125,6 +125,18 @@ def test_what_contradicts_the_file_is_refused_with_both_values_and_a_way_out(mod
         assert word in str(error.value)
 
 
+def test_a_file_older_than_some_settings_takes_their_defaults(model_folder, monkeypatch):
+    monkeypatch.chdir(model_folder)
+    model = keras.models.load_model("model.keras")
+    book = model_file.logbook(model)
+    del book["settings"]["xla"], book["progress"]["seconds"]
+    model.save("older.keras")
+    model, _ = diffusion_model.prepare({"n_epochs": 3}, "older.keras")
+    book = model_file.logbook(model)
+    assert book["settings"]["xla"] is None and book["settings"]["n_epochs"] == 3
+    assert book["progress"]["seconds"] == 0 and book["progress"]["step"] == 6
+
+
 def test_a_contradiction_ends_the_script_with_one_sentence_and_the_file_as_it_was(run, model_folder):
     before = (model_folder / "model.keras").read_bytes()
     refused(run("diffusion_model.py", "--n-epochs", "3", "--T", "30"), 2, "model.keras", "--T 20", "30", "--model")
