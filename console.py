@@ -2,10 +2,10 @@
 
 import argparse
 import contextlib
-import os
 import sys
-import tempfile
 import time
+
+import device
 
 
 def say(*words):
@@ -43,45 +43,6 @@ def _sentence(error):
     return str(error)
 
 
-def tensorflow_quietly():
-    """Imports TensorFlow, with the chatter of its start held back, and shown if the import fails.
-
-    What TensorFlow reads from the environment when it is imported is set here and nowhere else,
-    and what the user has set stays. GPU memory is taken as it is needed, not all at once.
-
-    Returns:
-        The module `tensorflow`.
-    """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # no INFO lines of devices and compilers
-    with _stderr_held_back():
-        import tensorflow as tf
-
-        for gpu in tf.config.list_physical_devices("GPU"):
-            with contextlib.suppress(RuntimeError):  # already in use, in a notebook say
-                tf.config.experimental.set_memory_growth(gpu, True)
-    return tf
-
-
-@contextlib.contextmanager
-def _stderr_held_back():
-    """TensorFlow's C++ parts write to file descriptor 2 before any setting reaches them."""
-    sys.stderr.flush()
-    with tempfile.TemporaryFile() as held:
-        terminal = os.dup(2)
-        os.dup2(held.fileno(), 2)
-        try:
-            yield
-        except BaseException:
-            os.dup2(terminal, 2)
-            held.seek(0)
-            sys.stderr.write(held.read().decode(errors="replace"))
-            raise
-        finally:
-            sys.stderr.flush()
-            os.dup2(terminal, 2)
-            os.close(terminal)
-
-
 class Bar:
     """A progress bar on a terminal, in whose place lines can be printed; elsewhere only the lines.
 
@@ -89,7 +50,7 @@ class Bar:
     """
 
     def __init__(self, count, unit_name):
-        tensorflow_quietly()
+        device.start_tensorflow()
         from keras.utils import Progbar
 
         self.terminal = sys.stdout.isatty()

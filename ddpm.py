@@ -153,28 +153,27 @@ def standard_normal(seed, t, index, image_shape):
 
     Args:
         seed, t: whole numbers; t below 2³².
-        index: (batch,) int, the numbers of the images, below 2³¹. Image k gets the same noise in
-            every batch.
+        index: (batch,) int, the numbers of the images, below 2³¹; batch must be known. Image k gets
+            the same noise in every batch.
         image_shape: (height, width, channels).
 
     Returns:
         (batch, height, width, channels) float32.
     """
 
-    def draw(k):
-        return tf.random.stateless_normal(image_shape, seed=tf.stack([seed, k * 2**32 + t]))
-
     seed, t, index = tf.cast(seed, tf.int64), tf.cast(t, tf.int64), tf.cast(index, tf.int64)
-    return tf.map_fn(draw, index, fn_output_signature=tf.float32)
+    keys = tf.stack([tf.broadcast_to(seed, tf.shape(index)), index * 2**32 + t], axis=1)
+    return tf.stack([tf.random.stateless_normal(image_shape, key) for key in tf.unstack(keys)])
 
 
-def reverse_step(predict_eps, sched, variance="beta", clip=True):
-    """One reverse step with the network in it, compiled once: the body of the slides' sampling loop.
+def reverse_step(predict_eps, sched, variance="beta", clip=True, xla=False):
+    """One reverse step with the network in it, traced once: the body of the slides' sampling loop.
 
     Args:
         predict_eps: the network, a function of [x_t, t/T] with t/T (batch, 1) float32 that
             returns ε_θ like x_t.
         sched, variance, clip: see `p_sample`.
+        xla: whether XLA compiles it.
 
     Returns:
         A function (x_t, t, z) → x_{t-1} with x_t and z (batch, height, width, channels) float32 and
@@ -183,7 +182,7 @@ def reverse_step(predict_eps, sched, variance="beta", clip=True):
     _sigma(sched, variance)  # so that a wrong variance is refused here, not from inside the compiler
     T = len(sched["beta_t"]) - 1
 
-    @tf.function(jit_compile=True)
+    @tf.function(jit_compile=xla)
     def step(x_t, t, z):
         t_ind = tf.repeat(t, tf.shape(x_t)[0])
         t_input = tf.cast(t_ind, tf.float32)[:, None] / T

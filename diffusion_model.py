@@ -15,6 +15,7 @@ import os
 
 import console
 import data
+import device
 import files
 from console import real, say, whole
 from interruption import Interruption
@@ -30,7 +31,7 @@ PRESETS = {
     },
 }  # fmt: skip
 BOTH_PRESETS = {
-    "channels": 3, "flip": None, "precision": "float32", "xla": None,
+    "channels": 3, "flip": None, "precision": "float32",
     "beta1": 1e-4, "beta2": 0.02, "T": 1000, "seed": 0,
 }  # fmt: skip
 FIXED_BY_FILE = ("image_size", "channels", "n_feat", "beta1", "beta2", "T", "seed")
@@ -63,7 +64,9 @@ def parse_options(arguments=None):
         "0 for none (first 0.99, slides 0.999)")
     add("--flip", action=argparse.BooleanOptionalAction, help="mirror at random (photographs yes, drawings, arrays no)")
     add("--precision", choices=("float32", "bfloat16", "float16"), help="of the layers; weights stay float32 (float32)")
-    add("--xla", action=argparse.BooleanOptionalAction, help="compile the step with XLA (where it is faster)")
+    add("--xla", action=argparse.BooleanOptionalAction, help="compile the step with XLA (on a GPU yes, on a CPU no)")
+    add("--parts", type=whole(1), metavar="N", help="divide every batch into N parts that are computed side by side "
+        f"(on a CPU one for each core, at most {device.MOST_PARTS}; on a GPU 1)")
     add("--beta1", type=float, metavar="VARIANCE", help="of the noise of the first step (1e-4)")
     add("--beta2", type=float, metavar="VARIANCE", help="of the noise of the last step (0.02)")
     add("--T", type=whole(1), metavar="STEPS", help="steps from picture to noise (1000)")
@@ -85,7 +88,7 @@ if __name__ == "__main__":  # before TensorFlow, so that --help and slips of typ
     OPTIONS = parse_options()
     INTERRUPTION = Interruption()
     say("diffusion_model.py: starting TensorFlow …")
-tf = console.tensorflow_quietly()
+tf = device.start_tensorflow(parts=OPTIONS.get("parts", device.MOST_PARTS) if __name__ == "__main__" else 1)
 import keras  # noqa: E402
 
 import model_file  # noqa: E402
@@ -157,15 +160,15 @@ def prepare(options, path):
     book["settings"] = settings
     model_file.logbook(model).update(book)
 
-    model_file.compile_for_run(
-        model, optimizer, settings["precision"], use_xla(settings) and not options.get("deterministic")
-    )
+    xla = options.get("xla", device.has_gpu()) and not options.get("deterministic")
+    parts = options.get("parts", 1 if xla else device.parts_for(settings["batch_size"]))
+    model_file.compile_for_run(model, optimizer, settings["precision"], xla, min(parts, settings["batch_size"]))
     return model, images
 
 
 def choose_settings(options, book, path):
     """All settings: what was typed, else what the file was trained with, else the preset's."""
-    preset = options.get("preset") or ("slides" if large_gpu() and os.path.exists(data.CATS) else "first")
+    preset = options.get("preset") or ("slides" if device.large_gpu() and os.path.exists(data.CATS) else "first")
     defaults = {"preset": preset, **BOTH_PRESETS, **PRESETS[preset]}
     typed = {name: value for name, value in options.items() if name in defaults}
     if not book:
@@ -216,29 +219,6 @@ def choose_data(options, settings, book, path):
     return images
 
 
-def large_gpu():
-    """Whether there is a GPU that the slides' setting fits: about 20 GB of activations, 3 of weights (computed)."""
-    from tensorflow.python.client import device_lib
-
-    if not tf.config.list_physical_devices("GPU"):
-        return False
-    return max(device.memory_limit for device in device_lib.list_local_devices() if device.device_type == "GPU") > 28e9
-
-
-def use_xla(settings):
-    """Whether XLA compiles the training step: as typed, else where it was found to be faster.
-
-    That is on GPUs, and on x86 processors without AVX-512, for which TensorFlow leaves oneDNN out.
-    """
-    if settings["xla"] is not None:
-        return settings["xla"]
-    flags = ""
-    if os.path.exists("/proc/cpuinfo"):
-        with open("/proc/cpuinfo") as file:
-            flags = file.read()
-    return bool(tf.config.list_physical_devices("GPU")) or ("avx2" in flags and "avx512f" not in flags)
-
-
 def finished(keeper):
     """Whether all epochs are done; if so, says it, and how to go on."""
     epochs = keeper.progress["epoch"]
@@ -255,20 +235,19 @@ def describe(model, path):
     """The first lines of a run: what it is about to do."""
     book = model_file.logbook(model)
     s, d, done = book["settings"], book["data"], book["progress"]
-    gpus = [tf.config.experimental.get_device_details(gpu) for gpu in tf.config.list_physical_devices("GPU")]
-    device = ", ".join(gpu.get("device_name", "GPU") for gpu in gpus) or f"CPU, {data.pictures.cores()} cores"
     steps = math.ceil(d["count"] / s["batch_size"])
     xla = ", XLA" if model.jit_compile else ""
+    parts = f", batches in {model.parts} parts" if model.parts > 1 else ""
     rate = f"learning rate {s['learning_rate']:g}" + (" falling to 0" if s["lr_decay"] == "cosine" else "")
     say(f"preset    {s['preset']} (--preset first|slides, --help for all options)")
-    say(f"device    {device}, {s['precision']}{xla}")
+    say(f"device    {device.name()}, {s['precision']}{xla}{parts}")
     say(f"data      {d['source']}: {d['count']:,} pictures, {s['image_size']}×{s['image_size']}×{s['channels']}")
     say(f"network   n_feat {s['n_feat']}, {model.count_params():,} parameters")
     say(f"training  {s['n_epochs']} epochs of {steps:,} steps of {s['batch_size']} pictures, {rate}")
     say(f"files     {path}, {grid_name(path)}")
     if done["step"]:
         say(f"going on after {done['epoch']} epochs, {done['step']:,} steps")
-    if gpus and d["source"] == "drawings" and not os.path.exists(data.CATS):
+    if device.has_gpu() and d["source"] == "drawings" and not os.path.exists(data.CATS):
         say("`python -m data cats` brings the slides' cats for this GPU")
 
 
@@ -276,20 +255,16 @@ def train(model, images, keeper):
     """The loop of the slides: pictures, noise on them, and the network learns to see the noise."""
     book = model_file.logbook(model)
     settings, progress = book["settings"], book["progress"]
-    sched, T, seed = ddpm_schedule(**book["diffusion"]), settings["T"], settings["seed"]
+    noisy = noising(ddpm_schedule(**book["diffusion"]), settings["seed"])
     for i in range(progress["epoch"], settings["n_epochs"]):
         keeper.before_epoch()
         if progress["images"] == 0:
             progress["batch_size"] = settings["batch_size"]
-        train_data = data.batches(images, progress["batch_size"], seed, i, progress["images"], settings["flip"])
+        train_data = data.batches(
+            images, progress["batch_size"], settings["seed"], i, progress["images"], settings["flip"]
+        )
         for image_batch in train_data:
-            this_size = image_batch.shape
-            eps = tf.random.stateless_normal(this_size, draw(seed, progress["step"], 0))
-            t_ind = tf.random.stateless_uniform(
-                this_size[:1], draw(seed, progress["step"], 1), minval=1, maxval=T + 1, dtype=tf.int32
-            )
-            x_t = q_sample(image_batch, t_ind, eps, sched)
-            t_input = tf.cast(t_ind, tf.float32)[:, None] / T
+            x_t, t_input, eps = noisy(image_batch, tf.constant(progress["step"], tf.int64))
             model.optimizer.learning_rate = learning_rate(settings, progress, len(images))
             loss = model.train_on_batch([x_t, t_input], eps)
             progress["loss"] += loss
@@ -300,9 +275,23 @@ def train(model, images, keeper):
     keeper.at_the_end()
 
 
-def draw(seed, step, use):
-    """The key of one random draw of a training step. Negative: the keys of sampling are positive."""
-    return tf.constant([seed, -1 - 2 * step - use], tf.int64)
+def noising(sched, seed):
+    """The noise of a training step as one function of the pictures x_0 and the number of the step.
+
+    Draws depend on the seed and the step alone, so that a run which goes on draws what it would have drawn.
+    """
+    T = len(sched["beta_t"]) - 1
+
+    @tf.function  # one call instead of twenty small ones
+    def noisy(image_batch, step):
+        this_size = tf.shape(image_batch)
+        key = tf.stack([tf.constant(seed, tf.int64), -1 - 2 * step])  # negative: the keys of sampling are positive
+        eps = tf.random.stateless_normal(this_size, key)
+        t_ind = tf.random.stateless_uniform(this_size[:1], key - [0, 1], minval=1, maxval=T + 1, dtype=tf.int32)
+        x_t = q_sample(image_batch, t_ind, eps, sched)
+        return x_t, tf.cast(t_ind, tf.float32)[:, None] / T, eps
+
+    return noisy
 
 
 def learning_rate(settings, progress, count):

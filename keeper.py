@@ -11,10 +11,12 @@ import time
 import tensorflow as tf
 
 import console
+import device
 import files
 import model_file
 from ddpm import ddpm_schedule, reverse_process, reverse_step, to_pixels
 from epoch_log import EpochLog
+from parts import predictor
 
 N_SAMPLES = 16  # pictures in a grid
 
@@ -35,9 +37,8 @@ class Keeper:
         book = model_file.logbook(model)
         self.settings, self.progress, self.count = book["settings"], book["progress"], book["data"]["count"]
         self.log = EpochLog(os.path.splitext(path)[0] + ".csv", self.progress["epoch"])
-        self.reverse_step = reverse_step(
-            lambda inputs: model(inputs, training=False), ddpm_schedule(**book["diffusion"])
-        )
+        predict_eps = predictor(model, device.parts_for(N_SAMPLES))
+        self.reverse_step = reverse_step(predict_eps, ddpm_schedule(**book["diffusion"]), xla=device.has_gpu())
 
         this_epoch = math.ceil((self.count - self.progress["images"]) / self.progress["batch_size"])
         later_epochs = self.settings["n_epochs"] - self.progress["epoch"] - 1

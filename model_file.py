@@ -6,7 +6,7 @@
 * Settings and progress are the `entries` of the network's `Logbook` layer:
   `diffusion` (beta1, beta2, T), `data` (source, count, digest), `settings` (how it was trained,
   as the options of the script are called) and `progress` (see `diffusion_model.py`).
-* Precision and compiler belong to a run. The file is always float32.
+* Precision, compiler and cores belong to a run. The file is always float32.
 """
 
 import contextlib
@@ -19,6 +19,7 @@ import keras
 
 import files
 import unet
+from parts import divide_training
 
 try:
     import fcntl
@@ -85,8 +86,8 @@ def open_for_training(path):
     return model
 
 
-def compile_for_run(model, optimizer, precision, xla):
-    """Makes a model ready to train in the precision, and with the compiler, of this run.
+def compile_for_run(model, optimizer, precision, xla, parts=1):
+    """Makes a model ready to train in the precision, with the compiler and on the cores of this run.
 
     In float16 the loss is scaled up, so that small gradients do not vanish; `save` notes the scale.
     """
@@ -98,6 +99,7 @@ def compile_for_run(model, optimizer, precision, xla):
         model.optimizer.build(model.trainable_variables)
         model.optimizer.step_counter.assign(before["age"])
     unet.set_precision(model, precision)
+    divide_training(model, parts)
 
 
 def save(model, path):

@@ -13,6 +13,7 @@ import os
 import secrets
 
 import console
+import device
 
 SLIDES = {"beta1": 1e-4, "beta2": 0.02, "T": 1000}
 MEMORY = 2 * 2**30  # bytes that the feature maps of a batch may fill
@@ -46,20 +47,20 @@ def my_sample(image_shape=None, n_sample=1, model="model.keras", seed=None, vari
         raise ValueError(f"seed must be a whole number of at least 0, got {seed}")
 
     # Our pre-trained model, and the noise schedule that it was trained with.
-    tf = console.tensorflow_quietly()
+    tf = device.start_tensorflow(parts=min(n_sample, device.MOST_PARTS))
     import numpy as np
 
     from ddpm import reverse_process, to_pixels
 
     if isinstance(model, str | os.PathLike):
         model = load(*load_key(model))
-    step, T = compiled_step(model, variance, bool(clip))
     shape = model.inputs[0].shape[1:]
     if image_shape is not None and tuple(image_shape) != shape:
         raise ValueError(f"this model makes pictures of shape {shape}, not {tuple(image_shape)}")
 
     batches = math.ceil(n_sample / largest_batch(model))
     batch_size = math.ceil(n_sample / batches)
+    step, T = compiled_step(model, variance, bool(clip), device.parts_for(batch_size), batch_size == 1)
     pictures = []
     for batch in range(batches):
         # The last batch is filled up, not shorter, and so needs no compilation of its own.
@@ -89,13 +90,15 @@ def load(path, stamp):
 
 
 @functools.lru_cache(maxsize=2)
-def compiled_step(model, variance, clip):
+def compiled_step(model, variance, clip, parts, single):
     """The reverse step of a model, kept between calls as it takes seconds to compile, and its T."""
     import model_file
     from ddpm import ddpm_schedule, reverse_step
+    from parts import predictor
 
     sched = ddpm_schedule(**model_file.logbook(model).get("diffusion", SLIDES))
-    step = reverse_step(functools.partial(model, training=False), sched, variance, clip)
+    xla = device.has_gpu() or single  # a single picture is nothing to divide
+    step = reverse_step(predictor(model, parts), sched, variance, clip, xla)
     return step, len(sched["beta_t"]) - 1
 
 

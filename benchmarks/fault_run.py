@@ -45,7 +45,7 @@ def main():
 
 def training(save_every):
     script = os.path.join(ROOT, "diffusion_model.py")
-    options = ["--n-feat", "8", "--n-epochs", "100000", "--sample-every", "0", "--no-xla"]
+    options = ["--n-feat", "8", "--n-epochs", "100000", "--sample-every", "0"]
     schedule = ["--T", "20", "--beta2", "0.5"]
     return [sys.executable, script, *options, *schedule, "--save-every", str(save_every / 60)]
 

@@ -10,9 +10,9 @@ import zipfile
 
 import numpy as np
 
-import console
+import device
 import files
-from data import pictures
+from data import cache, pictures
 
 URL = "https://download.microsoft.com/download/3/E/1/3E1C3F21-ECDB-4869-8368-6DEBA77B919F/kagglecatsanddogs_5340.zip"
 ANIMALS = ("cat", "dog")  # the labels 0 and 1
@@ -26,12 +26,11 @@ def download(url=URL):
     Raises:
         OSError: if it cannot be had; nothing half-written stays.
     """
-    console.tensorflow_quietly()
+    device.start_tensorflow()
     import keras
 
     name = os.path.basename(url)
-    home = os.environ.get("KERAS_HOME", os.path.expanduser("~/.keras"))
-    cached = os.path.join(home, "datasets", name)
+    cached = os.path.join(cache.home(), name)
     if os.path.exists(cached) and not _is_archive(cached):
         os.remove(cached)  # what a killed download has left
     socket.setdefaulttimeout(60)  # a compute node without internet would wait for minutes

@@ -11,6 +11,8 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 import console
+import device
+from data import cache
 
 MAX_PIXELS = 100_000_000  # more are taken for a decompression bomb: decoded, they would fill gigabytes
 LARGE = 20_000_000  # pictures of more pixels are decoded one at a time, for the same reason
@@ -94,7 +96,7 @@ def read_all(names, open_picture, image_size, channels):
 
     images = np.empty((len(names), image_size, image_size, channels), np.uint8)
     kept, left_out = 0, []
-    pool = concurrent.futures.ThreadPoolExecutor(cores())
+    pool = concurrent.futures.ThreadPoolExecutor(device.cores())
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of files that are left out, or read all the same
@@ -122,13 +124,10 @@ def _with_progress(results, count):
         yield result
 
 
-def cores():
-    """How many processor cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def read_folder(folder, image_size, channels):
     """All pictures of a folder and its sub-folders, in the order of their names.
+
+    What took long to read is kept, see `data/cache.py`.
 
     Returns:
         Images and left-out files as `read_all` does.
@@ -137,6 +136,7 @@ def read_folder(folder, image_size, channels):
         ValueError: if there is no picture in it.
     """
     names, closed = _files(folder)
+    kept, stamp = cache.path_of(folder, image_size, channels), cache.stamp(folder, names)
 
     def open_picture(name):
         path = os.path.join(folder, name)
@@ -147,11 +147,14 @@ def read_folder(folder, image_size, channels):
             raise ValueError("empty")
         return path
 
-    images, left_out = read_all(names, open_picture, image_size, channels)
+    found, start = cache.load(kept, stamp), time.monotonic()
+    images, left_out = found or read_all(names, open_picture, image_size, channels)
+    if not found and time.monotonic() - start > cache.WORTH:
+        cache.save(kept, stamp, images, left_out)
     left_out = closed + left_out
     if len(images) == 0:
-        found = summary(left_out) if left_out else "it is empty"
-        raise ValueError(f"there is no picture in the folder {printable(folder)}: {found}")
+        reasons = summary(left_out) if left_out else "it is empty"
+        raise ValueError(f"there is no picture in the folder {printable(folder)}: {reasons}")
     return images, left_out
 
 

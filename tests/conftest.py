@@ -13,7 +13,7 @@ SCRIPTS = ("diffusion_model.py", "reverse_diffusion.py", "start.py")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 # A network small enough that training it takes seconds: 48 pictures, 3 steps an epoch.
-SMALL = ("--data", "pictures.npy", "--n-feat", "8", "--batch-size", "16", "--T", "20", "--beta2", "0.5", "--no-xla")
+SMALL = ("--data", "pictures.npy", "--n-feat", "8", "--batch-size", "16", "--T", "20", "--beta2", "0.5")
 
 
 def command(*arguments):

@@ -1367,3 +1367,71 @@ def test_what_a_killed_download_has_left_is_replaced(tmp_path):
 
 def test_the_default_place_of_the_cats_is_in_the_package():
     assert os.path.join(REPO, "data", "cats64.npz") == data.CATS
+
+
+# --- what has been read is kept ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def kept(tmp_path, monkeypatch):
+    """A folder of three pictures and a broken file, always worth keeping, and a counter of pictures read."""
+    from data import cache
+
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
+    monkeypatch.setattr(cache, "WORTH", -1)
+    reads, read_picture = [], pictures.read_picture
+    monkeypatch.setattr(pictures, "read_picture", lambda *a: reads.append(a) or read_picture(*a))
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for k in range(3):
+        Image.new("RGB", (40, 40), (80 * k, 0, 0)).save(folder / f"{k}.png")
+    (folder / "broken.png").write_bytes(b"no picture")
+    return folder, reads
+
+
+def test_a_second_time_the_pictures_are_not_read_again(kept):
+    folder, reads = kept
+    images, report = load_images(folder, 32)
+    count = len(reads)
+    again, report_again = load_images(folder, 32)
+    assert len(reads) == count
+    np.testing.assert_array_equal(again, images)
+    assert report_again == report and report.left_out == [("broken.png", "not a picture")]
+    load_images(folder, 64)
+    assert len(reads) > count  # another size is another thing
+
+
+@pytest.mark.parametrize("change", ["new", "gone", "other", "touched in place", "damaged cache"])
+def test_what_has_changed_is_noticed(kept, change):
+    from data import cache
+
+    folder, reads = kept
+    load_images(folder, 32)
+    count = len(reads)
+    status = os.stat(folder / "1.png")
+    if change == "new":
+        Image.new("RGB", (40, 40)).save(folder / "3.png")
+    elif change == "gone":
+        os.remove(folder / "1.png")
+    elif change == "other":
+        Image.new("RGB", (41, 40), "blue").save(folder / "1.png")
+    elif change == "touched in place":  # as many bytes, and the old time of change put back
+        data = bytearray((folder / "1.png").read_bytes())
+        time.sleep(0.05)
+        (folder / "1.png").write_bytes(data)
+        os.utime(folder / "1.png", ns=(status.st_atime_ns, status.st_mtime_ns))
+    else:
+        path = cache.path_of(folder, 32, 3)
+        with open(path, "r+b") as file:
+            file.truncate(os.path.getsize(path) // 2)
+    images, _ = load_images(folder, 32)
+    assert len(reads) > count
+    assert len(images) == {"new": 4, "gone": 2}.get(change, 3)
+    if change == "other":
+        assert images[1].mean(axis=(0, 1)).argmax() == 2
+
+
+def test_a_cache_that_cannot_be_written_is_no_loss(kept, monkeypatch):
+    folder, _ = kept
+    monkeypatch.setenv("KERAS_HOME", os.fspath(folder / "0.png"))  # no folder
+    assert len(load_images(folder, 32)[0]) == 3

@@ -129,11 +129,11 @@ def test_a_file_older_than_some_settings_takes_their_defaults(model_folder, monk
     monkeypatch.chdir(model_folder)
     model = keras.models.load_model("model.keras")
     book = model_file.logbook(model)
-    del book["settings"]["xla"], book["progress"]["seconds"]
+    del book["settings"]["flip"], book["progress"]["seconds"]
     model.save("older.keras")
     model, _ = diffusion_model.prepare({"n_epochs": 3}, "older.keras")
     book = model_file.logbook(model)
-    assert book["settings"]["xla"] is None and book["settings"]["n_epochs"] == 3
+    assert not book["settings"]["flip"] and book["settings"]["n_epochs"] == 3
     assert book["progress"]["seconds"] == 0 and book["progress"]["step"] == 6
 
 

@@ -1,0 +1,94 @@
+"""How fast is one reverse step (the network and the formula), beside `model.predict` in a loop and beside PyTorch?
+
+    pip install -r benchmarks/requirements.txt
+    python benchmarks/reverse_step.py             about 3 minutes on 2 cores
+
+A picture takes 1,000 such steps. Fresh noise is part of each step everywhere. PyTorch runs eager, in inference mode, in
+both memory layouts.
+"""
+
+import argparse
+
+import common
+
+T = 1000
+SETTINGS = [(16, 32, 16), (16, 32, 1), (32, 64, 16), (32, 64, 1)]  # n_feat, image size, batch
+
+
+def ours(n_feat, size, batch, way):
+    """A step as `my_sample` takes it, or with XLA, or with what others call first: `model.predict`."""
+    import device
+
+    tf = device.start_tensorflow(parts=min(batch, device.MOST_PARTS) if way == "my_sample" else 1)
+    import ddpm
+    import reverse_diffusion as rd
+    from unet import NaiveUnet
+
+    model, sched = NaiveUnet((size, size, 3), n_feat), ddpm.ddpm_schedule(1e-4, 0.02, T)
+    t, x_t = tf.constant(500), tf.random.normal((batch, size, size, 3))
+    if way == "predict":
+        t_ind = tf.repeat(t, batch)
+        t_input = tf.cast(t_ind, tf.float32)[:, None] / T
+
+        def once():
+            eps = model.predict([x_t, t_input], verbose=0)
+            ddpm.p_sample(x_t, t_ind, eps, tf.random.normal(x_t.shape), sched).numpy()
+
+        return once
+
+    if way == "xla":
+        step = ddpm.reverse_step(lambda inputs: model(inputs, training=False), sched, xla=True)
+    else:
+        step, _ = rd.compiled_step(model, "beta", True, device.parts_for(batch), batch == 1)
+    seed, index = tf.constant(0, tf.int64), tf.range(batch)
+
+    def once():
+        step(x_t, t, ddpm.standard_normal(seed, t, index, (size, size, 3))).numpy()
+
+    return once
+
+
+def torchs(n_feat, size, batch, layout):
+    """The same step in PyTorch."""
+    import peer
+    import torch
+
+    torch.set_num_threads(common.device.cores())
+    layout = getattr(torch, layout)
+    network = peer.Unet((size, size, 3), n_feat).to(memory_format=layout).eval()
+    x_t = torch.randn(batch, 3, size, size).to(memory_format=layout)
+    t, beta = torch.full((batch, 1), 500), torch.linspace(1e-4, 0.02, T)
+    alphabar = torch.cumprod(1 - beta, 0)
+    a, before, b = alphabar[499], alphabar[498], beta[499]
+
+    def once():
+        with torch.inference_mode():
+            eps = network(x_t, t / T)
+            x_0 = ((x_t - (1 - a).sqrt() * eps) / a.sqrt()).clamp(-1, 1)
+            mean = before.sqrt() * b / (1 - a) * x_0 + (1 - b).sqrt() * (1 - before) / (1 - a) * x_t
+            return mean + b.sqrt() * torch.randn_like(x_t)
+
+    return once
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=9, help="turns of each contender (9)")
+    options = parser.parse_args()
+    print(common.machine("tensorflow", "keras", "torch"))
+    rows = [("n_feat, size, batch", "this project", "XLA", "model.predict", "PyTorch", "channels_last", "× PyTorch")]
+    for setting in SETTINGS:
+        contenders = {way: common.Contender(ours, *setting, way) for way in ("my_sample", "xla", "predict")}
+        for layout in "contiguous_format", "channels_last":
+            contenders[layout] = common.Contender(torchs, *setting, layout)
+        seconds = common.race(contenders, options.rounds, seconds_a_turn=0.5)
+        ratio = min(seconds["contiguous_format"], seconds["channels_last"]) / seconds["my_sample"]
+        n_feat, size, batch = setting
+        rows.append(
+            (f"{n_feat}, {size}×{size}, {batch}", *(f"{1e3 * s:.1f}" for s in seconds.values()), f"{ratio:.2f}")
+        )
+    common.table("one reverse step in milliseconds, noise included (the last column: in its better layout)", rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""A batch divided into parts that go through the network side by side, each on a core of its own.
+
+The sums over a batch do not care how it is divided, but for rounding; the same number of parts gives the same bits.
+"""
+
+import functools
+
+import keras
+import tensorflow as tf
+
+
+def split(tensor, parts):
+    """The tensor in `parts` pieces along its first axis, of sizes that differ by one at most."""
+    size = tf.shape(tensor)[0]
+    bounds = [size * k // parts for k in range(parts + 1)]
+    return tf.split(tensor, [end - start for start, end in zip(bounds, bounds[1:], strict=False)], num=parts)
+
+
+def predictor(model, parts):
+    """The network as a function of [x_t, t/T] → ε_θ for pictures to be made, its batches divided."""
+    if parts == 1:
+        return lambda inputs: model(inputs, training=False)
+
+    def predict_eps(inputs):
+        pieces = zip(*(split(tensor, parts) for tensor in inputs), strict=True)
+        return tf.concat([model(list(piece), training=False) for piece in pieces], axis=0)
+
+    return predict_eps
+
+
+def divide_training(model, parts):
+    """Gives a compiled model a training step like Keras' own, but for batches that are divided.
+
+    Each part has its own gradient, so that none waits for the others before the weights change.
+    """
+    model.parts = parts
+    if parts == 1:
+        return
+
+    @tf.function(reduce_retracing=True)  # traced once for all pieces
+    def of_piece(x_t, t, eps, weight):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(tf.square(model([x_t, t], training=True) - eps)) * weight
+            scaled = model.optimizer.scale_loss(loss)  # in float16
+        return loss, tape.gradient(scaled, model.trainable_weights)
+
+    def of_batch(x_t, t, eps, count):
+        # A product, as TensorFlow makes one of a quotient whose divisor it knows beforehand, and rounds otherwise then.
+        weight = 1 / tf.cast(tf.size(eps), tf.float32)
+        pieces = zip(*(split(tensor, count) for tensor in (x_t, t, eps)), strict=True)
+        losses, gradients = zip(*(of_piece(*piece, weight) for piece in pieces), strict=True)
+        return tf.add_n(losses), [tf.add_n(of_pieces) for of_pieces in zip(*gradients, strict=True)]
+
+    def train_step(batch):
+        (x_t, t), eps, _ = keras.utils.unpack_x_y_sample_weight(batch)
+        divided, whole = (functools.partial(of_batch, x_t, t, eps, count) for count in (parts, 1))
+        if eps.shape[0] is None:  # the graph that Keras makes, from the second size on, for all sizes
+            loss, gradients = tf.cond(tf.shape(eps)[0] >= parts, divided, whole)
+        else:
+            loss, gradients = divided() if eps.shape[0] >= parts else whole()
+        model.optimizer.apply(gradients, model.trainable_weights)
+        return {"loss": loss}
+
+    model.train_step = train_step

@@ -1,0 +1,67 @@
+"""Batches divided among cores give what undivided ones give."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import device
+import model_file
+import parts
+from unet import NaiveUnet
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 16])
+def test_pieces_are_in_order_and_of_nearly_the_same_size(size):
+    pieces = [piece.numpy() for piece in parts.split(tf.range(size), 3)]
+    np.testing.assert_array_equal(np.concatenate(pieces), range(size))
+    assert max(map(len, pieces)) - min(map(len, pieces)) <= 1
+
+
+@pytest.fixture(scope="module")
+def trained_in():
+    """The losses and the weights after batches of 5, 2 and 4 pictures, trained in a number of parts."""
+
+    def train(count, precision="float32"):
+        keras.utils.set_random_seed(0)
+        model = NaiveUnet((32, 32, 3), 8)
+        optimizer = keras.optimizers.SGD(0.1, use_ema=True, ema_momentum=0.9)  # Adam would hide factors of gradients
+        model_file.logbook(model)["progress"] = {}
+        model_file.compile_for_run(model, optimizer, precision, xla=False, parts=count)
+        rng = np.random.default_rng(1)
+        losses = []
+        for size in 5, 2, 4:
+            x_t, eps = rng.standard_normal((2, size, 32, 32, 3), np.float32)
+            losses.append(model.train_on_batch([x_t, rng.random((size, 1), np.float32)], eps))
+        return losses, model.get_weights()
+
+    return train
+
+
+def test_training_in_parts_is_training(trained_in):
+    """A batch of 2 is not divided into 3, and a second size of batches makes Keras trace the step for all sizes."""
+    losses, weights = trained_in(3)
+    whole_losses, whole_weights = trained_in(1)
+    np.testing.assert_allclose(losses, whole_losses, rtol=1e-5)
+    for part, whole in zip(weights, whole_weights, strict=True):
+        np.testing.assert_allclose(part, whole, atol=2e-6)
+
+
+def test_in_float16_the_scaled_loss_is_divided_out_again(trained_in):
+    losses, weights = trained_in(2, "float16")
+    whole_losses, whole_weights = trained_in(1)
+    np.testing.assert_allclose(losses, whole_losses, rtol=1e-2)
+    moved = np.abs(weights[-1] - whole_weights[-1]).max() / np.abs(whole_weights[-1]).max()
+    assert moved < 0.02
+
+
+def test_prediction_in_parts_is_prediction():
+    model = NaiveUnet((32, 32, 3), 8)
+    model.layers[-1].set_weights([np.random.default_rng(0).normal(size=w.shape) for w in model.layers[-1].weights])
+    inputs = [tf.random.normal((5, 32, 32, 3)), tf.random.uniform((5, 1))]
+    np.testing.assert_allclose(parts.predictor(model, 3)(inputs), model(inputs), atol=1e-4)
+
+
+def test_no_more_parts_than_pictures_or_cores():
+    assert device.parts_for(1) == 1
+    assert 1 <= device.parts_for(10**6) <= min(device.cores(), device.MOST_PARTS)
