@@ -127,13 +127,20 @@ def p_sample(x_t, t, eps, z, sched, variance="beta", clip=True):
     Raises:
         ValueError: for another `variance`.
     """
+    return p_mean(x_t, t, eps, sched, clip) + _at(_sigma(sched, variance), t, x_t) * z
+
+
+def p_mean(x_t, t, eps, sched, clip=True):
+    """μ_θ(x_t, t), the mean of a reverse step; arguments and result as in `p_sample`."""
     if clip:
         x_0 = tf.clip_by_value(predict_x0(x_t, t, eps, sched), -1, 1)
-        mean = _at(sched["posterior_mean_coef1"], t, x_t) * x_0 + _at(sched["posterior_mean_coef2"], t, x_t) * x_t
-    else:
-        mean = _at(sched["oneover_sqrta"], t, x_t) * (x_t - _at(sched["mab_over_sqrtmab"], t, x_t) * eps)
+        return q_mean(x_0, x_t, t, sched)
+    return _at(sched["oneover_sqrta"], t, x_t) * (x_t - _at(sched["mab_over_sqrtmab"], t, x_t) * eps)
 
-    return mean + _at(_sigma(sched, variance), t, x_t) * z
+
+def q_mean(x_0, x_t, t, sched):
+    """μ_q(x_t, x_0), the mean of x_{t-1} given both (DDPM equation 7, slides "Getting the reverse probability")."""
+    return _at(sched["posterior_mean_coef1"], t, x_t) * x_0 + _at(sched["posterior_mean_coef2"], t, x_t) * x_t
 
 
 def _sigma(sched, variance):
@@ -192,22 +199,89 @@ def reverse_step(predict_eps, sched, variance="beta", clip=True, xla=False):
     return step
 
 
-def reverse_process(step, T, image_shape, seed, index):
+def reverse_process(step, T, image_shape, seed, index, noise=standard_normal):
     """From noise to images (DDPM algorithm 2): yields (t, x_t) for t = T, T - 1, … 0.
 
     Args:
         step: what `reverse_step` returned.
         T: the number of steps of its schedule.
-        image_shape, seed, index: see `standard_normal`; all noise is drawn from there.
+        image_shape, seed, index: see `standard_normal`.
+        noise: a function with its arguments and result, from which all noise comes.
     """
     seed = tf.constant(seed, tf.int64)
-    x_t = standard_normal(seed, tf.constant(T + 1), index, image_shape)
+    x_t = noise(seed, tf.constant(T + 1), index, image_shape)
     yield T, x_t
     for t in range(T, 0, -1):
         t_now = tf.constant(t)
-        z = standard_normal(seed, t_now, index, image_shape)
+        z = noise(seed, t_now, index, image_shape)
         x_t = step(x_t, t_now, z)
         yield t - 1, x_t
+
+
+def bound_prior(x_0, sched):
+    """L_T of the bound on -log p(x_0): how far x_T is from the noise that sampling starts with.
+
+    Slides "Bayesian inference, again, continued", DDPM equation 5.
+
+    Args:
+        x_0: (batch, height, width, channels) float, clean images in [-1, 1].
+
+    Returns:
+        (batch,) float32, bits a dimension.
+    """
+    mean_squared = float(sched["sqrtab"][-1]) ** 2 * tf.square(x_0)
+    variance = float(sched["sqrtmab"][-1]) ** 2
+    return _bits(0.5 * (mean_squared + variance - 1 - np.log(variance)))
+
+
+def bound_term(x_0, x_t, t, eps, sched, variance="beta", clip=True):
+    """L_{t-1} of the bound on -log p(x_0), for t > 1: the divergence of q(x_{t-1} | x_t, x_0) from p_θ(x_{t-1} | x_t).
+
+    Both are Gaussians (DDPM equations 5 and 8, slides "Understanding the terms, continued").
+
+    Args:
+        x_0: (batch, height, width, channels) float, clean images in [-1, 1].
+        x_t: like `x_0`, its noisy version.
+        t: (batch,) int, 2 … T.
+        eps: like `x_0`, the noise that the network sees in x_t.
+        sched, variance, clip: see `p_sample`.
+
+    Returns:
+        (batch,) float32, bits a dimension.
+    """
+    sigma_p = np.maximum(_sigma(sched, variance), 1e-30)  # 0 for t < 2, of which nobody asks
+    ratio = np.sqrt(np.maximum(sched["posterior_variance"], 1e-30), dtype=np.float64) / sigma_p
+    distance = (q_mean(x_0, x_t, t, sched) - p_mean(x_t, t, eps, sched, clip)) / _at(sigma_p, t, x_t)
+    return _bits(0.5 * (tf.square(distance) + _at(ratio**2 - 1 - 2 * np.log(ratio), t, x_t)))
+
+
+def bound_decoder(x_0, x_1, eps, sched, variance="beta", clip=True):
+    """L_0 of the bound, -log p_θ(x_0 | x_1): what a Gaussian gives to each pixel's value out of 256 (DDPM equation 13).
+
+    Arguments and result as in `bound_term`, with pixels of 256 values as p / 127.5 - 1. The Gaussian has the variance
+    β_1, or instead of β̃_1, which is 0, β̃_2, as in the code of the paper.
+    """
+    t = tf.ones(tf.shape(x_0)[:1], tf.int32)
+    beta = variance == "beta" or len(sched["beta_t"]) == 2
+    sigma = np.sqrt(sched["beta_t"][1] if beta else sched["posterior_variance"][2])
+    return _bits(-_log_probability_of_pixel(x_0, p_mean(x_1, t, eps, sched, clip), sigma))
+
+
+def _log_probability_of_pixel(x, mean, sigma):
+    """log of the share of N(mean, σ²) that falls to a pixel's value: half-way to its neighbours, or to infinity."""
+    x, mean = tf.cast(x, tf.float64), tf.cast(mean, tf.float64)
+    infinity = tf.constant(np.inf, tf.float64)
+    low = tf.where(x < -0.999, -infinity, (x - 1 / 255 - mean) / sigma)
+    high = tf.where(x > 0.999, infinity, (x + 1 / 255 - mean) / sigma)
+    upper = low + high > 0  # in the upper half of the Gaussian mirror it: differences of small numbers stay exact
+    low, high = tf.where(upper, -high, low), tf.where(upper, -low, high)
+    share = 0.5 * (tf.math.erfc(-high / np.sqrt(2)) - tf.math.erfc(-low / np.sqrt(2)))
+    return tf.cast(tf.math.log(tf.maximum(share, 1e-300)), tf.float32)
+
+
+def _bits(nats):
+    """The mean over the dimensions of each image, in bits."""
+    return tf.reduce_mean(nats, axis=(1, 2, 3)) / np.log(2)
 
 
 def to_pixels(x_0):

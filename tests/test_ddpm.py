@@ -276,3 +276,78 @@ def test_pixels_are_rounded_and_clipped():
     values = np.array([-3, -1, -0.9999, 0, 0.5, 1, 1.2], np.float32)
     pixels = ddpm.to_pixels(values)
     assert pixels.dtype == np.int16 and pixels.tolist() == [0, 0, 0, 128, 191, 255, 255]
+
+
+# --- the bound --------------------------------------------------------------------------------------------------------
+
+
+def gaussian(x, mean, variance):
+    return np.exp(-((x - mean) ** 2) / (2 * variance)) / np.sqrt(2 * np.pi * variance)
+
+
+@pytest.mark.parametrize("variance", ["beta", "posterior"])
+@pytest.mark.parametrize("clip", [True, False])
+@pytest.mark.parametrize("t", [2, 3, 50, 400, 1000])
+def test_a_term_of_the_bound_is_the_integral_of_the_divergence(sched, variance, clip, t):
+    beta, alpha, alphabar = exact()
+    x_0, x_t, eps = -0.4, 0.7, 0.9
+    ab, before, b, a = alphabar[t], alphabar[t - 1], beta[t], alpha[t]
+    tilde = b * (1 - before) / (1 - ab)
+
+    def mean_given(x):
+        return before**0.5 * b / (1 - ab) * x + a**0.5 * (1 - before) / (1 - ab) * x_t
+
+    guess = (x_t - (1 - ab) ** 0.5 * eps) / ab**0.5
+    mean_p = mean_given(np.clip(guess, -1, 1) if clip else guess)
+    x = np.linspace(-1, 1, 400_001) * 12 * tilde**0.5 + mean_given(x_0)
+    q, p = gaussian(x, mean_given(x_0), tilde), (mean_p, b if variance == "beta" else tilde)
+    log_p = -((x - p[0]) ** 2) / (2 * p[1]) - 0.5 * np.log(2 * np.pi * p[1])
+    nats = np.trapezoid(q * (np.log(np.maximum(q, 1e-300)) - log_p), x)
+    got = ddpm.bound_term(images(x_0), images(x_t), steps(t), images(eps), sched, variance, clip)
+    assert float(got[0]) == pytest.approx(nats / np.log(2), rel=2e-4, abs=1e-6)
+
+
+def test_the_prior_term_is_the_integral_of_the_divergence(sched):
+    alphabar = exact()[2]
+    x_0, x = 0.8, np.linspace(-12, 12, 400_001)
+    q, p = gaussian(x, alphabar[-1] ** 0.5 * x_0, 1 - alphabar[-1]), gaussian(x, 0, 1)
+    bits = np.trapezoid(q * np.log2(q / p), x)
+    assert float(ddpm.bound_prior(images(x_0), sched)[0]) == pytest.approx(bits, rel=1e-3)
+
+
+@pytest.mark.parametrize("variance", ["beta", "posterior"])
+def test_the_decoder_shares_all_probability_among_256_values(sched, variance):
+    from math import erf
+
+    x_1, eps = 0.123, 0.4
+    values = tf.reshape(tf.range(256, dtype=tf.float32) / 127.5 - 1, (256, 1, 1, 1))
+    same = [tf.broadcast_to(images(v), values.shape) for v in (x_1, eps)]
+    bits = ddpm.bound_decoder(values, *same, sched, variance).numpy()
+    assert np.sum(2.0**-bits) == pytest.approx(1, abs=1e-5)
+
+    beta, alpha, alphabar = exact()
+    sigma = (beta[1] if variance == "beta" else beta[2] * (1 - alphabar[1]) / (1 - alphabar[2])) ** 0.5
+    mean = (x_1 - (1 - alpha[1]) ** 0.5 * eps) / alpha[1] ** 0.5
+    for k in 140, 142, 143:
+        low, high = ((k / 127.5 - 1 + side / 255 - mean) / sigma / 2**0.5 for side in (-1, 1))
+        assert bits[k] == pytest.approx(-np.log2((erf(high) - erf(low)) / 2), rel=1e-3)
+    assert np.all(np.isfinite(bits)) and bits[0] > 100
+
+
+@pytest.mark.parametrize("variance", ["beta", "posterior"])
+def test_the_bound_of_the_exact_predictor_of_a_gaussian_is_the_one_computed_by_hand(sched, variance):
+    """For data N(m, s²) the best predictor errs by the variance ᾱs²/(ᾱs² + 1 - ᾱ); every term follows from that."""
+    m, s, rng = 0.1, 0.3, np.random.default_rng(0)
+    beta, alpha, alphabar = exact()
+    x_0 = (m + s * rng.standard_normal((64, 16, 16, 1))).astype(np.float32)
+    for t in 2, 30, 500, 1000:
+        ab = alphabar[t]
+        noise = rng.standard_normal(x_0.shape).astype(np.float32)
+        x_t = ab**0.5 * x_0 + (1 - ab) ** 0.5 * noise
+        eps = (1 - ab) ** 0.5 * (x_t - ab**0.5 * m) / (ab * s**2 + 1 - ab)
+        got = ddpm.bound_term(x_0, x_t, tf.fill(64, t), eps.astype(np.float32), sched, variance, clip=False).numpy()
+        tilde = beta[t] * (1 - alphabar[t - 1]) / (1 - ab)
+        of_p = beta[t] if variance == "beta" else tilde
+        error = beta[t] ** 2 / (alpha[t] * (1 - ab)) * ab * s**2 / (ab * s**2 + 1 - ab)
+        nats = 0.5 * (np.log(of_p / tilde) + (tilde + error) / of_p - 1)
+        assert got.mean() == pytest.approx(nats / np.log(2), abs=5 * got.std() / 8 + 1e-7)
