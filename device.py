@@ -39,9 +39,10 @@ def start_tensorflow(parts=1):
         import tensorflow as tf
 
         with contextlib.suppress(RuntimeError):  # already at work, in a notebook say
-            for gpu in tf.config.list_physical_devices("GPU"):
+            gpus = tf.config.list_physical_devices("GPU")
+            for gpu in gpus:
                 tf.config.experimental.set_memory_growth(gpu, True)
-            if parts > 1 and "TF_NUM_INTRAOP_THREADS" not in os.environ:
+            if parts > 1 and not gpus and "TF_NUM_INTRAOP_THREADS" not in os.environ:
                 tf.config.threading.set_intra_op_parallelism_threads(max(1, cores() // parts))
     return tf
 

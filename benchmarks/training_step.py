@@ -3,21 +3,23 @@
     pip install -r benchmarks/requirements.txt
     python benchmarks/training_step.py                       float32, about 5 minutes on 2 cores
     python benchmarks/training_step.py --precision bfloat16
+    python benchmarks/training_step.py --n-feat 512 --batch-size 64 --precision bfloat16        on a GPU
 
 All draw t and ε, noise the pictures, predict, go one step of Adam and average the weights. The networks are the same
 (checked first: as many parameters, and with the same weights the same outputs to 1e-4). PyTorch runs as it is, eager,
-in both memory layouts.
+in both memory layouts; on a GPU also compiled. The last column is the arithmetic of the convolutions done in a second,
+as a share of that of large matrices, which this machine multiplies in the same run.
 """
 
 import argparse
 
 import common
 
-BATCH = 16
+MATRIX = 2048
 SETTINGS = {"first run": (16, 32), "larger": (32, 64)}  # n_feat, image size
 
 
-def ours(n_feat, size, precision, options):
+def ours(n_feat, size, batch, precision, options):
     """A step as `diffusion_model.train` does it, with what `device.py` chooses, or with `options` instead."""
     import device
 
@@ -39,9 +41,9 @@ def ours(n_feat, size, precision, options):
     optimizer = keras.optimizers.Adam(1e-3, use_ema=True, ema_momentum=0.99)
     optimizer.build(model.trainable_variables)
     model_file.logbook(model)["progress"] = {}
-    parts = options.get("parts", device.parts_for(BATCH))
+    parts = options.get("parts", device.parts_for(batch))
     model_file.compile_for_run(model, optimizer, precision, options.get("xla", device.has_gpu()), parts)
-    images = np.random.default_rng(0).integers(0, 256, (256 * BATCH, size, size, 3), np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (64 * batch, size, size, 3), np.uint8)
     noisy = diffusion_model.noising(ddpm_schedule(1e-4, 0.02, 1000), seed=0)
     endless, step = iter(()), 0
 
@@ -49,7 +51,7 @@ def ours(n_feat, size, precision, options):
         nonlocal endless, step
         image_batch = next(endless, None)
         if image_batch is None:
-            endless = data.batches(images, BATCH, 0, step)
+            endless = data.batches(images, batch, 0, step)
             image_batch = next(endless)
         x_t, t_input, eps = noisy(image_batch, tf.constant(step, tf.int64))
         step += 1
@@ -58,29 +60,31 @@ def ours(n_feat, size, precision, options):
     return train_step
 
 
-def torchs(n_feat, size, precision, layout, fused):
+def torchs(n_feat, size, batch, precision, layout, fused, compiled=False):
     """The same step in PyTorch."""
     import peer
     import torch
 
     torch.set_num_threads(common.device.cores())
     layout = getattr(torch, layout)
-    network = peer.Unet((size, size, 3), n_feat).to(memory_format=layout)
+    where = "cuda" if torch.cuda.is_available() else "cpu"
+    network = peer.Unet((size, size, 3), n_feat).to(where, memory_format=layout)
     optimizer = torch.optim.Adam(network.parameters(), 1e-3, fused=fused)
     averages = torch.optim.swa_utils.AveragedModel(
         network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.99)
     )
-    images = torch.randint(0, 256, (256 * BATCH, 3, size, size), dtype=torch.uint8).to(memory_format=layout)
-    alphabar = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000), 0)
+    images = torch.randint(0, 256, (64 * batch, 3, size, size), dtype=torch.uint8).to(memory_format=layout)
+    alphabar = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000), 0).to(where)
+    predict = torch.compile(network) if compiled else network
 
     def train_step():
-        x_0 = images[torch.randint(0, len(images), (BATCH,))] / 127.5 - 1
-        eps, t = torch.randn_like(x_0), torch.randint(0, 1000, (BATCH,))
+        x_0 = images[torch.randint(0, len(images), (batch,))].to(where) / 127.5 - 1
+        eps, t = torch.randn_like(x_0), torch.randint(0, 1000, (batch,), device=where)
         a = alphabar[t][:, None, None, None]
         x_t = a.sqrt() * x_0 + (1 - a).sqrt() * eps
         optimizer.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
-            loss = torch.nn.functional.mse_loss(network(x_t, (t[:, None] + 1) / 1000), eps)
+        with torch.autocast(where, torch.bfloat16, enabled=precision == "bfloat16"):
+            loss = torch.nn.functional.mse_loss(predict(x_t, (t[:, None] + 1) / 1000), eps)
         loss.backward()
         optimizer.step()
         averages.update_parameters(network)
@@ -89,35 +93,59 @@ def torchs(n_feat, size, precision, layout, fused):
     return train_step
 
 
+def matrices(precision):
+    """A product of two large matrices."""
+    import device
+
+    tf = device.start_tensorflow()
+    a = tf.cast(tf.random.normal((MATRIX, MATRIX)), precision)
+    return lambda: tf.linalg.matmul(a, a)[0, 0].numpy()
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=9, help="turns of each contender (9)")
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--n-feat", type=int, help="a width of your own, with --image-size")
-    parser.add_argument("--image-size", type=int, default=64)
+    parser.add_argument("--image-size", type=int, default=64, help="with --n-feat (64)")
+    parser.add_argument("--batch-size", type=int, default=16, help="pictures in a step (16)")
     options = parser.parse_args()
     settings = {"yours": (options.n_feat, options.image_size)} if options.n_feat else SETTINGS
     import peer
+    import torch
+    from growth import operations
 
     print(common.machine("tensorflow", "keras", "torch"))
     parameters, difference = peer.check()
     print(f"networks: {parameters:,} parameters both; largest difference of outputs {difference:.1e}")
     for title, (n_feat, size) in settings.items():
-        p = options.precision
+        setting = n_feat, size, options.batch_size, options.precision
         contenders = {
-            "this project": common.Contender(ours, n_feat, size, p, {}),
-            "… batches undivided": common.Contender(ours, n_feat, size, p, {"parts": 1}),
-            "… with XLA, undivided": common.Contender(ours, n_feat, size, p, {"parts": 1, "xla": True}),
-            "Keras as it is": common.Contender(ours, n_feat, size, p, {"parts": 1, "keras_norm": True}),
-            "PyTorch": common.Contender(torchs, n_feat, size, p, "contiguous_format", None),
-            "PyTorch, channels_last": common.Contender(torchs, n_feat, size, p, "channels_last", None),
-            "PyTorch, channels_last, fused Adam": common.Contender(torchs, n_feat, size, p, "channels_last", True),
+            "this project": common.Contender(ours, *setting, {}),
+            "… batches undivided": common.Contender(ours, *setting, {"parts": 1, "xla": False}),
+            "… with XLA, undivided": common.Contender(ours, *setting, {"parts": 1, "xla": True}),
+            "Keras as it is": common.Contender(ours, *setting, {"parts": 1, "keras_norm": True}),
+            "PyTorch": common.Contender(torchs, *setting, "contiguous_format", None),
+            "PyTorch, channels_last": common.Contender(torchs, *setting, "channels_last", None),
+            "PyTorch, channels_last, fused Adam": common.Contender(torchs, *setting, "channels_last", True),
         }
+        if torch.cuda.is_available():
+            contenders["PyTorch, channels_last, compiled"] = common.Contender(
+                torchs, *setting, "channels_last", True, True
+            )
+        contenders["matrices"] = common.Contender(matrices, options.precision)
         seconds = common.race(contenders, options.rounds)
+        rate = 2 * MATRIX**3 / seconds.pop("matrices")
         best = min(seconds["PyTorch"], seconds["PyTorch, channels_last"])
-        rows = [("", "ms a step", "images a second", "× PyTorch in its better layout")]
-        rows += [(name, f"{1e3 * s:.1f}", f"{BATCH / s:.0f}", f"{best / s:.2f}") for name, s in seconds.items()]
-        common.table(f"training, {title}: n_feat {n_feat}, {size}×{size}, batches of {BATCH}, {p}", rows)
+        rows = [("", "ms a step", "images a second", "× PyTorch in its better layout", "% of the matrix rate")]
+        for name, s in seconds.items():
+            share = 100 * operations(*setting[:3]) / s / rate
+            rows.append((name, f"{1e3 * s:.1f}", f"{options.batch_size / s:.0f}", f"{best / s:.2f}", f"{share:.0f}"))
+        common.table(
+            f"training, {title}: n_feat {n_feat}, {size}×{size}, batches of {options.batch_size}, {options.precision}; "
+            f"matrices {rate / 1e9:.0f} GFLOP/s",
+            rows,
+        )
 
 
 if __name__ == "__main__":

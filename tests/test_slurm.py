@@ -1,4 +1,4 @@
-"""`cluster/train.slurm` under a real SLURM with one node. Minutes: `pytest -m slow tests/test_slurm.py -s`."""
+"""`cluster/train.slurm` under a real SLURM with one node. Minutes: `pytest -m slow tests/test_slurm.py -s -n 0`."""
 
 import os
 import shutil

@@ -1,0 +1,102 @@
+"""How long from the command to the first training step, and from `my_sample` to the first reverse step, and why?
+
+    python benchmarks/startup.py        about 2 minutes on 2 cores
+
+Each start is a new process; medians of several.
+"""
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+
+import common
+
+TRAINING = """
+import time; start = time.perf_counter(); stages = {}
+def stage(name):
+    global start
+    now = time.perf_counter(); stages[name] = now - start; start = now
+import console, data, device
+stage("NumPy, Pillow, our modules")
+tf = device.start_tensorflow(parts=device.MOST_PARTS); import keras
+stage("TensorFlow and Keras")
+import diffusion_model, model_file
+images, _ = data.load_images("drawings", 32)
+stage("2,048 drawings")
+model, *_ = diffusion_model.prepare({"preset": "first", "data": "pictures.npy"}, "model.keras")
+stage("network and optimizer")
+noisy = diffusion_model.noising(diffusion_model.ddpm_schedule(1e-4, 0.02, 1000), 0)
+x_t, t, eps = noisy(next(data.batches(images, 16, 0, 0)), tf.constant(0, tf.int64))
+model.train_on_batch([x_t, t], eps)
+stage("first step: the graph")
+model.train_on_batch([x_t, t], eps)
+stage("second step")
+print(stages)
+"""
+SAMPLING = """
+import time; start = time.perf_counter(); stages = {}
+def stage(name):
+    global start
+    now = time.perf_counter(); stages[name] = now - start; start = now
+import device
+tf = device.start_tensorflow(parts=N)
+stage("TensorFlow and Keras")
+import reverse_diffusion as rd, ddpm
+model = rd.load(*rd.load_key("model.keras"))
+stage("the model from its file")
+step, T = rd.compiled_step(model, "beta", True, device.parts_for(N), N == 1)
+x_t = ddpm.standard_normal(tf.constant(0, tf.int64), tf.constant(T), tf.range(N), (32, 32, 3))
+stage("noise")
+step(x_t, tf.constant(T), x_t)
+stage("first step: the graph")
+step(x_t, tf.constant(T), x_t)
+stage("second step")
+print(stages)
+"""
+
+
+def start(code, folder):
+    """Seconds of each stage of a new process."""
+    environment = {**os.environ, "PYTHONPATH": common.ROOT}
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(done.stderr)
+    return eval(done.stdout.splitlines()[-1])
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5, help="how many starts of each (5)")
+    options = parser.parse_args()
+    print(common.machine("tensorflow", "keras"))
+    with tempfile.TemporaryDirectory() as folder:
+        import numpy as np
+
+        from data import drawings
+
+        np.save(os.path.join(folder, "pictures.npy"), drawings.draw_cats(32, count=16))
+        script = os.path.join(common.ROOT, "diffusion_model.py")
+        quick = ["--data", "pictures.npy", "--n-epochs", "1", "--T", "50", "--beta2", "0.3", "--sample-every", "0"]
+        subprocess.run([sys.executable, script, *quick], cwd=folder, check=True, capture_output=True)
+        starts = {
+            "python diffusion_model.py, the settings of the first run": TRAINING,
+            "my_sample(), one picture": SAMPLING.replace("N", "1"),
+            "my_sample(n_sample=16)": SAMPLING.replace("N", "16"),
+        }
+        for title, code in starts.items():
+            if code is TRAINING:
+                os.rename(os.path.join(folder, "model.keras"), os.path.join(folder, "kept.keras"))
+            runs = [start(code, folder) for _ in range(options.rounds)]
+            if code is TRAINING:
+                os.rename(os.path.join(folder, "kept.keras"), os.path.join(folder, "model.keras"))
+            medians = {stage: statistics.median(run[stage] for run in runs) for stage in runs[0]}
+            rows = [("", "seconds"), *((stage, f"{seconds:.2f}") for stage, seconds in medians.items())]
+            rows.append(("to the end of the first step", f"{sum(medians.values()) - medians['second step']:.2f}"))
+            common.table(title, rows)
+
+
+if __name__ == "__main__":
+    main()
