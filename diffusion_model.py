@@ -31,10 +31,10 @@ PRESETS = {
     },
 }  # fmt: skip
 BOTH_PRESETS = {
-    "channels": 3, "flip": None, "precision": "float32",
+    "channels": 3, "flip": None, "precision": "float32", "validation": None, "validate_every": 1,
     "beta1": 1e-4, "beta2": 0.02, "T": 1000, "seed": 0,
 }  # fmt: skip
-FIXED_BY_FILE = ("image_size", "channels", "n_feat", "beta1", "beta2", "T", "seed")
+FIXED_BY_FILE = ("image_size", "channels", "n_feat", "beta1", "beta2", "T", "seed", "validation")
 STEPS_OF_FIRST = 4800
 # What the logbook knows of the progress: epochs and steps done, and of the epoch that is under way the pictures used,
 # their sum of losses, the seconds they took, and the size of its batches.
@@ -75,6 +75,10 @@ def parse_options(arguments=None):
     add("--save-every", type=real(0), default=10, metavar="MINUTES", help="at most so much is lost to a power cut (10)")
     add("--keep", type=whole(0), default=0, metavar="K", help="keep the first save after each of the last K epochs (0)")
     add("--deterministic", action="store_true", help="on a GPU: the same bits in every run, but slower (a CPU is)")
+    add("--validation", metavar="SOURCE", help="pictures whose loss is shown, not trained on: a share as 0.1, "
+        "or a source of their own like --data (none)")
+    add("--validate-every", type=whole(1), metavar="EPOCHS", help="their loss after every so many epochs (1)")
+    add("--tensorboard", metavar="DIR", help="scalars, pictures and graph for tensorboard --logdir DIR (off)")
     add("--sample-every", type=whole(0), metavar="EPOCHS", help="a grid of pictures beside the model every so many "
         "epochs, 0 never (first: half-way, slides 10)")
     options = vars(parser.parse_args(arguments))
@@ -88,17 +92,20 @@ if __name__ == "__main__":  # before TensorFlow, so that --help and slips of typ
     OPTIONS = parse_options()
     INTERRUPTION = Interruption()
     say("diffusion_model.py: starting TensorFlow …")
-tf = device.start_tensorflow(parts=OPTIONS.get("parts", device.MOST_PARTS) if __name__ == "__main__" else 1)
+    PARTS = OPTIONS.get("parts", 1 if OPTIONS.get("xla") else device.MOST_PARTS)
+tf = device.start_tensorflow(PARTS if __name__ == "__main__" else 1)
 import keras  # noqa: E402
 
 import model_file  # noqa: E402
 from ddpm import ddpm_schedule, q_sample  # noqa: E402
 from keeper import Keeper, grid_name  # noqa: E402
 from unet import NaiveUnet  # noqa: E402
+from validation import Validation, held_back  # noqa: E402
 
 
 def main():
     path, save_every, keep = (OPTIONS.pop(name) for name in ("model", "save_every", "keep"))
+    folder = OPTIONS.pop("tensorboard", None)
     if OPTIONS.get("deterministic"):  # XLA has no such promise
         tf.config.experimental.enable_op_determinism()
     with console.errors_in_a_sentence("diffusion_model.py"):
@@ -108,8 +115,14 @@ def main():
         if lock.missing:
             say(lock.missing)
         files.check_writable(path)  # better known now than after an hour
-        model, images = prepare(OPTIONS, path)
-    keeper = Keeper(model, path, save_every, keep, INTERRUPTION)
+        model, images, held_out = prepare(OPTIONS, path)
+        sched, board = ddpm_schedule(**model_file.logbook(model)["diffusion"]), None
+        if folder:
+            from board import Board
+
+            board = Board(folder, model, sched)
+    validation = Validation(model, held_out, sched) if held_out is not None else None
+    keeper = Keeper(model, path, save_every, keep, INTERRUPTION, validation, board)
     if finished(keeper):
         return
     describe(model, path)
@@ -132,7 +145,7 @@ def give_up(model, why):
 
 
 def prepare(options, path):
-    """A model ready to train, with its settings and progress in its logbook, and its pictures.
+    """A model ready to train, with its settings and progress in its logbook, its pictures, and held-out ones or None.
 
     Args:
         options: what `parse_options` returned, without the model's path.
@@ -145,7 +158,7 @@ def prepare(options, path):
     book = model_file.logbook(model) if going_on else {}
     settings = choose_settings(options, book, path)
     ddpm_schedule(settings["beta1"], settings["beta2"], settings["T"])  # says what is wrong with them
-    images = choose_data(options, settings, book, path)
+    images, held_out = choose_data(options, settings, book, path)
 
     if going_on:
         optimizer = model.optimizer
@@ -163,7 +176,7 @@ def prepare(options, path):
     xla = options.get("xla", device.has_gpu()) and not options.get("deterministic")
     parts = options.get("parts", 1 if xla else device.parts_for(settings["batch_size"]))
     model_file.compile_for_run(model, optimizer, settings["precision"], xla, min(parts, settings["batch_size"]))
-    return model, images
+    return model, images, held_out
 
 
 def choose_settings(options, book, path):
@@ -174,7 +187,7 @@ def choose_settings(options, book, path):
     if not book:
         return {**defaults, **typed}
 
-    before = book["settings"]
+    before = {**BOTH_PRESETS, **book["settings"]}  # a file may be older than one of our settings
     asked = {**defaults, **typed} if "preset" in options else typed
     for name in FIXED_BY_FILE:
         if asked.get(name, before[name]) != before[name]:
@@ -183,19 +196,20 @@ def choose_settings(options, book, path):
                 f"{path} was trained with {option} {before[name]}, not {asked[name]}; leave {option} away to go on "
                 "with it, or name another --model for a new one"
             )
-    settings = {**BOTH_PRESETS, **before, **typed}  # a file may be older than one of our settings
+    settings = {**before, **typed}
     if settings["lr_decay"] == "cosine" and settings["n_epochs"] != before["n_epochs"]:
         say(f"the learning rate's fall to 0 is planned anew, over {settings['n_epochs']} epochs")
     return settings
 
 
 def choose_data(options, settings, book, path):
-    """Reads the pictures, notes them in the logbook, and settles what depends on them."""
+    """Reads the pictures, notes them in the logbook, and settles what depends on them. Held-out ones or None too."""
     before = book.get("data")
     source = options.get("data") or (before and before["source"])
     if source is None:
         source = data.CATS if settings["preset"] == "slides" and os.path.exists(data.CATS) else "drawings"
     images, report = data.load_images(source, settings["image_size"], settings["channels"])
+    images, held_out = hold_out(images, settings)
     now = {"source": report.source, "count": len(images), "digest": data.digest(images)}
     if before and now["digest"] != before["digest"]:
         if not options.get("new_data"):
@@ -216,7 +230,21 @@ def choose_data(options, settings, book, path):
         settings["n_epochs"] = max(1, STEPS_OF_FIRST // math.ceil(len(images) / settings["batch_size"]))
     if settings["sample_every"] is None:
         settings["sample_every"] = math.ceil(settings["n_epochs"] / 2)
-    return images
+    return images, held_out
+
+
+def hold_out(images, settings):
+    """Pictures to train on, and held-out ones: a share of them, those of another source, or None."""
+    source = settings["validation"]
+    if source is None:
+        return images, None
+    try:
+        share = float(source)
+    except ValueError:
+        return images, data.load_images(source, settings["image_size"], settings["channels"])[0]
+    if not 0 < round(share * len(images)) < len(images):
+        raise ValueError(f"--validation must leave pictures on both sides, got {source} of {len(images):,}")
+    return held_back(images, share, settings["seed"])
 
 
 def finished(keeper):

@@ -59,13 +59,18 @@ def save_array(array, path):
         np.save(file, array, allow_pickle=False)
 
 
-def save_grid(images, path):
-    """Writes images (n, height, width, 1 or 3), 0 … 255, as one picture, about as wide as high."""
+def grid(images, columns=None):
+    """Images (n, height, width, 1 or 3), 0 … 255, as one uint8 image, about as wide as high if not told."""
     n, height, width, channels = images.shape
-    columns = int(np.ceil(np.sqrt(n)))
+    columns = columns or int(np.ceil(np.sqrt(n)))
     rows = -(-n // columns)
-    grid = np.full((rows, columns, height + 2, width + 2, channels), 255, np.uint8)
-    grid.reshape(-1, height + 2, width + 2, channels)[:n, 1:-1, 1:-1] = images
-    picture = grid.swapaxes(1, 2).reshape(rows * (height + 2), columns * (width + 2), channels)
+    cells = np.full((rows, columns, height + 2, width + 2, channels), 255, np.uint8)
+    cells.reshape(-1, height + 2, width + 2, channels)[:n, 1:-1, 1:-1] = images
+    return cells.swapaxes(1, 2).reshape(rows * (height + 2), columns * (width + 2), channels)
+
+
+def save_grid(images, path, columns=None):
+    """Writes images (n, height, width, 1 or 3), 0 … 255, as one picture, see `grid`."""
+    picture = grid(images, columns)
     with replacing(path) as draft:
-        Image.fromarray(picture.squeeze(axis=-1) if channels == 1 else picture).save(draft)
+        Image.fromarray(picture.squeeze(axis=-1) if picture.shape[-1] == 1 else picture).save(draft)

@@ -17,6 +17,7 @@ import model_file
 from ddpm import ddpm_schedule, reverse_process, reverse_step, to_pixels
 from epoch_log import EpochLog
 from parts import predictor
+from validation import memorising
 
 N_SAMPLES = 16  # pictures in a grid
 
@@ -30,10 +31,13 @@ class Keeper:
         save_every: minutes between saves.
         keep: how many older saves to keep, each the first after the end of an epoch.
         interruption: an `Interruption`.
+        validation: a `Validation`, or None.
+        board: a `Board`, or None.
     """
 
-    def __init__(self, model, path, save_every, keep, interruption):
+    def __init__(self, model, path, save_every, keep, interruption, validation=None, board=None):
         self.model, self.path, self.keep = model, path, keep
+        self.validation, self.board, self.warned = validation, board, False
         book = model_file.logbook(model)
         self.settings, self.progress, self.count = book["settings"], book["progress"], book["data"]["count"]
         self.log = EpochLog(os.path.splitext(path)[0] + ".csv", self.progress["epoch"])
@@ -97,10 +101,33 @@ class Keeper:
         speed = self.count / max(seconds, 1e-9)
         rate = float(self.model.optimizer.learning_rate)
         row = progress["epoch"], progress["step"], progress["loss"], mean, f"{seconds:.3f}", f"{speed:.1f}", rate
-        self.log.rows.append(row)
+        held_out = self.validate()
+        self.log.rows.append((*row, *(held_out or [""] * 5)))
+        self.warn_of_memorising()
+        if self.board:
+            values = {"loss": mean, "images a second": speed, "learning rate": rate}
+            if held_out:
+                values |= dict(zip(("held-out/all", *(f"held-out/q{q}" for q in range(1, 5))), held_out, strict=True))
+            self.board.epoch(progress["epoch"], values)
         progress.update(epoch=progress["epoch"] + 1, images=0, loss=0.0, seconds=0.0)
         if time.monotonic() - self.log.written_at > 2:  # the rows of short epochs are gathered
             self.attempt(self.log.write)
+
+    def validate(self):
+        """The loss on held-out pictures and that of the quarters of t, said and returned, if it is their turn."""
+        if not self.validation or (self.progress["epoch"] + 1) % self.settings["validate_every"]:
+            return None
+        mean, quarters = self.validation.measure()
+        self.stepped_at = time.monotonic()  # it is not part of the next step
+        self.bar.say(f"held-out loss {mean:.4f}; by quarters of t: " + " ".join(f"{q:.4f}" for q in quarters))
+        return mean, *quarters
+
+    def warn_of_memorising(self):
+        """Says once when the network begins to learn its pictures by heart."""
+        sentence = None if self.warned or not self.validation else memorising(self.log.held_out())
+        if sentence:
+            self.bar.say(sentence)
+            self.warned = True
 
     def at_the_end(self):
         self.save(last=True)
@@ -164,7 +191,8 @@ class Keeper:
         model_file.exchange_averages(self.model)
         if self.interruption.stop:
             self.save_and_end()
-        self.attempt(lambda: files.save_grid(to_pixels(x_t), name))
+        if self.attempt(lambda: files.save_grid(to_pixels(x_t), name)) and self.board:
+            self.board.grid(self.progress["epoch"], name)
         self.stepped_at = time.monotonic()
 
     def save_and_end(self):

@@ -38,7 +38,8 @@ def load_images(source, image_size, channels=3):
     """Reads all pictures of a source, each cropped to its central square and reduced.
 
     Args:
-        source: `'drawings'`, a folder (with its sub-folders), or a `.npy` or `.npz` file.
+        source: `'drawings'`, `'new-drawings'` (as many others), a folder (with its sub-folders), or a `.npy` or
+            `.npz` file.
         image_size: height and width of the result in pixels.
         channels: 3 for colour, 1 for gray.
 
@@ -55,8 +56,8 @@ def load_images(source, image_size, channels=3):
     if not (isinstance(image_size, int) and image_size > 0):
         raise ValueError(f"image_size must be a whole number of pixels, got {image_size}")
     source = os.fspath(source)
-    if source == "drawings":
-        images, report = drawings.draw_cats(image_size), Report(source)
+    if source in ("drawings", "new-drawings"):  # the second for what was trained on the first
+        images, report = drawings.draw_cats(image_size, seed=int(source != "drawings")), Report(source)
         if channels == 1:
             images = np.stack([pictures.fit(image, image_size, channels) for image in images])
         return images, report

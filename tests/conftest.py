@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-SCRIPTS = ("diffusion_model.py", "reverse_diffusion.py", "start.py")
+SCRIPTS = ("diffusion_model.py", "reverse_diffusion.py", "evaluate.py", "figures.py", "start.py")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 # A network small enough that training it takes seconds: 48 pictures, 3 steps an epoch.

@@ -22,6 +22,7 @@ import pytest
 from PIL import Image, features
 
 import data
+import device
 from data import batches, digest, drawings, load_images, pictures
 
 REPO = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -393,7 +394,7 @@ def test_sub_folders_are_included_and_everything_comes_in_the_order_of_its_name(
 
     monkeypatch.setattr(pictures, "read_picture", slowly)
     for cores in 1, 2, 9:
-        monkeypatch.setattr(pictures, "cores", lambda cores=cores: cores)
+        monkeypatch.setattr(device, "cores", lambda cores=cores: cores)
         images, report = load_images(tmp_path, 8)
         assert report.photographs and report.notes == [] and report.left_out == []
         assert report.source == str(tmp_path)
@@ -444,7 +445,7 @@ def test_real_photographs_are_all_read():
 LOAD_AND_TELL = """
 import json, sys
 from data import load_images, pictures
-pictures.cores = lambda: 4
+import device; device.cores = lambda: 4
 pictures._with_progress = lambda results, count: results  # its bar would bring TensorFlow, and its memory
 images, report = load_images(sys.argv[1], 8)
 peak = 0

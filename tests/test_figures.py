@@ -1,0 +1,68 @@
+"""The figures: made by the script as files, and what is in them."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import ddpm
+import figures
+import model_file
+
+
+@pytest.fixture(autouse=True)
+def no_window():
+    import matplotlib
+
+    matplotlib.use("agg")
+    yield
+    import matplotlib.pyplot as plt
+
+    plt.close("all")
+
+
+def test_all_of_them_as_files(run, model_folder):
+    process = run("figures.py", "--out", "pictures")
+    assert process.returncode == 0, process.stderr
+    for name in figures.ALL:
+        with Image.open(model_folder / "pictures" / f"{name}.{'gif' if name == 'gif' else 'png'}") as image:
+            assert min(image.size) > 100
+            assert image.convert("L").getextrema() != (255, 255)
+            if name == "gif":
+                assert image.n_frames == 21  # each of the 20 steps, and the noise
+    assert len(process.stdout.splitlines()) == 1 + len(figures.ALL)
+
+
+def test_forward_goes_from_the_picture_to_noise():
+    sched = ddpm.ddpm_schedule(1e-4, 0.02, 1000)
+    picture = np.full((32, 32, 3), 200, np.uint8)
+    figure = figures.forward(picture, sched)
+    shown = [axis.images[0].get_array() for axis in figure.axes]
+    assert [axis.get_title() for axis in figure.axes] == [f"t = {t}" for t in figures.STEPS]
+    np.testing.assert_array_equal(shown[0], picture)
+    spread = [np.std(image) for image in shown]
+    assert sorted(spread) == spread and spread[-1] > 60
+
+
+def test_the_ends_of_an_interpolation_are_the_pictures_of_the_two_noises(trained):
+    model = model_file.open_model(str(trained[0] / "model.keras"))
+    figure = figures.interpolation(model, count=3)
+    first, _, last = (np.asarray(axis.images[0].get_array(), int) for axis in figure.axes)
+    _, T, step, _ = figures.parts_of(model, 2)
+    import tensorflow as tf
+
+    *_, (_, x_0) = ddpm.reverse_process(step, T, (32, 32, 3), 0, tf.range(2))
+    assert np.abs(first - ddpm.to_pixels(x_0[0])).max() <= 1
+    assert np.abs(last - ddpm.to_pixels(x_0[1])).max() <= 1
+
+
+def test_the_network_is_drawn_with_its_sizes(trained):
+    model = model_file.open_model(str(trained[0] / "model.keras"))
+    texts = " ".join(text.get_text() for text in figures.network(model).axes[0].texts)
+    for size in "32×32×3", "32×32×8", "16×16×8", "8×8×16", "4×4×16", "1×1×16":
+        assert size in texts
+
+
+def test_a_table_without_epochs_is_refused(tmp_path):
+    (tmp_path / "model.csv").write_text("epoch,step,loss_sum,loss_mean,seconds,images_per_second,learning_rate\n")
+    with pytest.raises(ValueError, match="no epochs"):
+        figures.training(tmp_path / "model.csv")

@@ -1,0 +1,92 @@
+"""Distances against naive computations, closed forms, and what they are for."""
+
+import numpy as np
+import pytest
+
+import metrics
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+def test_kid_is_the_sum_over_all_pairs(rng):
+    one, other = rng.normal(size=(7, 5)), rng.normal(0.5, 1, size=(6, 5))
+
+    def kernel(x, y):
+        return (sum(a * b for a, b in zip(x, y, strict=True)) / 5 + 1) ** 3
+
+    def within(s):
+        pairs = [kernel(x, y) for i, x in enumerate(s) for j, y in enumerate(s) if i != j]
+        return sum(pairs) / len(pairs)
+
+    across = [kernel(x, y) for x in one for y in other]
+    assert metrics.kid(one, other) == pytest.approx(within(one) + within(other) - 2 * sum(across) / len(across))
+
+
+def test_kid_is_unbiased(rng):
+    values = [metrics.kid(rng.normal(size=(20, 3)), rng.normal(size=(20, 3))) for _ in range(400)]
+    assert abs(np.mean(values)) < 4 * np.std(values) / 20
+
+
+@pytest.mark.parametrize("count, dimensions", [(4000, 3), (40, 200)])
+def test_the_frechet_distance_of_known_covariances(rng, count, dimensions):
+    """Against the formula with eigenvalues of C₁C₂, also with fewer pictures than dimensions."""
+    one = rng.normal(size=(count, dimensions)) * rng.uniform(0.5, 2, dimensions)
+    other = rng.normal(0.7, 1, size=(count, dimensions)) @ rng.normal(size=(dimensions, dimensions))
+    c1, c2 = np.cov(one.T), np.cov(other.T)
+    roots = np.sqrt(np.maximum(np.linalg.eigvals(c1 @ c2).real, 0))
+    expected = np.sum((one.mean(0) - other.mean(0)) ** 2) + np.trace(c1) + np.trace(c2) - 2 * roots.sum()
+    assert metrics.frechet(one, other) == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_frechet_distance_of_two_gaussians_is_the_closed_form(rng):
+    one, other = rng.normal(0, 1, (200_000, 2)), rng.normal((1, 0), (2, 1), (200_000, 2))
+    assert metrics.frechet(one, other) == pytest.approx(1 + (2 - 1) ** 2, rel=0.02)
+    assert metrics.frechet(one, one) == pytest.approx(0, abs=1e-8)
+
+
+def test_precision_and_recall_by_counting(rng):
+    real, made = rng.normal(size=(30, 2)), rng.normal(1, 1, size=(25, 2))
+
+    def among(points, centres):
+        inside = 0
+        for p in points:
+            for c in centres:
+                radius = sorted(np.linalg.norm(c - o) for o in centres)[3]
+                if np.linalg.norm(p - c) <= radius:
+                    inside += 1
+                    break
+        return inside / len(points)
+
+    assert metrics.precision(real, made) == among(made, real)
+    assert metrics.recall(real, made) == among(real, made)
+
+
+def test_precision_sees_bad_pictures_and_recall_missing_ones(rng):
+    real = np.concatenate([rng.normal(0, 1, (200, 4)), rng.normal(20, 1, (200, 4))])
+    half = rng.normal(0, 1, (200, 4))
+    assert metrics.precision(real, half) > 0.9 and metrics.recall(real, half) < 0.6
+    with_bad = np.concatenate([half, rng.normal(-50, 1, (200, 4))])
+    assert metrics.precision(real, with_bad) < 0.6
+
+
+def test_the_standard_error_is_that_of_repetitions(rng):
+    def mean_of_both(one, other):
+        return one.mean() + other.mean()
+
+    errors = [metrics.with_error(mean_of_both, *rng.normal(size=(2, 400, 1)))[1] for _ in range(50)]
+    assert np.mean(errors) == pytest.approx((2 / 400) ** 0.5, rel=0.15)
+
+
+def test_copies_are_caught_and_new_pictures_are_not(rng):
+    training, held_out = rng.normal(size=(2, 300, 20))
+    ratios, share = metrics.copying(rng.normal(size=(100, 20)), training, held_out)
+    assert np.median(ratios) == pytest.approx(1, abs=0.05) and share == 0
+    copies = training[:100] + rng.normal(0, 0.1, (100, 20))
+    ratios, share = metrics.copying(copies, training, held_out)
+    assert np.median(ratios) < 0.3 and share == 1
+    index, distance = metrics.nearest(copies, training, chunk=7)
+    np.testing.assert_array_equal(index, range(100))
+    assert distance[3] == pytest.approx(np.linalg.norm(copies[3] - training[3]))
