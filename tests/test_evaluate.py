@@ -90,7 +90,7 @@ def test_a_few_steps_for_each_picture_estimate_the_sum_over_all():
         assert every[f"bits/dim, {name}, not clipped"]["value"] == pytest.approx(total / np.log(2), rel=0.015)
     for name in (name for name in every if name.startswith("loss")):  # the exact predictor knows the pixels only
         best = float(every[name]["remark"].split()[0])
-        assert every[name]["value"] == pytest.approx(best, rel=0.1)
+        assert every[name]["value"] == pytest.approx(best, rel=0.1, abs=1e-4)  # the remark has 4 digits
 
 
 def test_features_of_the_network_inside_a_package_know_cats_from_noise():
