@@ -91,6 +91,18 @@ def race(contenders, rounds, seconds_a_turn=1.0):
     return {name: statistics.median(values) for name, values in medians.items()}
 
 
+def operations(n_feat, size, batch):
+    """Floating-point operations of a training step: 2 for each weight and place of a convolution, 3 times."""
+    n, full = n_feat, size * size
+    one = 9 * (3 * n + n * n) * full  # the first Conv3Layer
+    one += 9 * 2 * n * n * full + 9 * (2 * n * n + 4 * n * n) * full / 4 + 9 * 2 * 4 * n * n * full / 16  # down
+    one += (2 * n) * (2 * n) * full / 64  # 4×4 transposed, one weight for each place it makes
+    for place, width_in, width in ((full / 16, 4 * n, 2 * n), (full / 4, 4 * n, n), (full, 2 * n, n)):
+        one += (width_in * width + 9 * 4 * width * width) * place  # 2×2 transposed, then four 3×3
+    one += 9 * 2 * n * 3 * full  # the last
+    return 3 * 2 * one * batch
+
+
 def table(title, rows):
     """Prints rows of words and numbers in columns; the first row is the heading. As Markdown, for the README."""
     print(f"\n{title}\n")

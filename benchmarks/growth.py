@@ -23,18 +23,6 @@ BATCHES = [(16, 32, batch) for batch in (2, 4, 8, 16, 32, 64)]
 PANELS = [("n_feat", WIDTHS, 0), ("image size", SIZES, 1), ("batch", BATCHES, 2)]
 
 
-def operations(n_feat, size, batch):
-    """Floating-point operations of a training step: 2 for each weight and place of a convolution, 3 times."""
-    n, full = n_feat, size * size
-    one = 9 * (3 * n + n * n) * full  # the first Conv3Layer
-    one += 9 * 2 * n * n * full + 9 * (2 * n * n + 4 * n * n) * full / 4 + 9 * 2 * 4 * n * n * full / 16  # down
-    one += (2 * n) * (2 * n) * full / 64  # 4×4 transposed, one weight for each place it makes
-    for place, width_in, width in ((full / 16, 4 * n, 2 * n), (full / 4, 4 * n, n), (full, 2 * n, n)):
-        one += (width_in * width + 9 * 4 * width * width) * place  # 2×2 transposed, then four 3×3
-    one += 9 * 2 * n * 3 * full  # the last
-    return 3 * 2 * one * batch
-
-
 def matrix_rate():
     """Multiplications and additions a second of float32 matrices, 2048×2048, the best of some."""
     import device
@@ -77,7 +65,7 @@ def draw(results, rate, path):
     figure, axes = plt.subplots(2, 3, figsize=(11, 6.4), sharey="row", layout="constrained")
     for (top, bottom), (label, settings, k) in zip(axes.T, PANELS, strict=True):
         x = [setting[k] for setting in settings]
-        limit = [operations(*s) / rate for s in settings]
+        limit = [common.operations(*s) / rate for s in settings]
         top.loglog(x, [results[s][0] for s in settings], "o-", color="#0072B2", label="measured")
         top.loglog(x, limit, "--", color="#D55E00", label="arithmetic limit")
         bottom.loglog(x, [results[s][1] / 1e6 for s in settings], "o-", color="#0072B2")
@@ -130,7 +118,7 @@ def main():
         results[setting] = tuple(map(float, done.stdout.split()))
     rows = [("n_feat", "image size", "batch", "GFLOP a step", "ms a step", "GFLOP/s", "% of the limit", "MB")]
     for setting, (seconds, memory) in results.items():
-        work = operations(*setting)
+        work = common.operations(*setting)
         speed, share = work / seconds, 100 * work / seconds / rate
         rows.append(
             (*setting, f"{work / 1e9:.2f}", f"{1e3 * seconds:.1f}", f"{speed / 1e9:.0f}", f"{share:.0f}",

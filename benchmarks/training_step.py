@@ -113,7 +113,6 @@ def main():
     settings = {"yours": (options.n_feat, options.image_size)} if options.n_feat else SETTINGS
     import peer
     import torch
-    from growth import operations
 
     print(common.machine("tensorflow", "keras", "torch"))
     parameters, difference = peer.check()
@@ -139,7 +138,7 @@ def main():
         best = min(seconds["PyTorch"], seconds["PyTorch, channels_last"])
         rows = [("", "ms a step", "images a second", "× PyTorch in its better layout", "% of the matrix rate")]
         for name, s in seconds.items():
-            share = 100 * operations(*setting[:3]) / s / rate
+            share = 100 * common.operations(*setting[:3]) / s / rate
             rows.append((name, f"{1e3 * s:.1f}", f"{options.batch_size / s:.0f}", f"{best / s:.2f}", f"{share:.0f}"))
         common.table(
             f"training, {title}: n_feat {n_feat}, {size}×{size}, batches of {options.batch_size}, {options.precision}; "
