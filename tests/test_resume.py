@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import zipfile
 
@@ -48,7 +49,11 @@ def read_until(process, word):
 def finish(process, printed="", timeout=60):
     """The finished process, and the seconds that it took from now."""
     begun = time.monotonic()
-    stdout, stderr = process.communicate(timeout=timeout)
+    too_late = threading.Timer(timeout, process.kill)
+    too_late.start()
+    stdout, stderr = process.stdout.read(), process.stderr.read()  # communicate() would miss what has been read ahead
+    process.wait()
+    too_late.cancel()
     seconds = time.monotonic() - begun
     return subprocess.CompletedProcess(process.args, process.returncode, printed + stdout, stderr), seconds
 
