@@ -144,8 +144,9 @@ def likelihood(model, diffusion, images, options):
             t = t.astype(np.int32)
             error, of_t, of_prior = terms(x_0, tf.constant(t), tf.constant([b, k]))
             total = total + of_t.numpy()[:, :real] * (1 if k == draws else (T - 1) / draws)
-            steps.append(t[:real])
-            errors.append(error.numpy()[:real])
+            if k < draws or draws == T - 1:  # every picture at t = 1 would be too many of it in the mean over some t
+                steps.append(t[:real])
+                errors.append(error.numpy()[:real])
             bar.update(b * (draws + 1) + k + 1)
         bits.append(total)
         prior.append(of_prior.numpy()[:real])
