@@ -123,6 +123,19 @@ def real(low, high=float("inf")):
     return _number(float, "a number", low, high)
 
 
+def some_of(names):
+    """An argparse type: some of the names, with commas between them, as a list."""
+
+    def parse(text):
+        chosen = text.split(",")
+        for name in chosen:
+            if name not in names:
+                raise argparse.ArgumentTypeError(f"takes some of {','.join(names)}, got {name}")
+        return chosen
+
+    return parse
+
+
 def _number(kind, what, low, high):
     def parse(text):
         try:

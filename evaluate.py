@@ -27,7 +27,7 @@ def parse_options(arguments=None):
     add("--train", metavar="SOURCE", help="the training pictures, for copies (what the model says it was trained on)")
     add("--samples", metavar="FILE.npy", help="pictures that the model has made (else they are made, and kept)")
     add("--n-sample", type=whole(20), default=500, metavar="N", help="how many to make (500)")
-    add("--only", metavar="PARTS", help=f"some of {','.join(PARTS)} (all)")
+    add("--only", type=console.some_of(PARTS), default=PARTS, metavar="PARTS", help=f"some of {','.join(PARTS)} (all)")
     add(
         "--features",
         default="inception",
@@ -46,10 +46,6 @@ def parse_options(arguments=None):
     add("--figure", metavar="FILE.png", help="samples, and under each its nearest training and held-out picture")
     add("--out", metavar="FILE.json", help="the numbers (beside the model: model-evaluation.json)")
     options = parser.parse_args(arguments)
-    options.only = options.only.split(",") if options.only else list(PARTS)
-    for part in options.only:
-        if part not in PARTS:
-            parser.error(f"--only takes some of {','.join(PARTS)}, got {part}")
     options.out = options.out or os.path.splitext(options.model)[0] + "-evaluation.json"
     return options
 
@@ -64,10 +60,8 @@ def main():
         import model_file
 
         files.check_writable(options.out)
-        model = model_file.open_model(options.model)
-        book, shape = model_file.logbook(model), model.inputs[0].shape[1:]
-        if "diffusion" not in book:
-            raise ValueError(f"{options.model} carries no noise schedule; train it with diffusion_model.py")
+        model, book = model_file.open_with_schedule(options.model)
+        shape = model.inputs[0].shape[1:]
         held_out, report = data.load_images(options.data, shape[0], shape[2])
         if data.digest(held_out) == book["data"]["digest"]:
             say("these are the pictures that it was trained on; numbers will be better than for new ones")
@@ -118,15 +112,16 @@ def likelihood(model, diffusion, images, options):
     predict_eps = predictor(model, device.parts_for(batch_size))
 
     @tf.function
-    def terms(x_0, t, seed):
-        """Squared error of ε̂, and the terms of the bound at t, each way, of every picture."""
+    def terms(x_0, t, seed, last):
+        """Squared error of ε̂, and the terms of the bound at t, each way, of every picture; `last`: all t are 1."""
         eps = tf.random.stateless_normal(tf.shape(x_0), seed)
         x_t = q_sample(x_0, t, eps, sched)
         guess = predict_eps([x_t, tf.cast(t, tf.float32)[:, None] / T])
-        of_t = [bound_term(x_0, x_t, t, guess, sched, *way) for way in ways]
-        of_1 = [bound_decoder(x_0, x_t, guess, sched, *way) for way in ways]
-        error = tf.reduce_mean(tf.square(guess - eps), axis=(1, 2, 3))
-        return error, tf.where(t == 1, tf.stack(of_1), tf.stack(of_t)), bound_prior(x_0, sched)
+        if last:
+            bits = [bound_decoder(x_0, x_t, guess, sched, *way) for way in ways]
+        else:
+            bits = [bound_term(x_0, x_t, t, guess, sched, *way) for way in ways]
+        return tf.reduce_mean(tf.square(guess - eps), axis=(1, 2, 3)), tf.stack(bits)
 
     draws = T - 1 if options.draws == 0 else min(options.draws, T - 1)
     edges = 2 + np.arange(draws + 1) * (T - 1) / draws  # of the stretches of 2 … T
@@ -140,16 +135,17 @@ def likelihood(model, diffusion, images, options):
         x_0 = tf.constant(images[picked] / np.float32(127.5) - 1)
         total = 0
         for k in range(draws + 1):
-            t = np.ones(batch_size) if k == draws else np.floor(rng.uniform(edges[k], edges[k + 1], batch_size))
+            last = k == draws
+            t = np.ones(batch_size) if last else np.floor(rng.uniform(edges[k], edges[k + 1], batch_size))
             t = t.astype(np.int32)
-            error, of_t, of_prior = terms(x_0, tf.constant(t), tf.constant([b, k]))
-            total = total + of_t.numpy()[:, :real] * (1 if k == draws else (T - 1) / draws)
-            if k < draws or draws == T - 1:  # every picture at t = 1 would be too many of it in the mean over some t
+            error, of_t = terms(x_0, tf.constant(t), tf.constant([b, k]), last)
+            total = total + of_t.numpy()[:, :real] * (1 if last else (T - 1) / draws)
+            if not last or draws == T - 1:  # every picture at t = 1 would be too many of it in the mean over some t
                 steps.append(t[:real])
                 errors.append(error.numpy()[:real])
             bar.update(b * (draws + 1) + k + 1)
         bits.append(total)
-        prior.append(of_prior.numpy()[:real])
+        prior.append(bound_prior(x_0, sched).numpy()[:real])
     bits, prior = np.concatenate(bits, axis=1), np.concatenate(prior)
     steps, errors = np.concatenate(steps), np.concatenate(errors)
 

@@ -182,7 +182,7 @@ def training(path):
     epochs = [int(row["epoch"]) for row in rows]
     figure, axis = plt.subplots(figsize=(7, 3.4), layout="constrained")
     marker = "o-" if len(rows) < 40 else "-"
-    axis.semilogy(epochs, [float(row["loss_mean"]) for row in rows], marker, color=BLUE, label="loss of a step")
+    axis.semilogy(epochs, [float(row["loss_mean"]) for row in rows], marker, color=BLUE)
     axis.set_xlabel("epoch")
     axis.set_ylabel("mean squared error of ε̂", color=BLUE)
     axis.grid(alpha=0.3, which="both")
@@ -238,14 +238,9 @@ def parse_options(arguments=None):
     add("--model", default="model.keras", metavar="FILE.keras", help="the trained network (model.keras)")
     add("--data", metavar="SOURCE", help="where the picture of `forward` comes from (the model's own)")
     add("--out", default="figures", metavar="FOLDER", help="where the files go (figures)")
-    add("--only", metavar="NAMES", help=f"some of {','.join(ALL)} (all)")
+    add("--only", type=console.some_of(ALL), default=ALL, metavar="NAMES", help=f"some of {','.join(ALL)} (all)")
     add("--seed", type=console.whole(0), default=0, metavar="N", help="of all noise (0)")
-    options = parser.parse_args(arguments)
-    options.only = options.only.split(",") if options.only else list(ALL)
-    for name in options.only:
-        if name not in ALL:
-            parser.error(f"--only takes some of {','.join(ALL)}, got {name}")
-    return options
+    return parser.parse_args(arguments)
 
 
 def main():
@@ -263,10 +258,7 @@ def main():
         import model_file
         from ddpm import ddpm_schedule
 
-        model = model_file.open_model(options.model)
-        book = model_file.logbook(model)
-        if "diffusion" not in book:
-            raise ValueError(f"{options.model} carries no noise schedule; train it with diffusion_model.py")
+        model, book = model_file.open_with_schedule(options.model)
         os.makedirs(options.out, exist_ok=True)
 
         def picture():

@@ -67,6 +67,18 @@ def open_model(path, compile=False):
     return model
 
 
+def open_with_schedule(path):
+    """Loads a model and returns it with its logbook, which must hold a noise schedule.
+
+    Raises:
+        FileNotFoundError, ValueError: as `open_model`, and if it carries none.
+    """
+    model = open_model(path)
+    if "diffusion" not in logbook(model):
+        raise ValueError(f"{path} carries no noise schedule; train it with diffusion_model.py")
+    return model, logbook(model)
+
+
 def open_for_training(path):
     """Loads a model that `save` has written, with its optimizer and with the raw weights in place.
 
