@@ -186,15 +186,14 @@ def samples_of(model, book, options):
         return samples[: options.n_sample]
     import tensorflow as tf
 
-    import device
-    from ddpm import ddpm_schedule, reverse_process, reverse_step, to_pixels
-    from parts import predictor
+    from ddpm import ddpm_schedule, reverse_process, to_pixels
+    from parts import sampling_step
 
     kept = f"{os.path.splitext(options.model)[0]}-step{book['progress']['step']}-samples.npy"
     samples = np.load(kept) if os.path.exists(kept) else np.empty((0, *model.inputs[0].shape[1:]), np.uint8)
     sched, batch_size = ddpm_schedule(**book["diffusion"]), 50
     T = len(sched["beta_t"]) - 1
-    step = reverse_step(predictor(model, device.parts_for(batch_size)), sched, xla=device.has_gpu())
+    step = sampling_step(model, sched, batch_size)
     start, bar = len(samples), console.Bar(T * -(-max(0, options.n_sample - len(samples)) // batch_size), "step")
     for first in range(start, options.n_sample, batch_size):
         index = tf.range(first, first + batch_size)

@@ -49,13 +49,17 @@ def reverse(model, seed=0, steps=None):
 
     from ddpm import predict_x0, reverse_process
 
-    sched, T, step, predict_eps = parts_of(model, 1)
+    sched, T, step = sampler(model, 1)
     steps = sorted(steps or shares(sched), reverse=True)
     noisy, guesses = [], []
     for t, x_t in reverse_process(step, T, model.inputs[0].shape[1:], seed, tf.range(1)):
         if t in steps:
             noisy.append(x_t[0])
-            guess = predict_x0(x_t, tf.constant([t]), predict_eps([x_t, tf.fill((1, 1), t / T)]), sched) if t else x_t
+            guess = (
+                predict_x0(x_t, tf.constant([t]), model([x_t, tf.fill((1, 1), t / T)], training=False), sched)
+                if t
+                else x_t
+            )
             guesses.append(tf.clip_by_value(guess[0], -1, 1))
     return strip([noisy, guesses], [f"t = {t}" for t in steps], ["$x_t$", r"$\hat x_0$"])
 
@@ -77,7 +81,7 @@ def interpolation(model, count=8, seed=0):
         one, other = tf.unstack(standard_normal(seed, t, tf.range(2), image_shape))
         return tf.cos(angle) * one + tf.sin(angle) * other
 
-    _, T, step, _ = parts_of(model, count)
+    _, T, step = sampler(model, count)
     *_, (_, x_0) = reverse_process(step, T, model.inputs[0].shape[1:], seed, tf.range(count), between)
     return strip([x_0], [f"{100 * k // (count - 1)} %" for k in range(count)], [""])
 
@@ -91,7 +95,7 @@ def reverse_gif(model, path, n_sample=16, frames=40, seed=0):
     import files
     from ddpm import reverse_process, to_pixels
 
-    _, T, step, _ = parts_of(model, n_sample)
+    _, T, step = sampler(model, n_sample)
     shown = {round(T * (1 - k / frames) ** 2) for k in range(frames + 1)}  # more of them where pictures appear
     scale = max(1, 64 // model.inputs[0].shape[1])
     pictures = []
@@ -199,16 +203,14 @@ def shares(sched):
     return [round(t * T / 1000) for t in STEPS]
 
 
-def parts_of(model, batch_size):
-    """Schedule, T, reverse step and noise predictor of a model."""
-    import device
+def sampler(model, batch_size):
+    """Schedule, T and reverse step of a model."""
     import model_file
-    from ddpm import ddpm_schedule, reverse_step
-    from parts import predictor
+    from ddpm import ddpm_schedule
+    from parts import sampling_step
 
     sched = ddpm_schedule(**model_file.logbook(model)["diffusion"])
-    predict_eps = predictor(model, device.parts_for(batch_size))
-    return sched, len(sched["beta_t"]) - 1, reverse_step(predict_eps, sched, xla=device.has_gpu()), predict_eps
+    return sched, len(sched["beta_t"]) - 1, sampling_step(model, sched, batch_size)
 
 
 def strip(rows, titles, names):

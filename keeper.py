@@ -11,12 +11,11 @@ import time
 import tensorflow as tf
 
 import console
-import device
 import files
 import model_file
-from ddpm import ddpm_schedule, reverse_process, reverse_step, to_pixels
+from ddpm import ddpm_schedule, reverse_process, to_pixels
 from epoch_log import EpochLog
-from parts import predictor
+from parts import sampling_step
 from validation import memorising
 
 N_SAMPLES = 16  # pictures in a grid
@@ -41,8 +40,7 @@ class Keeper:
         book = model_file.logbook(model)
         self.settings, self.progress, self.count = book["settings"], book["progress"], book["data"]["count"]
         self.log = EpochLog(os.path.splitext(path)[0] + ".csv", self.progress["epoch"])
-        predict_eps = predictor(model, device.parts_for(N_SAMPLES))
-        self.reverse_step = reverse_step(predict_eps, ddpm_schedule(**book["diffusion"]), xla=device.has_gpu())
+        self.reverse_step = sampling_step(model, ddpm_schedule(**book["diffusion"]), N_SAMPLES)
 
         this_epoch = math.ceil((self.count - self.progress["images"]) / self.progress["batch_size"])
         later_epochs = self.settings["n_epochs"] - self.progress["epoch"] - 1

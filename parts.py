@@ -8,6 +8,9 @@ import functools
 import keras
 import tensorflow as tf
 
+import device
+from ddpm import reverse_step
+
 
 def split(tensor, parts):
     """The tensor in `parts` pieces along its first axis, of sizes that differ by one at most."""
@@ -26,6 +29,11 @@ def predictor(model, parts):
         return tf.concat([model(list(piece), training=False) for piece in pieces], axis=0)
 
     return predict_eps
+
+
+def sampling_step(model, sched, batch_size):
+    """`ddpm.reverse_step` of a model for batches of that size, as it is fast on this machine."""
+    return reverse_step(predictor(model, device.parts_for(batch_size)), sched, xla=device.has_gpu())
 
 
 def divide_training(model, parts):

@@ -47,7 +47,7 @@ def test_the_ends_of_an_interpolation_are_the_pictures_of_the_two_noises(trained
     model = model_file.open_model(str(trained[0] / "model.keras"))
     figure = figures.interpolation(model, count=3)
     first, _, last = (np.asarray(axis.images[0].get_array(), int) for axis in figure.axes)
-    _, T, step, _ = figures.parts_of(model, 2)
+    _, T, step = figures.sampler(model, 2)
     import tensorflow as tf
 
     *_, (_, x_0) = ddpm.reverse_process(step, T, (32, 32, 3), 0, tf.range(2))
