@@ -70,7 +70,7 @@ class Countdown:
 
     def __init__(self, T, title=""):
         self.T, self.title = T, title
-        self.start, self.shown = time.monotonic(), 0.0
+        self.start, self.shown, self.tenths = time.monotonic(), 0.0, 10
 
     def show(self, t):
         now, width = time.monotonic(), 30
@@ -85,7 +85,8 @@ class Countdown:
                 end="" if t else "\n",
                 flush=True,
             )
-        elif t % max(1, self.T // 10) == 0:
+        elif t == self.T or -(-10 * t // self.T) < self.tenths:
+            self.tenths = -(-10 * t // self.T)
             say(f"{self.title}t = {t}")
 
 

@@ -52,7 +52,7 @@ def reverse(model, seed=0, steps=None):
     sched, T, step = sampler(model, 1)
     steps = sorted(steps or shares(sched), reverse=True)
     noisy, guesses = [], []
-    for t, x_t in reverse_process(step, T, model.inputs[0].shape[1:], seed, tf.range(1)):
+    for t, x_t in reverse_process(step, T, model.inputs[0].shape[1:], seed, tf.range(1), at_once=1):
         if t in steps:
             noisy.append(x_t[0])
             guess = (
@@ -99,7 +99,7 @@ def reverse_gif(model, path, n_sample=16, frames=40, seed=0):
     shown = {round(T * (1 - k / frames) ** 2) for k in range(frames + 1)}  # more of them where pictures appear
     scale = max(1, 64 // model.inputs[0].shape[1])
     pictures = []
-    for t, x_t in reverse_process(step, T, model.inputs[0].shape[1:], seed, tf.range(n_sample)):
+    for t, x_t in reverse_process(step, T, model.inputs[0].shape[1:], seed, tf.range(n_sample), at_once=1):
         if t in shown:
             grid = files.grid(to_pixels(x_t)).repeat(scale, 0).repeat(scale, 1)
             picture = Image.fromarray(grid.squeeze(-1) if grid.shape[-1] == 1 else grid)

@@ -31,9 +31,10 @@ def predictor(model, parts):
     return predict_eps
 
 
-def sampling_step(model, sched, batch_size):
+def sampling_step(model, sched, batch_size, variance="beta", clip=True):
     """`ddpm.reverse_step` of a model for batches of that size, as it is fast on this machine."""
-    return reverse_step(predictor(model, device.parts_for(batch_size)), sched, xla=device.has_gpu())
+    xla = device.has_gpu() or batch_size == 1  # a single picture is nothing to divide
+    return reverse_step(predictor(model, device.parts_for(batch_size)), sched, variance, clip, xla)
 
 
 def divide_training(model, parts):

@@ -60,7 +60,7 @@ def my_sample(image_shape=None, n_sample=1, model="model.keras", seed=None, vari
 
     batches = math.ceil(n_sample / largest_batch(model))
     batch_size = math.ceil(n_sample / batches)
-    step, T = compiled_step(model, variance, bool(clip), device.parts_for(batch_size), batch_size == 1)
+    step, T = compiled_step(model, variance, bool(clip), batch_size)
     pictures = []
     for batch in range(batches):
         # The last batch is filled up, not shorter, and so needs no compilation of its own.
@@ -90,16 +90,14 @@ def load(path, stamp):
 
 
 @functools.lru_cache(maxsize=2)
-def compiled_step(model, variance, clip, parts, single):
+def compiled_step(model, variance, clip, batch_size):
     """The reverse step of a model, kept between calls as it takes seconds to compile, and its T."""
     import model_file
-    from ddpm import ddpm_schedule, reverse_step
-    from parts import predictor
+    from ddpm import ddpm_schedule
+    from parts import sampling_step
 
     sched = ddpm_schedule(**model_file.logbook(model).get("diffusion", SLIDES))
-    xla = device.has_gpu() or single  # a single picture is nothing to divide
-    step = reverse_step(predictor(model, parts), sched, variance, clip, xla)
-    return step, len(sched["beta_t"]) - 1
+    return sampling_step(model, sched, batch_size, variance, clip), len(sched["beta_t"]) - 1
 
 
 def largest_batch(model):

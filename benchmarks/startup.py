@@ -47,7 +47,7 @@ stage("TensorFlow and Keras")
 import reverse_diffusion as rd, ddpm
 model = rd.load(*rd.load_key("model.keras"))
 stage("the model from its file")
-step, T = rd.compiled_step(model, "beta", True, device.parts_for(N), N == 1)
+step, T = rd.compiled_step(model, "beta", True, N)
 x_t = ddpm.standard_normal(tf.constant(0, tf.int64), tf.constant(T), tf.range(N), (32, 32, 3))
 stage("noise")
 step(x_t, tf.constant(T), x_t)

@@ -272,6 +272,23 @@ def test_sampling_with_the_exact_predictor_gives_the_data_distribution_itself():
     assert x_0.numpy().std() == pytest.approx(s, abs=0.01)
 
 
+def test_steps_that_are_taken_together_are_the_same_steps(monkeypatch):
+    sched = ddpm.ddpm_schedule(BETA1, BETA2, 25)
+    step = ddpm.reverse_step(lambda inputs: tf.sin(3 * inputs[0]) * inputs[1][:, None, None], sched)
+
+    def run(at_once):
+        return {t: x_t.numpy() for t, x_t in ddpm.reverse_process(step, 25, (8, 8, 1), 4, tf.range(2), at_once=at_once)}
+
+    one_by_one = run(1)
+    assert list(one_by_one) == list(range(25, -1, -1))
+    together = run(10)
+    assert len(together) < 26 and {25, 20, 10, 0} <= set(together)
+    for t, x_t in together.items():
+        np.testing.assert_array_equal(x_t, one_by_one[t])
+    monkeypatch.setattr(ddpm, "QUICK", 0)  # steps that take long are shown one by one
+    assert list(run(10)) == list(one_by_one)
+
+
 def test_pixels_are_rounded_and_clipped():
     values = np.array([-3, -1, -0.9999, 0, 0.5, 1, 1.2], np.float32)
     pixels = ddpm.to_pixels(values)

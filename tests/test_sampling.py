@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import device
 import reverse_diffusion as rd
 
 
@@ -47,7 +46,7 @@ def test_one_compiled_step_is_kept_and_an_incomplete_batch_needs_no_other(model,
     sample(model, 6)
     sample(model, 5)
     loaded = rd.load(*rd.load_key(model))
-    step, _ = rd.compiled_step(loaded, "beta", True, device.parts_for(3), False)
+    step, _ = rd.compiled_step(loaded, "beta", True, 3)
     assert rd.compiled_step.cache_info().misses == 1
     assert step.experimental_get_tracing_count() == 1
 
