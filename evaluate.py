@@ -17,6 +17,7 @@ from console import say, whole
 
 PARTS = ("bits", "loss", "kid", "frechet", "precision", "recall", "copies")
 OF_SAMPLES = PARTS[2:]
+WAYS = [(variance, clip) for variance in ("beta", "posterior") for clip in (True, False)]  # to take a reverse step
 
 
 def parse_options(arguments=None):
@@ -71,7 +72,7 @@ def main():
 
         rows = {}
         if {"bits", "loss"} & set(options.only):
-            rows |= likelihood(model, book["diffusion"], held_out, options)
+            rows |= likelihood(model, book, held_out, options)
         if set(OF_SAMPLES) & set(options.only) or options.figure:
             samples = samples_of(model, book, options)
             rows |= of_samples(samples, held_out, book, options)
@@ -90,26 +91,76 @@ def show(rows):
         say(f"{name:{width}}  {row['value']:8.4f}{error:11}  {row.get('remark', '')}")
 
 
+def beside_model(model, options, name):
+    """Where to keep what took long to compute, for a later run: `model-step4736-1f60a9c2-samples.npy`."""
+    import model_file
+
+    return f"{os.path.splitext(options.model)[0]}-{model_file.fingerprint(model)}-{name}"
+
+
 # --- what the network itself knows ------------------------------------------------------------------------------------
 
 
-def likelihood(model, diffusion, images, options):
-    """Bits a dimension of the bound, for all four ways to take a reverse step, and the loss in tenths of t.
+def likelihood(model, book, images, options):
+    """Bits a dimension of the bound, for all four ways to take a reverse step, and the loss in tenths of t."""
+    import device
+    import parts
+    from ddpm import ddpm_schedule
 
-    Every picture is seen at `--draws` steps, one from each of as many equal stretches of 2 … T, and at t = 1: an
+    sched, batch_size = ddpm_schedule(**book["diffusion"]), parts.even_batches(model, len(images))[1]
+    predict_eps = parts.predictor(model, device.parts_for(batch_size))
+    seen = observed(predict_eps, sched, images, options.draws, batch_size, beside_model(model, options, "bits.npz"))
+    return (of_bound(seen) if "bits" in options.only else {}) | (
+        of_loss(seen, sched, images) if "loss" in options.only else {}
+    )
+
+
+def of_bound(seen):
+    """Rows: bits a dimension for each of `WAYS`, and L_T."""
+    rows = {}
+    for (variance, clip), of_pictures in zip(WAYS, seen["bits"].T + seen["prior"], strict=True):
+        name = f"bits/dim, {'β' if variance == 'beta' else 'β̃'}, {'clipped' if clip else 'not clipped'}"
+        remark = "as pictures are made by default" if (variance, clip) == ("beta", True) else ""
+        rows[name] = measured(of_pictures, remark)
+    rows["… of it L_T"] = measured(seen["prior"], "x_T beside pure noise")
+    return rows
+
+
+def of_loss(seen, sched, images):
+    """Rows: squared error of ε̂ in tenths of t, beside that of the best predictor that knows the pixels' variance."""
+    import numpy as np
+
+    rows, T, v = {}, len(sched["beta_t"]) - 1, np.var(data.scaled(images), axis=0).ravel()
+    for tenth in range(10):
+        low, high = 1 + tenth * T // 10, (tenth + 1) * T // 10
+        here = (seen["t"] >= low) & (seen["t"] <= high)
+        if np.any(here):
+            a = sched["alphabar_t"][low : high + 1, None]
+            best = np.mean(a * v / (a * v + 1 - a))
+            rows[f"loss, t = {low} … {high}"] = measured(seen["error"][here], f"{best:.4f} if only pixels were known")
+    return rows
+
+
+def observed(predict_eps, sched, images, draws, batch_size, kept=None):
+    """What the network makes of held-out pictures, at some steps t each.
+
+    Every picture is seen at `draws` steps, one from each of as many equal stretches of 2 … T, and at t = 1: an
     unbiased estimate of the sum over all t, whose standard error follows from the spread between pictures.
+
+    Args:
+        predict_eps: see `ddpm.reverse_step`.
+        images: uint8 (N, height, width, channels).
+        draws: how many steps t, 0 for all.
+        kept: a file into which everything is written after every batch, and with which a later call goes on.
+
+    Returns:
+        A dict of arrays: `bits` (N, 4), L_{T-1} + … + L_0 for each of `WAYS`; `prior` (N,), L_T; `t` and `error`, one
+        number for every time a picture was seen, the squared error of ε̂.
     """
     import numpy as np
     import tensorflow as tf
 
-    import device
-    from ddpm import bound_decoder, bound_prior, bound_term, ddpm_schedule, q_sample
-    from parts import predictor
-
-    sched, batch_size = ddpm_schedule(**diffusion), 64
-    T = len(sched["beta_t"]) - 1
-    ways = [(variance, clip) for variance in ("beta", "posterior") for clip in (True, False)]
-    predict_eps = predictor(model, device.parts_for(batch_size))
+    from ddpm import bound_decoder, bound_prior, bound_term, q_sample
 
     @tf.function
     def terms(x_0, t, seed, last):
@@ -118,54 +169,44 @@ def likelihood(model, diffusion, images, options):
         x_t = q_sample(x_0, t, eps, sched)
         guess = predict_eps([x_t, tf.cast(t, tf.float32)[:, None] / T])
         if last:
-            bits = [bound_decoder(x_0, x_t, guess, sched, *way) for way in ways]
+            bits = [bound_decoder(x_0, x_t, guess, sched, *way) for way in WAYS]
         else:
-            bits = [bound_term(x_0, x_t, t, guess, sched, *way) for way in ways]
-        return tf.reduce_mean(tf.square(guess - eps), axis=(1, 2, 3)), tf.stack(bits)
+            bits = [bound_term(x_0, x_t, t, guess, sched, *way) for way in WAYS]
+        return tf.reduce_mean(tf.square(guess - eps), axis=(1, 2, 3)), tf.stack(bits, axis=1)
 
-    draws = T - 1 if options.draws == 0 else min(options.draws, T - 1)
+    T = len(sched["beta_t"]) - 1
+    draws = T - 1 if draws == 0 else min(draws, T - 1)
     edges = 2 + np.arange(draws + 1) * (T - 1) / draws  # of the stretches of 2 … T
-    rng = np.random.default_rng(0)
-    batches = -(-len(images) // batch_size)
-    bar = console.Bar(batches * (draws + 1), "batch")
-    steps, errors, bits, prior = [], [], [], []
-    for b in range(batches):
-        picked = np.arange(b * batch_size, (b + 1) * batch_size) % len(images)  # the last batch is filled up
-        real = min(batch_size, len(images) - b * batch_size)
-        x_0 = tf.constant(images[picked] / np.float32(127.5) - 1)
-        total = 0
+    asked = f"{data.digest(images)} {draws}"
+    seen = {"bits": np.empty((0, len(WAYS))), "prior": np.empty(0), "t": np.empty(0, int), "error": np.empty(0)}
+    if kept and os.path.exists(kept):
+        with np.load(kept) as file:
+            if file["asked"] == asked:
+                seen = {name: file[name] for name in seen}
+    start = len(seen["prior"])
+    bar = console.Bar((len(images) - start) * (draws + 1), "picture")
+    for first in range(start, len(images), batch_size):
+        real = min(batch_size, len(images) - first)
+        x_0 = tf.constant(
+            data.scaled(images[np.arange(first, first + batch_size) % len(images)])
+        )  # the last is filled up
+        rng, bits = np.random.default_rng(first), 0
+        new = {"prior": [bound_prior(x_0, sched)[:real]], "t": [], "error": []}
         for k in range(draws + 1):
             last = k == draws
             t = np.ones(batch_size) if last else np.floor(rng.uniform(edges[k], edges[k + 1], batch_size))
-            t = t.astype(np.int32)
-            error, of_t = terms(x_0, tf.constant(t), tf.constant([b, k]), last)
-            total = total + of_t.numpy()[:, :real] * (1 if last else (T - 1) / draws)
+            error, of_t = terms(x_0, tf.constant(t, tf.int32), tf.constant([first, k]), last)
+            bits = bits + of_t.numpy()[:real] * (1 if last else (T - 1) / draws)
             if not last or draws == T - 1:  # every picture at t = 1 would be too many of it in the mean over some t
-                steps.append(t[:real])
-                errors.append(error.numpy()[:real])
-            bar.update(b * (draws + 1) + k + 1)
-        bits.append(total)
-        prior.append(bound_prior(x_0, sched).numpy()[:real])
-    bits, prior = np.concatenate(bits, axis=1), np.concatenate(prior)
-    steps, errors = np.concatenate(steps), np.concatenate(errors)
-
-    rows = {}
-    if "bits" in options.only:
-        for (variance, clip), of_pictures in zip(ways, bits + prior, strict=True):
-            name = f"bits/dim, {'β' if variance == 'beta' else 'β̃'}, {'clipped' if clip else 'not clipped'}"
-            remark = "as pictures are made by default" if (variance, clip) == ("beta", True) else ""
-            rows[name] = measured(of_pictures, remark)
-        rows["… of it L_T"] = measured(prior, "x_T beside pure noise")
-    if "loss" in options.only:
-        v = np.var(images / 127.5 - 1, axis=0).ravel()
-        for tenth in range(10):
-            low, high = 1 + tenth * T // 10, (tenth + 1) * T // 10
-            here = (steps >= low) & (steps <= high)
-            if np.any(here):
-                a = sched["alphabar_t"][low : high + 1, None]
-                best = np.mean(a * v / (a * v + 1 - a))
-                rows[f"loss, t = {low} … {high}"] = measured(errors[here], f"{best:.4f} if only pixels were known")
-    return rows
+                new["t"].append(t[:real].astype(int))
+                new["error"].append(error[:real])
+            bar.update((first - start) * (draws + 1) + (k + 1) * real)
+        new["bits"] = [bits]
+        seen = {name: np.concatenate([seen[name], *new[name]]) for name in seen}
+        if kept:
+            with files.replacing(kept) as draft:
+                np.savez(draft, asked=asked, **seen)
+    return seen
 
 
 def measured(values, remark=""):
@@ -187,18 +228,18 @@ def samples_of(model, book, options):
     import tensorflow as tf
 
     from ddpm import ddpm_schedule, reverse_process, to_pixels
-    from parts import sampling_step
+    from parts import even_batches, sampling_step
 
-    kept = f"{os.path.splitext(options.model)[0]}-step{book['progress']['step']}-samples.npy"
-    samples = np.load(kept) if os.path.exists(kept) else np.empty((0, *model.inputs[0].shape[1:]), np.uint8)
-    sched, batch_size = ddpm_schedule(**book["diffusion"]), 50
+    kept, shape = beside_model(model, options, "samples.npy"), model.inputs[0].shape[1:]
+    samples = np.load(kept) if os.path.exists(kept) else np.empty((0, *shape), np.uint8)
+    start, sched = len(samples), ddpm_schedule(**book["diffusion"])
     T = len(sched["beta_t"]) - 1
+    batches, batch_size = even_batches(model, max(1, options.n_sample - start))
     step = sampling_step(model, sched, batch_size)
-    start, bar = len(samples), console.Bar(T * -(-max(0, options.n_sample - len(samples)) // batch_size), "step")
+    bar = console.Bar(batches * batch_size * T, "step")
     for first in range(start, options.n_sample, batch_size):
-        index = tf.range(first, first + batch_size)
-        for t, x_t in reverse_process(step, T, model.inputs[0].shape[1:], 0, index):
-            bar.update((first - start) // batch_size * T + T - t)
+        for t, x_t in reverse_process(step, T, shape, 0, tf.range(first, first + batch_size)):
+            bar.update((first - start) * T + batch_size * (T - t))
         samples = np.concatenate([samples, to_pixels(x_t).astype(np.uint8)])
         files.save_array(samples, kept)  # a later run goes on from here
     return samples[: options.n_sample]
@@ -211,9 +252,13 @@ def of_samples(samples, held_out, book, options):
     import metrics
     from features import extractor
 
-    say(f"{options.features}: features of {len(samples):,} samples and {len(held_out):,} held-out pictures")
     extract = extractor(options.features)
-    of_made, of_held_out = extract(samples), extract(held_out)
+
+    def features_of(images, what):
+        say(f"{options.features}: features of {len(images):,} {what}")
+        return extract(images, console.Bar(len(images), "picture").update)
+
+    of_made, of_held_out = features_of(samples, "samples"), features_of(held_out, "held-out pictures")
     few = min(len(samples), len(held_out))
     remarks = {
         "kid": "around 0 for the same kind" + ("; below 500 pictures mostly noise" if few < 500 else ""),
@@ -229,7 +274,7 @@ def of_samples(samples, held_out, book, options):
     if "copies" in options.only or options.figure:
         source = options.train or book["data"]["source"]
         training, _ = data.load_images(source, samples.shape[1], samples.shape[3])
-        of_training = extract(training)
+        of_training = features_of(training, "training pictures")
         flat = [images.reshape(len(images), -1) / 255.0 for images in (samples, training, held_out)]
         spaces = {"pixels": flat, options.features: (of_made, of_training, of_held_out)}
         for space, of_all in spaces.items():

@@ -1,6 +1,7 @@
 """What the distances of `metrics.py` are measured on: pictures as features of a network that knows pictures.
 
-extract = extractor("inception"); features = extract(images)       # uint8 (n, h, w, 1 or 3) → float64 (n, d)
+extract = extractor("inception")
+features = extract(images)       # uint8 (n, height, width, 1 or 3) → float64 (n, dimensions)
 """
 
 import contextlib
@@ -15,6 +16,8 @@ BATCH = 64
 
 def extractor(name):
     """The function from pictures, uint8 (n, height, width, 1 or 3), to features, float64 (n, dimensions).
+
+    Its second argument, if there is one, is a function that is told how many pictures are done.
 
     Args:
         name: `'inception'` (InceptionV3 of `keras.applications`, whose weights Keras downloads once; not the network of
@@ -39,9 +42,12 @@ def extractor(name):
     else:
         raise ValueError(f"--features must be one of {', '.join(known)}, FILE.keras or module:function, got {name}")
 
-    def extract(images):
+    def extract(images, show=lambda done: None):
         images = np.repeat(images, 3, axis=-1) if images.shape[-1] == 1 else images
-        parts = [np.asarray(function(images[k : k + BATCH])) for k in range(0, len(images), BATCH)]
+        parts = []
+        for first in range(0, len(images), BATCH):
+            parts.append(np.asarray(function(images[first : first + BATCH])))
+            show(min(first + BATCH, len(images)))
         features = np.concatenate(parts).astype(np.float64)
         if features.ndim != 2 or len(features) != len(images):
             raise ValueError(f"--features {name} gives an array of shape {features.shape} for {len(images)} pictures")

@@ -11,6 +11,7 @@ import csv
 import os
 
 import console
+import data
 from console import say
 
 BLUE, ORANGE, GREEN, GRAY = "#0072B2", "#D55E00", "#009E73", "#777777"
@@ -26,13 +27,12 @@ def forward(picture, sched, steps=None, seed=0):
         sched: what `ddpm_schedule` returned.
         steps: the t to show (0, 50, 100, 250, 500, 1000, as shares of T).
     """
-    import numpy as np
     import tensorflow as tf
 
     from ddpm import q_sample, standard_normal
 
     steps = steps or shares(sched)
-    x_0 = tf.repeat(tf.constant(picture[None] / np.float32(127.5) - 1), len(steps), axis=0)
+    x_0 = tf.repeat(tf.constant(data.scaled(picture[None])), len(steps), axis=0)
     eps = tf.repeat(standard_normal(seed, 0, tf.range(1), picture.shape), len(steps), axis=0)
     x_t = q_sample(x_0, tf.constant(steps), eps, sched)
     return strip([x_t], [f"t = {t}" for t in steps], ["$x_t$"])

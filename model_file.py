@@ -10,12 +10,14 @@
 """
 
 import contextlib
+import hashlib
 import os
 import socket
 import warnings
 import zipfile
 
 import keras
+import numpy as np
 
 import files
 import unet
@@ -77,6 +79,14 @@ def open_with_schedule(path):
     if "diffusion" not in logbook(model):
         raise ValueError(f"{path} carries no noise schedule; train it with diffusion_model.py")
     return model, logbook(model)
+
+
+def fingerprint(model):
+    """The number of steps that a model was trained, and 8 digits that differ for other weights: `step4736-1f60a9c2`."""
+    weights = hashlib.blake2b(digest_size=4)
+    for weight in model.get_weights():
+        weights.update(np.ascontiguousarray(weight))
+    return f"step{logbook(model)['progress']['step']}-{weights.hexdigest()}"
 
 
 def open_for_training(path):

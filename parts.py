@@ -4,6 +4,7 @@ The sums over a batch do not care how it is divided, but for rounding; the same 
 """
 
 import functools
+import math
 
 import keras
 import tensorflow as tf
@@ -11,12 +12,23 @@ import tensorflow as tf
 import device
 from ddpm import reverse_step
 
+MEMORY = 2 * 2**30  # bytes that the feature maps of a batch may fill when nothing is trained
+LARGEST_BATCH = 64
+
 
 def split(tensor, parts):
     """The tensor in `parts` pieces along its first axis, of sizes that differ by one at most."""
     size = tf.shape(tensor)[0]
     bounds = [size * k // parts for k in range(parts + 1)]
     return tf.split(tensor, [end - start for start, end in zip(bounds, bounds[1:], strict=False)], num=parts)
+
+
+def even_batches(model, count):
+    """How many batches to make of `count` pictures when nothing is trained, and how large: equal and fit for memory."""
+    maps = [tensor.shape[1:] for layer in model.layers for tensor in keras.tree.flatten(layer.output)]
+    floats = 4 * max(math.prod(shape) for shape in maps)  # a few of the largest feature maps are alive at once
+    batches = math.ceil(count / max(1, min(LARGEST_BATCH, MEMORY // (4 * floats))))
+    return batches, math.ceil(count / batches)
 
 
 def predictor(model, parts):

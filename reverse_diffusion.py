@@ -7,7 +7,6 @@ Slides: "Reverse diffusion example, code". The mathematics of a step is in `ddpm
 """
 
 import functools
-import math
 import numbers
 import os
 import secrets
@@ -16,8 +15,6 @@ import console
 import device
 
 SLIDES = {"beta1": 1e-4, "beta2": 0.02, "T": 1000}
-MEMORY = 2 * 2**30  # bytes that the feature maps of a batch may fill
-LARGEST_BATCH = 64
 
 
 def my_sample(image_shape=None, n_sample=1, model="model.keras", seed=None, variance="beta", clip=True, verbose=1):
@@ -51,6 +48,7 @@ def my_sample(image_shape=None, n_sample=1, model="model.keras", seed=None, vari
     import numpy as np
 
     from ddpm import reverse_process, to_pixels
+    from parts import even_batches
 
     if isinstance(model, str | os.PathLike):
         model = load(*load_key(model))
@@ -58,8 +56,7 @@ def my_sample(image_shape=None, n_sample=1, model="model.keras", seed=None, vari
     if image_shape is not None and tuple(image_shape) != shape:
         raise ValueError(f"this model makes pictures of shape {shape}, not {tuple(image_shape)}")
 
-    batches = math.ceil(n_sample / largest_batch(model))
-    batch_size = math.ceil(n_sample / batches)
+    batches, batch_size = even_batches(model, n_sample)
     step, T = compiled_step(model, variance, bool(clip), batch_size)
     pictures = []
     for batch in range(batches):
@@ -98,15 +95,6 @@ def compiled_step(model, variance, clip, batch_size):
 
     sched = ddpm_schedule(**model_file.logbook(model).get("diffusion", SLIDES))
     return sampling_step(model, sched, batch_size, variance, clip), len(sched["beta_t"]) - 1
-
-
-def largest_batch(model):
-    """How many pictures at a time fit in `MEMORY`, with a few of the largest feature maps alive at once."""
-    import keras
-
-    maps = [tensor.shape[1:] for layer in model.layers for tensor in keras.tree.flatten(layer.output)]
-    floats = max(math.prod(shape) for shape in maps)
-    return max(1, min(LARGEST_BATCH, MEMORY // (4 * 4 * floats)))
 
 
 def parse_options(arguments=None):

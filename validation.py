@@ -3,6 +3,7 @@
 import numpy as np
 import tensorflow as tf
 
+import data
 import device
 import model_file
 from ddpm import q_sample, standard_normal
@@ -43,7 +44,7 @@ class Validation:
         model_file.exchange_averages(self.model)
         for first in range(0, n, BATCH):
             index = np.arange(first, first + BATCH) % n  # the last batch is filled up
-            x_0 = self.images[index] / np.float32(127.5) - 1
+            x_0 = data.scaled(self.images[index])
             errors.append(self.errors(tf.constant(x_0), self.t[index], index.astype(np.int64)).numpy())
         model_file.exchange_averages(self.model)
         errors = np.concatenate(errors)[:n]

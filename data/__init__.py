@@ -103,4 +103,9 @@ def batches(images, batch_size, seed, epoch, start=0, flip=False):
         place = slice(first, first + batch_size)
         batch = images[order[place]]
         batch[mirrored[place]] = batch[mirrored[place], :, ::-1]
-        yield batch / np.float32(127.5) - 1
+        yield scaled(batch)
+
+
+def scaled(images):
+    """Pictures as the network sees them: uint8 0 … 255 → float32 in [-1, 1]. `ddpm.to_pixels` leads back."""
+    return images / np.float32(127.5) - 1

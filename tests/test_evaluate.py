@@ -1,14 +1,15 @@
 """The evaluation script, run as a user runs it, and its estimate of the bound."""
 
 import json
-import types
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
+import ddpm
 import evaluate
 import features
+import model_file
 from data import drawings
 
 
@@ -23,13 +24,20 @@ def test_the_whole_table(run, model_folder):
     for name in ("bits/dim, β, clipped", "bits/dim, β̃, not clipped", "loss, t = 1 … 2", "kid, pixels",
                  "frechet, pixels", "precision, pixels", "recall, pixels", "near-copies, pixels"):  # fmt: skip
         assert np.isfinite(numbers[name]["value"]) and name in process.stdout
-    assert np.load(model_folder / "model-step6-samples.npy").shape == (50, 32, 32, 3)
+    (kept,) = model_folder.glob("model-step6-*-samples.npy")
+    assert np.load(kept).shape == (20, 32, 32, 3)
     assert (model_folder / "copies.png").exists()
 
-    before = (model_folder / "model-step6-samples.npy").stat().st_mtime_ns
+    before = kept.stat().st_mtime_ns
     process = run("evaluate.py", *options, "--only", "kid")
-    assert (model_folder / "model-step6-samples.npy").stat().st_mtime_ns == before  # not made again
+    assert kept.stat().st_mtime_ns == before  # not made again
     assert "kid" in process.stdout and "bits" not in process.stdout
+
+    model = model_file.open_model(str(model_folder / "model.keras"))  # another one, after as many steps
+    model.set_weights([weight + 0.01 for weight in model.get_weights()])
+    model.save(model_folder / "model.keras")
+    assert run("evaluate.py", *options, "--only", "kid").returncode == 0
+    assert len(list(model_folder.glob("model-step6-*-samples.npy"))) == 2
 
 
 @pytest.mark.parametrize(
@@ -56,11 +64,11 @@ def test_wrong_usage_gets_one_sentence(model_folder, monkeypatch, capsys, option
 
 def test_a_few_steps_for_each_picture_estimate_the_sum_over_all():
     """With the exact predictor of a Gaussian, 6 draws against all 39, each within its standard error."""
-    T, s = 40, 0.4
+    T, s = 40, 0.3  # so that hardly a pixel is clipped
     beta = np.linspace(1e-3, 0.3, T)
     alphabar = tf.constant(np.concatenate([[1], np.cumprod(1 - beta)]), tf.float32)
 
-    def network(inputs, training):
+    def network(inputs):
         x_t, t = inputs
         ab = tf.reshape(tf.gather(alphabar, tf.cast(tf.round(t * T), tf.int32)), (-1, 1, 1, 1))
         return (1 - ab) ** 0.5 * x_t / (ab * s**2 + 1 - ab)
@@ -68,29 +76,74 @@ def test_a_few_steps_for_each_picture_estimate_the_sum_over_all():
     rng = np.random.default_rng(0)
     images = np.clip(127.5 + 127.5 * s * rng.standard_normal((150, 8, 8, 1)), 0, 255).astype(np.uint8)
 
+    sched = ddpm.ddpm_schedule(1e-3, 0.3, T)
+
     def bits(draws):
-        options = types.SimpleNamespace(only=["bits", "loss"], draws=draws)
-        return evaluate.likelihood(network, {"beta1": 1e-3, "beta2": 0.3, "T": T}, images, options)
+        seen = evaluate.observed(network, sched, images, draws, batch_size=64)
+        return evaluate.of_bound(seen) | evaluate.of_loss(seen, sched, images)
 
     few, every = bits(6), bits(0)
     for name in (name for name in every if name.startswith("bits")):
         assert few[name]["value"] == pytest.approx(every[name]["value"], abs=4 * few[name]["error"])
         assert few[name]["error"] < 0.15 * few[name]["value"]
     alpha, ab = np.concatenate([[1], 1 - beta]), np.concatenate([[1], np.cumprod(1 - beta)])
-    for name, tilde_too in ("β", False), ("β̃", True):  # by hand, but for the pixels' rounding and clipping
+    square = np.mean((images / 127.5 - 1) ** 2)  # about s²; exact, so that only ε is left to chance
+    off = ((1 - ab) * ab * square + ab**2 * s**4) / (ab * s**2 + 1 - ab) ** 2  # the squared error of ε̂
+    for name, tilde_too in ("β", False), ("β̃", True):  # by hand
         total = 0.0
         for t in range(2, T + 1):
             tilde = beta[t - 1] * (1 - ab[t - 1]) / (1 - ab[t])
             of_p = tilde if tilde_too else beta[t - 1]
-            error = beta[t - 1] ** 2 / (alpha[t] * (1 - ab[t])) * ab[t] * s**2 / (ab[t] * s**2 + 1 - ab[t])
+            error = beta[t - 1] ** 2 / (alpha[t] * (1 - ab[t])) * off[t]
             total += 0.5 * (np.log(of_p / tilde) + (tilde + error) / of_p - 1)
         of_p = beta[1] * (1 - ab[1]) / (1 - ab[2]) if tilde_too else beta[0]
-        left = s**2 * (1 - ab[1]) / (ab[1] * s**2 + 1 - ab[1])  # of the variance of x_0 when x_1 is known
+        left = (1 - ab[1]) / ab[1] * off[1]  # the squared error of x_0 when x_1 is known
         total += 0.5 * np.log(2 * np.pi * of_p) + left / (2 * of_p) - np.log(2 / 255)
-        assert every[f"bits/dim, {name}, not clipped"]["value"] == pytest.approx(total / np.log(2), rel=0.015)
+        row = every[f"bits/dim, {name}, not clipped"]
+        assert row["value"] == pytest.approx(total / np.log(2), abs=4 * row["error"])
+        assert row["error"] < 0.015 * row["value"]
     for name in (name for name in every if name.startswith("loss")):  # the exact predictor knows the pixels only
         best = float(every[name]["remark"].split()[0])
         assert every[name]["value"] == pytest.approx(best, rel=0.1, abs=1e-4)  # the remark has 4 digits
+
+
+def test_what_was_observed_before_an_interruption_is_not_observed_again(tmp_path):
+    sched, kept = ddpm.ddpm_schedule(1e-3, 0.3, 20), str(tmp_path / "bits.npz")
+    images = np.random.default_rng(0).integers(0, 256, (50, 4, 4, 1), np.uint8)
+    calls = []
+
+    def network(inputs, last=1000):
+        def count(x_t):
+            if len(calls) == last:
+                raise KeyboardInterrupt
+            calls.append(1)
+            return x_t
+
+        eps = tf.numpy_function(count, [inputs[0]], tf.float32)
+        return tf.ensure_shape(eps, inputs[0].shape)
+
+    whole = evaluate.observed(network, sched, images, 3, 16)
+    batch = len(calls) // 4
+    calls.clear()
+    with pytest.raises((KeyboardInterrupt, tf.errors.OpError)):
+        evaluate.observed(lambda inputs: network(inputs, 2 * batch + 1), sched, images, 3, 16, kept)
+    assert len(np.load(kept)["prior"]) == 32
+    calls.clear()
+    again = evaluate.observed(network, sched, images, 3, 16, kept)
+    assert len(calls) == 2 * batch
+    for name, values in whole.items():
+        np.testing.assert_array_equal(again[name], values)
+    calls.clear()
+    evaluate.observed(network, sched, images, 4, 16, kept)  # something else is asked for
+    assert len(calls) == 4 * 5
+
+
+def test_features_come_in_batches_with_their_progress():
+    shown = []
+    images = drawings.draw_cats(32, count=150)
+    of_all = features.extractor("pixels")(images, shown.append)
+    assert shown == [64, 128, 150] and of_all.shape == (150, 8 * 8 * 3)
+    np.testing.assert_array_equal(of_all[100:], features.extractor("pixels")(images[100:]))
 
 
 def test_features_of_the_network_inside_a_package_know_cats_from_noise():

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import parts
 import reverse_diffusion as rd
 
 
@@ -33,7 +34,7 @@ def test_the_same_seed_gives_the_same_pictures_and_another_seed_others(model):
 
 def test_a_picture_depends_neither_on_their_number_nor_on_the_batches(model, monkeypatch):
     seven = sample(model, 7)
-    monkeypatch.setattr(rd, "LARGEST_BATCH", 3)
+    monkeypatch.setattr(parts, "LARGEST_BATCH", 3)
     in_batches = sample(model, 7)
     assert np.abs(seven - in_batches).max() <= 1  # rounding
     assert np.abs(seven[:2] - sample(model, 2)).max() <= 1
@@ -41,7 +42,7 @@ def test_a_picture_depends_neither_on_their_number_nor_on_the_batches(model, mon
 
 
 def test_one_compiled_step_is_kept_and_an_incomplete_batch_needs_no_other(model, monkeypatch):
-    monkeypatch.setattr(rd, "LARGEST_BATCH", 4)
+    monkeypatch.setattr(parts, "LARGEST_BATCH", 4)
     rd.compiled_step.cache_clear()
     sample(model, 6)
     sample(model, 5)
