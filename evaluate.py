@@ -280,10 +280,12 @@ def of_samples(samples, held_out, book, options):
         for space, of_all in spaces.items():
             if "copies" in options.only:
                 ratios, share = metrics.copying(*of_all)
-                quarters = ", ".join(f"{q:.2f}" for q in np.percentile(ratios, (5, 25, 75, 95)))
+                quantiles = {f"{q} %": float(np.percentile(ratios, q)) for q in (5, 25, 75, 95)}
                 rows[f"nearness to training, {space}"] = {
                     "value": float(np.median(ratios)),
-                    "remark": f"median ratio, 1 without copying; 5, 25, 75, 95 %: {quarters}",
+                    "quantiles": quantiles,
+                    "remark": "median ratio, 1 without copying; "
+                    + ", ".join(f"{name}: {ratio:.2f}" for name, ratio in quantiles.items()),
                 }
                 error = float((share * (1 - share) / len(samples)) ** 0.5)
                 rows[f"near-copies, {space}"] = {"value": float(share), "error": error, "remark": "share of samples"}

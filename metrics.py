@@ -46,6 +46,8 @@ def precision(real, made, k=3):
     """The share of made pictures that lie among the real ones: within the distance of a real one to its k-th neighbour.
 
     Kynkäänniemi et al. 2019, arXiv 1904.06991. Falls when pictures are bad, not when there are always the same ones.
+    Means something from some hundred pictures of each on, and compares only with numbers from equally many: the more
+    there are, the smaller are the distances to neighbours.
     """
     radius = np.sort(distances(real, real), axis=1)[:, k]  # at 0 stands the picture itself
     return np.mean(np.any(distances(made, real) <= radius, axis=1))

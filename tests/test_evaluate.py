@@ -1,7 +1,9 @@
 """The evaluation script, run as a user runs it, and its estimate of the bound."""
 
+import functools
 import json
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -26,6 +28,7 @@ def test_the_whole_table(run, model_folder):
         assert np.isfinite(numbers[name]["value"]) and name in process.stdout
     (kept,) = model_folder.glob("model-step6-*-samples.npy")
     assert np.load(kept).shape == (20, 32, 32, 3)
+    assert numbers["nearness to training, pixels"]["quantiles"].keys() == {"5 %", "25 %", "75 %", "95 %"}
     assert (model_folder / "copies.png").exists()
 
     before = kept.stat().st_mtime_ns
@@ -144,6 +147,22 @@ def test_features_come_in_batches_with_their_progress():
     of_all = features.extractor("pixels")(images, shown.append)
     assert shown == [64, 128, 150] and of_all.shape == (150, 8 * 8 * 3)
     np.testing.assert_array_equal(of_all[100:], features.extractor("pixels")(images[100:]))
+
+
+def test_inception_is_the_network_of_keras(monkeypatch):
+    untrained = functools.partial(keras.applications.InceptionV3, weights=None)  # without the download
+    monkeypatch.setattr(keras.applications, "InceptionV3", untrained)
+    of_cats = features.extractor("inception")(drawings.draw_cats(32, count=3))
+    assert of_cats.shape == (3, 2048) and np.all(np.isfinite(of_cats)) and of_cats.std(axis=0).max() > 0
+
+
+def test_weights_that_cannot_be_downloaded_are_a_sentence(monkeypatch):
+    def offline(**options):
+        raise Exception("URL fetch failure")  # what keras.utils.get_file raises
+
+    monkeypatch.setattr(keras.applications, "InceptionV3", offline)
+    with pytest.raises(OSError, match="could not be downloaded.*efficientnet"):
+        features.extractor("inception")
 
 
 def test_features_of_the_network_inside_a_package_know_cats_from_noise():
