@@ -30,7 +30,7 @@ def environment(**more):
 def run(tmp_path):
     """Runs a script, or Python with any arguments, in a temporary folder; returns the finished process."""
 
-    def run(*arguments, timeout=180, **more):
+    def run(*arguments, timeout=400, **more):
         return subprocess.run(
             command(*arguments), cwd=tmp_path, env=environment(**more), capture_output=True, text=True, timeout=timeout
         )

@@ -46,7 +46,7 @@ def read_until(process, word):
     return "".join(lines)
 
 
-def finish(process, printed="", timeout=60):
+def finish(process, printed="", timeout=300):
     """The finished process, and the seconds that it took from now."""
     begun = time.monotonic()
     too_late = threading.Timer(timeout, process.kill)
@@ -69,7 +69,7 @@ def test_a_run_interrupted_at_random_ends_in_the_same_bits_as_one_that_never_was
     for name in "once", "often":
         (tmp_path / name).mkdir()
         write_pictures(tmp_path / name, count=40)  # the last batch of an epoch is a smaller one
-    at_once, _ = finish(start(tmp_path / "once", *LONG), timeout=120)
+    at_once, _ = finish(start(tmp_path / "once", *LONG))
     assert at_once.returncode == 0, at_once.stderr
 
     lines, steps, chance = {}, [], random.Random(0)
@@ -122,7 +122,7 @@ def test_a_signal_before_anything_was_trained_ends_the_program_at_once(tmp_path,
     process.send_signal(signal.SIGTERM)
     done, seconds = finish(process, printed)
     assert done.returncode == 143 and done.stderr == ""
-    assert seconds < 2
+    assert seconds < 10
     assert os.listdir(tmp_path) == ["pictures.npy"]
 
 
@@ -135,7 +135,7 @@ def test_a_signal_during_a_grid_loses_neither_the_training_nor_the_grid(tmp_path
     assert not (tmp_path / "samples-epoch0002.png").exists()
     process.send_signal(signal.SIGINT)
     done, seconds = finish(process, printed)
-    assert done.returncode == 130 and seconds < 10, done.stderr
+    assert done.returncode == 130 and seconds < 60, done.stderr
     assert "stopped after 6 steps" in done.stdout
     again = start(tmp_path, *options)
     read_until(again, "Epoch :2")
@@ -169,7 +169,7 @@ def in_a_process(code):
     """Runs lines after `i = Interruption()` in a process of their own, which a signal may end."""
     begin = "import os, signal, time\nfrom interruption import Interruption\ni = Interruption()\n"
     command = [sys.executable, "-c", begin + code + "time.sleep(60)"]
-    return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=20)
+    return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=120)
 
 
 def test_a_save_that_is_under_way_is_finished_first():
