@@ -110,9 +110,8 @@ def likelihood(model, book, images, options):
     sched, batch_size = ddpm_schedule(**book["diffusion"]), parts.even_batches(model, len(images))[1]
     predict_eps = parts.predictor(model, device.parts_for(batch_size))
     seen = observed(predict_eps, sched, images, options.draws, batch_size, beside_model(model, options, "bits.npz"))
-    return (of_bound(seen) if "bits" in options.only else {}) | (
-        of_loss(seen, sched, images) if "loss" in options.only else {}
-    )
+    rows = of_bound(seen) if "bits" in options.only else {}
+    return rows | of_loss(seen, sched, images) if "loss" in options.only else rows
 
 
 def of_bound(seen):
@@ -187,9 +186,8 @@ def observed(predict_eps, sched, images, draws, batch_size, kept=None):
     bar = console.Bar((len(images) - start) * (draws + 1), "picture")
     for first in range(start, len(images), batch_size):
         real = min(batch_size, len(images) - first)
-        x_0 = tf.constant(
-            data.scaled(images[np.arange(first, first + batch_size) % len(images)])
-        )  # the last is filled up
+        index = np.arange(first, first + batch_size) % len(images)  # the last batch is filled up
+        x_0 = tf.constant(data.scaled(images[index]))
         rng, bits = np.random.default_rng(first), 0
         new = {"prior": [bound_prior(x_0, sched)[:real]], "t": [], "error": []}
         for k in range(draws + 1):

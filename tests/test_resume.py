@@ -122,7 +122,7 @@ def test_a_signal_before_anything_was_trained_ends_the_program_at_once(tmp_path,
     process.send_signal(signal.SIGTERM)
     done, seconds = finish(process, printed)
     assert done.returncode == 143 and done.stderr == ""
-    assert seconds < 10
+    assert seconds < 2
     assert os.listdir(tmp_path) == ["pictures.npy"]
 
 
@@ -135,7 +135,7 @@ def test_a_signal_during_a_grid_loses_neither_the_training_nor_the_grid(tmp_path
     assert not (tmp_path / "samples-epoch0002.png").exists()
     process.send_signal(signal.SIGINT)
     done, seconds = finish(process, printed)
-    assert done.returncode == 130 and seconds < 60, done.stderr
+    assert done.returncode == 130 and seconds < 10, done.stderr
     assert "stopped after 6 steps" in done.stdout
     again = start(tmp_path, *options)
     read_until(again, "Epoch :2")

@@ -271,7 +271,9 @@ def interrupted(folder, number, *options):
             break
     time.sleep(0.5)
     process.send_signal(number)
+    start = time.monotonic()
     stdout, stderr = process.communicate(timeout=120)
+    assert time.monotonic() - start < 10
     return subprocess.CompletedProcess(process.args, process.returncode, line + stdout, stderr)
 
 
