@@ -33,7 +33,7 @@ class Board:
             return
         with self.writer.as_default():
             inputs = [tf.TensorSpec((1, *tensor.shape[1:]), tf.float32) for tensor in model.inputs]
-            network = tf.function(lambda x_t, t: model([x_t, t], training=False))
+            network = tf.function(lambda x_t, t: model([x_t, t], training=False), autograph=False)
             tf.summary.graph(network.get_concrete_function(*inputs).graph.as_graph_def())
             for t in range(0, len(sched["beta_t"]), max(1, len(sched["beta_t"]) // 100)):
                 tf.summary.scalar("schedule/share of the picture", sched["sqrtab"][t], step=t)

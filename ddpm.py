@@ -7,6 +7,9 @@ diffusion" is `p_sample` and `reverse_process`. Nothing in here knows a network 
     x_t = the image after t steps of noise        eps = the noise in it, N(0, 1)
 
 Papers: Ho, Jain, Abbeel 2020 ("DDPM"), arXiv 2006.11239. Its equation numbers are quoted.
+
+Every tf.function of the project goes without AutoGraph: it reads the source again when it traces, hours into a
+run perhaps, and takes what somebody has written there meanwhile.
 """
 
 import functools
@@ -159,7 +162,7 @@ def _sigma(sched, variance):
     return np.where(np.arange(len(sigma)) > 1, sigma, 0)
 
 
-@tf.function
+@tf.function(autograph=False)
 def standard_normal(seed, t, index, image_shape):
     """Noise from N(0, 1) that belongs to a seed, a step and an image, wherever and whenever drawn.
 
@@ -194,7 +197,7 @@ def reverse_step(predict_eps, sched, variance="beta", clip=True, xla=False):
     _sigma(sched, variance)  # so that a wrong variance is refused here, not from inside the compiler
     T = len(sched["beta_t"]) - 1
 
-    @tf.function(jit_compile=xla)
+    @tf.function(jit_compile=xla, autograph=False)
     def step(x_t, t, z):
         t_ind = tf.repeat(t, tf.shape(x_t)[0])
         t_input = tf.cast(t_ind, tf.float32)[:, None] / T
@@ -208,12 +211,12 @@ def reverse_step(predict_eps, sched, variance="beta", clip=True, xla=False):
 def _several(step, noise, image_shape):
     """`count` reverse steps, x_t → x_{t - count}, as one call of TensorFlow."""
 
-    @tf.function
+    @tf.function(autograph=False)
     def steps(x_t, t, count, seed, index):
-        for _ in tf.range(count):
-            x_t = step(x_t, t, noise(seed, t, index, image_shape))
-            t -= 1
-        return x_t
+        def one(t, x_t):
+            return t - 1, step(x_t, t, noise(seed, t, index, image_shape))
+
+        return tf.while_loop(lambda t, x_t, end=t - count: t > end, one, (t, x_t))[1]
 
     return steps
 

@@ -32,9 +32,10 @@ def start_tensorflow(parts=1):
     Returns:
         The module `tensorflow`.
     """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # no INFO lines of devices and compilers
-    if platform.machine().lower() in ("x86_64", "amd64"):
-        os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # by itself TensorFlow does so with AVX-512 only
+    if "tensorflow" not in sys.modules:  # later they would reach nothing but child processes
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # no INFO lines of devices and compilers
+        if platform.machine().lower() in ("x86_64", "amd64"):
+            os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # by itself TensorFlow does so with AVX-512 only
     with _stderr_held_back():
         import tensorflow as tf
 

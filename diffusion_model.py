@@ -310,7 +310,7 @@ def noising(sched, seed):
     """
     T = len(sched["beta_t"]) - 1
 
-    @tf.function  # one call instead of twenty small ones
+    @tf.function(autograph=False)  # one call instead of twenty small ones
     def noisy(image_batch, step):
         this_size = tf.shape(image_batch)
         key = tf.stack([tf.constant(seed, tf.int64), -1 - 2 * step])  # negative: the keys of sampling are positive

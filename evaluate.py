@@ -161,7 +161,7 @@ def observed(predict_eps, sched, images, draws, batch_size, kept=None):
 
     from ddpm import bound_decoder, bound_prior, bound_term, q_sample
 
-    @tf.function
+    @tf.function(autograph=False)
     def terms(x_0, t, seed, last):
         """Squared error of ε̂, and the terms of the bound at t, each way, of every picture; `last`: all t are 1."""
         eps = tf.random.stateless_normal(tf.shape(x_0), seed)

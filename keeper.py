@@ -181,6 +181,8 @@ class Keeper:
 
     def make_grid(self, name):
         """Pictures from the averaged weights, always from the same noise."""
+        if not self.reverse_step.experimental_get_tracing_count():
+            self.save()  # compiling cannot be interrupted, only ended, and that must lose nothing
         shape, index = self.model.input_shape[0][1:], tf.range(N_SAMPLES)
         model_file.exchange_averages(self.model)
         for _, x_t in reverse_process(self.reverse_step, self.settings["T"], shape, self.settings["seed"], index):

@@ -33,12 +33,14 @@ def even_batches(model, count):
 
 def predictor(model, parts):
     """The network as a function of [x_t, t/T] → ε_θ for pictures to be made, its batches divided."""
-    if parts == 1:
-        return lambda inputs: model(inputs, training=False)
+
+    @tf.function(reduce_retracing=True, autograph=False)  # traced once for all pieces
+    def of_piece(x_t, t):
+        return model([x_t, t], training=False)
 
     def predict_eps(inputs):
         pieces = zip(*(split(tensor, parts) for tensor in inputs), strict=True)
-        return tf.concat([model(list(piece), training=False) for piece in pieces], axis=0)
+        return tf.concat([of_piece(*piece) for piece in pieces], axis=0)
 
     return predict_eps
 
@@ -58,7 +60,7 @@ def divide_training(model, parts):
     if parts == 1:
         return
 
-    @tf.function(reduce_retracing=True)  # traced once for all pieces
+    @tf.function(reduce_retracing=True, autograph=False)  # traced once for all pieces
     def of_piece(x_t, t, eps, weight):
         with tf.GradientTape() as tape:
             loss = tf.reduce_sum(tf.square(model([x_t, t], training=True) - eps)) * weight

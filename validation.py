@@ -30,7 +30,7 @@ class Validation:
         self.quarter = (self.t - 1) * QUARTERS // T
         predict_eps = predictor(model, device.parts_for(BATCH))
 
-        @tf.function
+        @tf.function(autograph=False)
         def errors(x_0, t, index):
             eps = standard_normal(0, 0, index, x_0.shape[1:])
             guess = predict_eps([q_sample(x_0, t, eps, sched), tf.cast(t, tf.float32)[:, None] / T])

@@ -1,19 +1,24 @@
 """What several test files use: scripts run as a user runs them, and one small trained model."""
 
 import os
+import pickle
 import shutil
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
+
+import files
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SCRIPTS = ("diffusion_model.py", "reverse_diffusion.py", "evaluate.py", "figures.py", "start.py")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 # A network small enough that training it takes seconds: 48 pictures, 3 steps an epoch.
-SMALL = ("--data", "pictures.npy", "--n-feat", "8", "--batch-size", "16", "--T", "20", "--beta2", "0.5")
+SMALL = ("--data", "pictures.npy", "--n-feat", "8", "--batch-size", "16", "--lr-decay", "none",
+         "--T", "20", "--beta2", "0.5")  # fmt: skip
 
 
 def command(*arguments):
@@ -45,17 +50,31 @@ def write_pictures(folder, count=48):
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory):
-    """A folder with a small model trained for two epochs by the script, and what the script printed."""
-    folder = tmp_path_factory.mktemp("trained")
-    write_pictures(folder)
-    process = subprocess.run(
-        command("diffusion_model.py", *SMALL, "--n-epochs", "2", "--sample-every", "1"),
-        cwd=folder,
-        env=environment(),
-        capture_output=True,
-        text=True,
-    )
+def trained(tmp_path_factory, worker_id):
+    """A folder with a small model trained for two epochs by the script, and what the script printed.
+
+    Made by whichever of the processes of a test run comes first; the others wait for it.
+    """
+    of_process = tmp_path_factory.getbasetemp()
+    folder = (of_process if worker_id == "master" else of_process.parent) / "trained"
+    printed = folder.with_suffix(".pickle")
+    try:
+        folder.mkdir()
+    except FileExistsError:
+        while not printed.exists():
+            time.sleep(0.1)
+    else:
+        write_pictures(folder)
+        process = subprocess.run(
+            command("diffusion_model.py", *SMALL, "--n-epochs", "2", "--sample-every", "1"),
+            cwd=folder,
+            env=environment(),
+            capture_output=True,
+            text=True,
+        )
+        with files.replacing(printed) as draft, open(draft, "wb") as file:
+            pickle.dump(process, file)
+    process = pickle.loads(printed.read_bytes())
     assert process.returncode == 0, process.stderr
     return folder, process
 

@@ -1,8 +1,12 @@
 """The mathematics against independent computations: closed forms, Bayes' rule on a grid, simulation."""
 
+import os
+import shutil
+
 import numpy as np
 import pytest
 import tensorflow as tf
+from conftest import ROOT
 
 import ddpm
 
@@ -349,6 +353,21 @@ def test_the_decoder_shares_all_probability_among_256_values(sched, variance):
         low, high = ((k / 127.5 - 1 + side / 255 - mean) / sigma / 2**0.5 for side in (-1, 1))
         assert bits[k] == pytest.approx(-np.log2((erf(high) - erf(low)) / 2), rel=1e-3)
     assert np.all(np.isfinite(bits)) and bits[0] > 100
+
+
+def test_a_program_that_is_running_does_not_care_that_its_source_changes(run, tmp_path):
+    shutil.copy(os.path.join(ROOT, "ddpm.py"), tmp_path)
+    code = (
+        "import sys; sys.path.insert(0, '.')\n"
+        "import ddpm, tensorflow as tf\n"
+        "assert ddpm.__file__.startswith(sys.argv[1])\n"
+        "step = ddpm.reverse_step(lambda inputs: inputs[0] / 2, ddpm.ddpm_schedule(1e-3, 0.3, 40))\n"
+        "open('ddpm.py', 'w').write('# another program\\n' * 1000)\n"
+        "*_, (t, x_0) = ddpm.reverse_process(step, 40, (2, 2, 1), 0, tf.range(3))\n"
+        "print(t, x_0.shape)"
+    )
+    process = run("-c", code, tmp_path, TF_CPP_MIN_LOG_LEVEL="2")
+    assert process.stdout == "0 (3, 2, 2, 1)\n" and "AutoGraph" not in process.stderr, process.stderr
 
 
 @pytest.mark.parametrize("variance", ["beta", "posterior"])

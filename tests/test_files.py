@@ -8,6 +8,7 @@ from conftest import ROOT
 from PIL import Image
 
 import console
+import device
 import files
 
 
@@ -79,3 +80,12 @@ def test_chatter_is_held_back_and_shown_when_something_fails(run):
     code = "import os, device\nwith device._stderr_held_back():\n    os.write(2, b'chatter\\n')\n    {}"
     quiet, loud = run("-c", code.format("pass")), run("-c", code.format("import nowhere"))
     assert quiet.stderr == "" and loud.stderr.startswith("chatter\n") and "nowhere" in loud.stderr
+
+
+def test_settings_that_come_too_late_for_tensorflow_are_not_left_to_child_processes(monkeypatch):
+    import tensorflow as tf
+
+    for name in "TF_CPP_MIN_LOG_LEVEL", "TF_ENABLE_ONEDNN_OPTS":
+        monkeypatch.delenv(name, raising=False)
+    before = dict(os.environ)
+    assert device.start_tensorflow() is tf and dict(os.environ) == before

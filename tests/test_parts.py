@@ -1,5 +1,7 @@
 """Batches divided among cores give what undivided ones give."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -22,6 +24,7 @@ def test_pieces_are_in_order_and_of_nearly_the_same_size(size):
 def trained_in():
     """The losses and the weights after batches of 5, 2 and 4 pictures, trained in a number of parts."""
 
+    @functools.cache
     def train(count, precision="float32"):
         keras.utils.set_random_seed(0)
         model = NaiveUnet((32, 32, 3), 8)

@@ -101,7 +101,8 @@ def test_the_table_has_a_row_for_every_epoch(trained):
 
 
 def test_older_saves_are_kept_if_asked_for(run, model_folder):
-    process = run("diffusion_model.py", "--n-epochs", "12", "--keep", "2", "--save-every", "0", "--sample-every", "0")
+    options = ("--n-epochs", "12", "--lr-decay", "cosine", "--sample-every", "0")
+    process = run("diffusion_model.py", *options, "--keep", "2", "--save-every", "0")
     assert process.returncode == 0, process.stderr
     assert "planned anew, over 12 epochs" in process.stdout  # the fall of the learning rate
     kept = sorted(name for name in os.listdir(model_folder) if re.fullmatch(r"model-epoch\d+\.keras", name))
@@ -199,8 +200,11 @@ def test_a_second_run_on_the_same_file_is_refused_until_the_first_is_dead(run, t
     assert f"process {first.pid}" in second.stderr and "--model" in second.stderr
     first.kill()
     finish(first)
-    third = run("diffusion_model.py", *SMALL, "--n-epochs", "1")
-    assert third.returncode == 0, third.stderr
+    third = start(tmp_path, *SMALL)
+    printed = read_until(third, "files ")
+    third.send_signal(signal.SIGTERM)
+    done, _ = finish(third, printed)
+    assert done.returncode == 143, done.stderr
     assert not [name for name in os.listdir(tmp_path) if name.endswith((".lock", ".saving"))]
 
 
