@@ -60,7 +60,8 @@ def main():
         device.start_tensorflow(parts=device.MOST_PARTS)
         import model_file
 
-        files.check_writable(options.out)
+        for path in filter(None, (options.out, options.figure)):
+            files.check_writable(path)
         model, book = model_file.open_with_schedule(options.model)
         shape = model.inputs[0].shape[1:]
         held_out, report = data.load_images(options.data, shape[0], shape[2])
@@ -70,12 +71,14 @@ def main():
         say(f"{options.model}: {book['progress']['step']:,} steps on {book['data']['source']}; {report.source}: "
             f"{len(held_out):,} pictures")  # fmt: skip
 
-        rows = {}
+        rows, with_samples = {}, set(OF_SAMPLES) & set(options.only) or options.figure
+        if with_samples:
+            extract, samples, training = from_outside(shape, book, options)  # what is missing is said before long work
         if {"bits", "loss"} & set(options.only):
             rows |= likelihood(model, book, held_out, options)
-        if set(OF_SAMPLES) & set(options.only) or options.figure:
-            samples = samples_of(model, book, options)
-            rows |= of_samples(samples, held_out, book, options)
+        if with_samples:
+            samples = made(model, book, options) if samples is None else samples
+            rows |= of_samples(samples, training, held_out, extract, options)
         show(rows)
         with files.replacing(options.out) as draft, open(draft, "w") as file:
             json.dump({"model": options.model, "data": options.data, "step": book["progress"]["step"],
@@ -216,13 +219,21 @@ def measured(values, remark=""):
 # --- what it makes ----------------------------------------------------------------------------------------------------
 
 
-def samples_of(model, book, options):
-    """Pictures of the model, uint8: read from `--samples`, or made in batches that are kept as they come."""
-    import numpy as np
+def from_outside(shape, book, options):
+    """The function for the features; the samples, if a file is given; the training pictures, if they are needed."""
+    from features import extractor
 
+    extract, samples, training = extractor(options.features), None, None
     if options.samples:
-        samples, _ = data.load_images(options.samples, model.inputs[0].shape[1], model.inputs[0].shape[3])
-        return samples[: options.n_sample]
+        samples = data.load_images(options.samples, shape[0], shape[2])[0][: options.n_sample]
+    if "copies" in options.only or options.figure:
+        training, _ = data.load_images(options.train or book["data"]["source"], shape[0], shape[2])
+    return extract, samples, training
+
+
+def made(model, book, options):
+    """Pictures of the model, uint8, made in batches that are kept as they come."""
+    import numpy as np
     import tensorflow as tf
 
     from ddpm import ddpm_schedule, reverse_process, to_pixels
@@ -243,14 +254,11 @@ def samples_of(model, book, options):
     return samples[: options.n_sample]
 
 
-def of_samples(samples, held_out, book, options):
+def of_samples(samples, training, held_out, extract, options):
     """Distances between samples and held-out pictures, and from both to the training pictures."""
     import numpy as np
 
     import metrics
-    from features import extractor
-
-    extract = extractor(options.features)
 
     def features_of(images, what):
         say(f"{options.features}: features of {len(images):,} {what}")
@@ -269,9 +277,7 @@ def of_samples(samples, held_out, book, options):
         if name in options.only:
             value, error = metrics.with_error(getattr(metrics, name), of_held_out, of_made)
             rows[f"{name}, {options.features}"] = {"value": float(value), "error": float(error), "remark": remark}
-    if "copies" in options.only or options.figure:
-        source = options.train or book["data"]["source"]
-        training, _ = data.load_images(source, samples.shape[1], samples.shape[3])
+    if training is not None:
         of_training = features_of(training, "training pictures")
         flat = [images.reshape(len(images), -1) / 255.0 for images in (samples, training, held_out)]
         spaces = {"pixels": flat, options.features: (of_made, of_training, of_held_out)}

@@ -81,16 +81,29 @@ def test_the_file_holds_the_averages_and_the_raw_weights_apart(trained):
     assert any(np.any(a != r) for a, r in zip(averages, raw, strict=True))
 
 
-def test_going_on_ends_in_the_same_bits_as_never_having_stopped(run, trained, model_folder):
-    def train(model):
-        process = run("diffusion_model.py", *SMALL, "--n-epochs", "3", "--sample-every", "0", "--model", model)
+def test_going_on_with_many_saves_ends_in_the_same_bits_as_never_having_stopped(run, trained, model_folder):
+    def train(model, *options):
+        options = (*SMALL, "--n-epochs", "5", "--sample-every", "0", "--model", model, *options)
+        process = run("diffusion_model.py", *options)
         assert process.returncode == 0, process.stderr
         return losses(process)
 
-    at_once, resumed = train("at-once.keras"), train("model.keras")
-    assert list(resumed) == [2]
+    at_once, resumed = train("at-once.keras"), train("model.keras", "--keep", "2", "--save-every", "0")
+    assert list(resumed) == [2, 3, 4]
     assert {**losses(trained[1]), **resumed} == at_once
     assert_equal_to_the_bit(model_folder / "at-once.keras", model_folder / "model.keras")
+
+    kept = sorted(name for name in os.listdir(model_folder) if re.fullmatch(r"model-epoch\d+\.keras", name))
+    assert kept == ["model-epoch0004.keras", "model-epoch0005.keras"]
+    book = model_file.logbook(keras.models.load_model(model_folder / kept[0]))
+    assert book["progress"]["epoch"] == 4 and book["progress"]["images"] == 16  # the first save after its end
+    assert model_file.open_for_training(model_folder / kept[1])
+
+
+def test_more_epochs_plan_the_fall_of_the_learning_rate_anew(model_folder, monkeypatch, capsys):
+    monkeypatch.chdir(model_folder)
+    diffusion_model.prepare({"n_epochs": 12, "lr_decay": "cosine"}, "model.keras")
+    assert "planned anew, over 12 epochs" in capsys.readouterr().out
 
 
 def test_a_finished_model_says_so_and_how_to_go_on(run, model_folder):
@@ -166,15 +179,17 @@ def test_other_pictures_on_purpose(run, model_folder):
     assert {layer.compute_dtype for layer in model.layers} == {"float32"}
 
 
-def test_gray_pictures_in_float16(run, tmp_path):
-    write_pictures(tmp_path)
-    process = run("diffusion_model.py", *SMALL, "--channels", "1", "--precision", "float16", "--n-epochs", "1")
-    assert process.returncode == 0, process.stderr
-    assert keras.models.load_model(tmp_path / "model.keras").output_shape == (None, 32, 32, 1)
-    again = run("diffusion_model.py", "--n-epochs", "2", "--sample-every", "0")
-    assert again.returncode == 0, again.stderr
+def test_a_model_goes_on_in_float16_and_keeps_to_it(model_folder, monkeypatch):
+    monkeypatch.chdir(model_folder)
+    model, *_ = diffusion_model.prepare({"n_epochs": 3, "precision": "float16"}, "model.keras")
+    x = np.random.default_rng(0).standard_normal((2, 32, 32, 3), np.float32)
+    assert np.isfinite(model.train_on_batch([x, np.ones((2, 1), np.float32)], x))
+    model_file.save(model, "model.keras")
+    model, *_ = diffusion_model.prepare({}, "model.keras")
+    assert model.dtype_policy.compute_dtype == "float16" and int(model.optimizer.iterations) == 7
 
 
+@pytest.mark.slow
 def test_the_loss_falls_well_below_that_of_predicting_nothing(run, tmp_path):
     options = ("--data", "drawings", "--n-feat", "8", "--T", "100", "--beta2", "0.2", "--n-epochs", "2")
     process = run("diffusion_model.py", *options, "--lr-decay", "none", "--sample-every", "0")
@@ -212,8 +227,8 @@ def test_wrong_words_are_answered_in_one_sentence_at_once(run, options, words):
         ({"data": "text.txt"}, ("text.txt",)),
         ({"beta1": 0.5}, ("beta1", "0.5")),
         ({"beta2": float("nan")}, ("beta2",)),
-        ({"image_size": 48}, ("48", "multiples of 32")),
-        ({"n_feat": 12}, ("n_feat", "multiple of 8", "12")),
+        ({"image_size": 48, "data": "grays.npy"}, ("48", "multiples of 32")),
+        ({"n_feat": 12, "data": "grays.npy"}, ("n_feat", "multiple of 8", "12")),
         ({"model": "text.keras"}, ("text.keras", "not a Keras model")),
         ({"model": "folder.keras"}, ("folder.keras",)),
         ({"model": "foreign.keras"}, ("foreign.keras",)),
@@ -231,6 +246,7 @@ def test_what_cannot_be_used_is_refused_in_one_sentence(tmp_path, monkeypatch, o
 
 def unusable(folder):
     """Things that are no pictures and no models."""
+    np.save(folder / "grays.npy", np.zeros((2, 48, 48), np.uint8))
     (folder / "empty").mkdir()
     (folder / "folder.keras").mkdir()
     (folder / "text.txt").write_text("hello")
@@ -253,11 +269,12 @@ def test_a_folder_that_cannot_be_written_to_is_failed_work(run):
     refused(run("diffusion_model.py", "--model", "/sys/model.keras"), 1, "/sys")
 
 
-def interrupted(folder, number, *options):
-    """Starts a long run, sends a signal once it trains, and returns the finished process."""
+def test_ctrl_c_ends_the_run_with_everything_saved(tmp_path):
+    """What the other signals do is in test_resume.py."""
+    write_pictures(tmp_path)
     process = subprocess.Popen(
-        command("diffusion_model.py", *SMALL, "--n-epochs", "100000", "--sample-every", "0", *options),
-        cwd=folder,
+        command("diffusion_model.py", *SMALL, "--n-epochs", "100000", "--sample-every", "0"),
+        cwd=tmp_path,
         env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -267,19 +284,12 @@ def interrupted(folder, number, *options):
         if "ms a step" in line:
             break
     time.sleep(0.5)
-    process.send_signal(number)
+    process.send_signal(signal.SIGINT)
     start = time.monotonic()
     stdout, stderr = process.communicate(timeout=120)
     assert time.monotonic() - start < 10
-    return subprocess.CompletedProcess(process.args, process.returncode, line + stdout, stderr)
-
-
-@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_the_run_with_everything_saved(run, tmp_path, number, status):
-    write_pictures(tmp_path)
-    process = interrupted(tmp_path, number)
-    assert process.returncode == status and process.stderr == ""
-    steps = int(re.search(r"stopped after (\S+) steps", process.stdout)[1].replace(",", ""))
+    assert process.returncode == 130 and stderr == ""
+    steps = int(re.search(r"stopped after (\S+) steps", stdout)[1].replace(",", ""))
     assert int(keras.models.load_model(tmp_path / "model.keras").optimizer.iterations) == steps
 
 
@@ -287,24 +297,27 @@ def test_a_signal_ends_the_run_with_everything_saved(run, tmp_path, number, stat
 
 
 def test_held_out_pictures_are_measured_after_every_second_epoch_and_not_trained_on(run, tmp_path):
-    write_pictures(tmp_path)
+    """Gray ones, for which no other test spends a run."""
+    write_pictures(tmp_path, count=64)
     with_board = importlib.util.find_spec("tensorboard") is not None
     options = (*SMALL, "--validation", "0.25", "--validate-every", "2", "--sample-every", "1")
+    options += ("--channels", "1")
     if with_board:
         options += ("--tensorboard", "board")
     process = run("diffusion_model.py", *options, "--n-epochs", "2")
     assert process.returncode == 0, process.stderr
-    assert process.stderr == "" and "36 pictures" in process.stdout
+    assert process.stderr == "" and "48 pictures" in process.stdout
     process = run("diffusion_model.py", *options, "--n-epochs", "4")  # goes on with the same division
     assert process.returncode == 0, process.stderr
     said = re.findall(r"^held-out loss (\S+); by quarters of t: (.*)$", process.stdout, re.MULTILINE)
     assert len(said) == 1
+    assert keras.models.load_model(tmp_path / "model.keras").output_shape == (None, 32, 32, 1)
 
     with open(tmp_path / "model.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["held_out_loss"] != "" for row in rows] == [False, True, False, True]
     quarters = [float(rows[3][f"held_out_q{q}"]) for q in (1, 2, 3, 4)]
-    assert np.mean(quarters) == pytest.approx(float(rows[3]["held_out_loss"]), rel=1e-5)  # 3 pictures in each
+    assert np.mean(quarters) == pytest.approx(float(rows[3]["held_out_loss"]), rel=1e-5)  # 4 pictures in each
     assert said[0][1].split() == [f"{q:.4f}" for q in quarters]
     refused(run("diffusion_model.py", "--validation", "0.5", "--n-epochs", "5"), 2, "--validation 0.25", "0.5")
 

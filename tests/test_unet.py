@@ -41,12 +41,13 @@ def test_every_weight_reaches_the_output():
     """An input, an image or t, or a weight that changes nothing would be a broken connection."""
     model = randomized(unet.NaiveUnet((32, 32, 3), 8))
     image, t = some_inputs((32, 32, 3))
-    before = model([image, t]).numpy()
-    assert np.any(model([image, t / 2]).numpy() != before)
+    predict = tf.function(model)  # 96 times
+    before = predict([image, t]).numpy()
+    assert np.any(predict([image, t / 2]).numpy() != before)
     for weight in model.trainable_variables:
         value = weight.numpy()
         weight.assign(value + 0.5 * np.random.default_rng(2).standard_normal(value.shape))
-        assert np.any(model([image, t]).numpy() != before), weight.path
+        assert np.any(predict([image, t]).numpy() != before), weight.path
         weight.assign(value)
 
 
@@ -151,7 +152,7 @@ print(model.get_layer("logbook").entries["x"])
 """
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_a_saved_model_loads_in_a_fresh_process_in_float32_and_predicts_the_same_bits(run, tmp_path, precision):
     import model_file
 
