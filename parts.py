@@ -32,17 +32,17 @@ def even_batches(model, count):
 
 
 def predictor(model, parts):
-    """The network as a function of [x_t, t/T] → ε_θ for pictures to be made, its batches divided."""
+    """A network where nothing is trained, as a function of its list of inputs, [x_t, t/T] say, with batches divided."""
 
     @tf.function(reduce_retracing=True, autograph=False)  # traced once for all pieces
-    def of_piece(x_t, t):
-        return model([x_t, t], training=False)
+    def of_piece(*inputs):
+        return model(list(inputs), training=False)
 
-    def predict_eps(inputs):
+    def predict(inputs):
         pieces = zip(*(split(tensor, parts) for tensor in inputs), strict=True)
         return tf.concat([of_piece(*piece) for piece in pieces], axis=0)
 
-    return predict_eps
+    return predict
 
 
 def sampling_step(model, sched, batch_size, variance="beta", clip=True):

@@ -153,8 +153,18 @@ def test_features_come_in_batches_with_their_progress():
     shown = []
     images = drawings.draw_cats(32, count=150)
     of_all = features.extractor("pixels")(images, shown.append)
-    assert shown == [64, 128, 150] and of_all.shape == (150, 8 * 8 * 3)
+    assert shown == [*range(16, 150, 16), 150] and of_all.shape == (150, 8 * 8 * 3)
     np.testing.assert_array_equal(of_all[100:], features.extractor("pixels")(images[100:]))
+
+
+def test_any_keras_model_or_function_does_for_features(tmp_path, monkeypatch):
+    images = drawings.draw_cats(32, count=20)
+    keras.Sequential([keras.Input((32, 32, 3)), keras.layers.AveragePooling2D(16)]).save(tmp_path / "pool.keras")
+    of_blocks = images.reshape(20, 2, 16, 2, 16, 3).mean((2, 4)).reshape(20, -1)
+    np.testing.assert_allclose(features.extractor(str(tmp_path / "pool.keras"))(images), of_blocks, rtol=1e-5)
+    (tmp_path / "mine.py").write_text("def pool(images):\n    return images.mean((1, 2))\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    np.testing.assert_allclose(features.extractor("mine:pool")(images), images.mean((1, 2)))
 
 
 def test_inception_is_the_network_of_keras(monkeypatch):
