@@ -143,7 +143,7 @@ def test_a_signal_during_a_grid_loses_neither_the_training_nor_the_grid(tmp_path
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="this system has no SIGUSR1")
-def test_usr1_saves_and_training_goes_on_and_a_hangup_under_nohup_is_ignored(tmp_path):
+def test_usr1_saves_and_training_goes_on_nohup_is_respected_and_ctrl_c_saves_and_ends(tmp_path):
     write_pictures(tmp_path)
     options = (*SMALL, "--n-epochs", "100000", "--sample-every", "0")
     process = start(tmp_path, *options, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
@@ -157,9 +157,9 @@ def test_usr1_saves_and_training_goes_on_and_a_hangup_under_nohup_is_ignored(tmp
             break
     saved = int(keras.models.load_model(tmp_path / "model.keras").optimizer.iterations)
     assert saved >= 20 and process.poll() is None
-    process.send_signal(signal.SIGTERM)
-    done, _ = finish(process, printed)
-    assert done.returncode == 143 and done.stderr == ""
+    process.send_signal(signal.SIGINT)
+    done, seconds = finish(process, printed)
+    assert done.returncode == 130 and done.stderr == "" and seconds < 10
     after = int(keras.models.load_model(tmp_path / "model.keras").optimizer.iterations)
     assert after > saved and f"stopped after {after:,} steps" in done.stdout
 
