@@ -15,8 +15,9 @@ import data
 import files
 from console import say, whole
 
-PARTS = ("bits", "loss", "kid", "frechet", "precision", "recall", "copies")
-OF_SAMPLES = PARTS[2:]
+PARTS = ("bits", "loss", "overfitting", "kid", "frechet", "precision", "recall", "copies")
+OF_SAMPLES = PARTS[3:]
+BY_HEART = 0.8  # such a share of the held-out loss, or less, have pictures that are learnt by heart
 WAYS = [(variance, clip) for variance in ("beta", "posterior") for clip in (True, False)]  # to take a reverse step
 
 
@@ -25,7 +26,11 @@ def parse_options(arguments=None):
     add = parser.add_argument
     add("--model", default="model.keras", metavar="FILE.keras", help="the trained network (model.keras)")
     add("--data", required=True, metavar="SOURCE", help="held-out pictures: new-drawings, a folder, .npy or .npz")
-    add("--train", metavar="SOURCE", help="the training pictures, for copies (what the model says it was trained on)")
+    add(
+        "--train",
+        metavar="SOURCE",
+        help="the training pictures, for overfitting and copies (what the model says it was trained on)",
+    )
     add("--samples", metavar="FILE.npy", help="pictures that the model has made (else they are made, and kept)")
     add("--n-sample", type=whole(20), default=500, metavar="N", help="how many to make (500)")
     add("--only", type=console.some_of(PARTS), default=PARTS, metavar="PARTS", help=f"some of {','.join(PARTS)} (all)")
@@ -71,12 +76,11 @@ def main():
         say(f"{options.model}: {book['progress']['step']:,} steps on {book['data']['source']}; {report.source}: "
             f"{len(held_out):,} pictures")  # fmt: skip
 
-        rows, with_samples = {}, set(OF_SAMPLES) & set(options.only) or options.figure
-        if with_samples:
-            extract, samples, training = from_outside(shape, book, options)  # what is missing is said before long work
-        if {"bits", "loss"} & set(options.only):
-            rows |= likelihood(model, book, held_out, options)
-        if with_samples:
+        extract, samples, training = from_outside(shape, book, options)  # what is missing is said before long work
+        rows = {}
+        if set(options.only) - set(OF_SAMPLES):
+            rows |= likelihood(model, book, held_out, training, options)
+        if extract:
             samples = made(model, book, options) if samples is None else samples
             rows |= of_samples(samples, training, held_out, extract, options)
         show(rows)
@@ -84,6 +88,20 @@ def main():
             json.dump({"model": options.model, "data": options.data, "step": book["progress"]["step"],
                        "features": options.features, **rows}, file, indent=1)  # fmt: skip
         say(f"written to {options.out}")
+
+
+def from_outside(shape, book, options):
+    """What the parts asked for need, else None: the function for features, given samples, the training pictures."""
+    from features import extractor
+
+    only, extract, samples, training = set(options.only), None, None, None
+    if set(OF_SAMPLES) & only or options.figure:
+        extract = extractor(options.features)
+        if options.samples:
+            samples = data.load_images(options.samples, shape[0], shape[2])[0][: options.n_sample]
+    if {"overfitting", "copies"} & only or options.figure:
+        training, _ = data.load_images(options.train or book["data"]["source"], shape[0], shape[2])
+    return extract, samples, training
 
 
 def show(rows):
@@ -104,17 +122,28 @@ def beside_model(model, options, name):
 # --- what the network itself knows ------------------------------------------------------------------------------------
 
 
-def likelihood(model, book, images, options):
-    """Bits a dimension of the bound, for all four ways to take a reverse step, and the loss in tenths of t."""
+def likelihood(model, book, held_out, training, options):
+    """Bits a dimension of the bound, for all four ways to take a reverse step, the loss in tenths of t, overfitting."""
+    import numpy as np
+
     import device
     import parts
     from ddpm import ddpm_schedule
 
-    sched, batch_size = ddpm_schedule(**book["diffusion"]), parts.even_batches(model, len(images))[1]
+    sched, batch_size = ddpm_schedule(**book["diffusion"]), parts.even_batches(model, len(held_out))[1]
     predict_eps = parts.predictor(model, device.parts_for(batch_size))
-    seen = observed(predict_eps, sched, images, options.draws, batch_size, beside_model(model, options, "bits.npz"))
-    rows = of_bound(seen) if "bits" in options.only else {}
-    return rows | of_loss(seen, sched, images) if "loss" in options.only else rows
+
+    def seen(images, name):
+        return observed(predict_eps, sched, images, options.draws, batch_size, beside_model(model, options, name))
+
+    of_held_out = seen(held_out, "bits.npz")
+    loss = of_loss(of_held_out, sched, held_out)
+    rows = of_bound(of_held_out) if "bits" in options.only else {}
+    rows |= loss if "loss" in options.only else {}
+    if "overfitting" in options.only:
+        some = training[np.random.default_rng(0).permutation(len(training))[: len(held_out)]]
+        rows |= of_overfitting(of_loss(seen(some, "training-bits.npz"), sched, some), loss)
+    return rows
 
 
 def of_bound(seen):
@@ -141,6 +170,19 @@ def of_loss(seen, sched, images):
             best = np.mean(a * v / (a * v + 1 - a))
             rows[f"loss, t = {low} … {high}"] = measured(seen["error"][here], f"{best:.4f} if only pixels were known")
     return rows
+
+
+def of_overfitting(of_training, of_held_out):
+    """Row: the loss on training pictures as a share of that on held-out ones; both are rows of `of_loss`."""
+    import numpy as np
+
+    means, errors, names = [], [], of_training.keys() & of_held_out.keys()
+    for rows in of_training, of_held_out:
+        means.append(np.mean([rows[name]["value"] for name in names]))
+        errors.append(np.linalg.norm([rows[name]["error"] or 0 for name in names]) / len(names) / means[-1])
+    share = float(means[0] / means[1])
+    remark = "the training pictures are learnt by heart" if share < BY_HEART else "1 if nothing is learnt by heart"
+    return {"loss, training / held-out": {"value": share, "error": share * float(np.hypot(*errors)), "remark": remark}}
 
 
 def observed(predict_eps, sched, images, draws, batch_size, kept=None):
@@ -219,18 +261,6 @@ def measured(values, remark=""):
 # --- what it makes ----------------------------------------------------------------------------------------------------
 
 
-def from_outside(shape, book, options):
-    """The function for the features; the samples, if a file is given; the training pictures, if they are needed."""
-    from features import extractor
-
-    extract, samples, training = extractor(options.features), None, None
-    if options.samples:
-        samples = data.load_images(options.samples, shape[0], shape[2])[0][: options.n_sample]
-    if "copies" in options.only or options.figure:
-        training, _ = data.load_images(options.train or book["data"]["source"], shape[0], shape[2])
-    return extract, samples, training
-
-
 def made(model, book, options):
     """Pictures of the model, uint8, made in batches that are kept as they come."""
     import numpy as np
@@ -277,7 +307,7 @@ def of_samples(samples, training, held_out, extract, options):
         if name in options.only:
             value, error = metrics.with_error(getattr(metrics, name), of_held_out, of_made)
             rows[f"{name}, {options.features}"] = {"value": float(value), "error": float(error), "remark": remark}
-    if training is not None:
+    if "copies" in options.only or options.figure:
         of_training = features_of(training, "training pictures")
         flat = [images.reshape(len(images), -1) / 255.0 for images in (samples, training, held_out)]
         spaces = {"pixels": flat, options.features: (of_made, of_training, of_held_out)}

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import data
 import ddpm
 import evaluate
 import features
+import metrics
 import model_file
 from data import drawings
 
@@ -23,8 +25,9 @@ def test_the_whole_table(run, model_folder, monkeypatch, capsys):
     assert process.stderr == ""
     numbers = json.loads((model_folder / "model-evaluation.json").read_text())
     assert numbers["step"] == 6 and numbers["features"] == "pixels"
-    for name in ("bits/dim, β, clipped", "bits/dim, β̃, not clipped", "loss, t = 1 … 2", "kid, pixels",
-                 "frechet, pixels", "precision, pixels", "recall, pixels", "near-copies, pixels"):  # fmt: skip
+    for name in ("bits/dim, β, clipped", "bits/dim, β̃, not clipped", "loss, t = 1 … 2", "loss, training / held-out",
+                 "kid, pixels", "frechet, pixels", "precision, pixels", "recall, pixels",
+                 "near-copies, pixels"):  # fmt: skip
         assert np.isfinite(numbers[name]["value"]) and name in process.stdout
     (kept,) = model_folder.glob("model-step6-*-samples.npy")
     assert np.load(kept).shape == (20, 32, 32, 3)
@@ -116,6 +119,49 @@ def test_a_few_steps_for_each_picture_estimate_the_sum_over_all():
     for name in (name for name in every if name.startswith("loss")):  # the exact predictor knows the pixels only
         best = float(every[name]["remark"].split()[0])
         assert every[name]["value"] == pytest.approx(best, rel=0.1, abs=1e-4)  # the remark has 4 digits
+
+
+def best_for(pictures, sched):
+    """The predictor that training on these pictures alone would end in: it knows each of them by heart."""
+    T, known = len(sched["beta_t"]) - 1, tf.constant(data.scaled(pictures).reshape(len(pictures), -1))
+
+    def network(inputs):
+        x_t, t = inputs
+        ab = tf.gather(sched["alphabar_t"], tf.cast(tf.round(t * T), tf.int32))
+        flat = tf.reshape(x_t, (-1, known.shape[1]))
+        away = tf.reduce_sum((flat[:, None] - ab[:, None] ** 0.5 * known) ** 2, axis=-1)
+        x_0 = tf.nn.softmax(-away / (2 * (1 - ab))) @ known
+        return tf.reshape((flat - ab**0.5 * x_0) / (1 - ab) ** 0.5, tf.shape(x_t))
+
+    return network
+
+
+@pytest.mark.parametrize("count, by_heart", [(50, True), (3000, False)])
+def test_a_model_that_knows_50_pictures_by_heart_is_caught_and_one_of_thousands_is_not(count, by_heart):
+    """The second is best for 3,000 pictures, of which 50 are looked at: to them it is as to any others."""
+    sched = ddpm.ddpm_schedule(1e-3, 0.3, 40)
+    if by_heart:
+        of_model, held_out = drawings.draw_cats(16, count=count), drawings.draw_cats(16, count=300, seed=1)
+    else:  # so small and gray that thousands leave no room between them
+        of_model, held_out = (
+            np.random.default_rng(k).integers(0, 256, (n, 1, 2, 1), np.uint8) for k, n in ((0, count), (1, 300))
+        )
+    network = best_for(of_model, sched)
+
+    loss = [evaluate.of_loss(evaluate.observed(network, sched, images, 10, 50), sched, images)
+            for images in (of_model[:300], held_out)]  # fmt: skip
+    row = evaluate.of_overfitting(*loss)["loss, training / held-out"]
+    assert (row["value"] < evaluate.BY_HEART) == row["remark"].startswith("the training pictures") == by_heart
+    assert row["error"] < 0.1
+
+    step = ddpm.reverse_step(network, sched)
+    *_, (_, x_0) = ddpm.reverse_process(step, 40, of_model.shape[1:], 0, tf.range(40))
+    flat = [images.reshape(len(images), -1) / 255.0 for images in (ddpm.to_pixels(x_0), of_model[:300], held_out)]
+    ratios, share = metrics.copying(*flat)
+    if by_heart:
+        assert np.median(ratios) < 0.1 and share == 1
+    else:
+        assert 0.5 < np.median(ratios) < 2 and share < 0.5
 
 
 def test_what_was_observed_before_an_interruption_is_not_observed_again(tmp_path):
