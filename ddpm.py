@@ -213,10 +213,13 @@ def _several(step, noise, image_shape):
 
     @tf.function(autograph=False)
     def steps(x_t, t, count, seed, index):
+        end = t - count
+
         def one(t, x_t):
             return t - 1, step(x_t, t, noise(seed, t, index, image_shape))
 
-        return tf.while_loop(lambda t, x_t, end=t - count: t > end, one, (t, x_t))[1]
+        _, x_t = tf.while_loop(lambda t, x_t: t > end, one, (t, x_t))
+        return x_t
 
     return steps
 

@@ -76,12 +76,14 @@ def main():
         say(f"{options.model}: {book['progress']['step']:,} steps on {book['data']['source']}; {report.source}: "
             f"{len(held_out):,} pictures")  # fmt: skip
 
+        # What takes long is kept for a later run, in `model-step4736-1f60a9c2-samples.npy` and the like.
+        kept = f"{os.path.splitext(options.model)[0]}-{model_file.fingerprint(model)}"
         extract, samples, training = from_outside(shape, book, options)  # what is missing is said before long work
         rows = {}
         if set(options.only) - set(OF_SAMPLES):
-            rows |= likelihood(model, book, held_out, training, options)
+            rows |= likelihood(model, book, held_out, training, options, kept)
         if extract:
-            samples = made(model, book, options) if samples is None else samples
+            samples = made(model, book, options, f"{kept}-samples.npy") if samples is None else samples
             rows |= of_samples(samples, training, held_out, extract, options)
         show(rows)
         with files.replacing(options.out) as draft, open(draft, "w") as file:
@@ -112,17 +114,10 @@ def show(rows):
         say(f"{name:{width}}  {row['value']:8.4f}{error:11}  {row.get('remark', '')}")
 
 
-def beside_model(model, options, name):
-    """Where to keep what took long to compute, for a later run: `model-step4736-1f60a9c2-samples.npy`."""
-    import model_file
-
-    return f"{os.path.splitext(options.model)[0]}-{model_file.fingerprint(model)}-{name}"
-
-
 # --- what the network itself knows ------------------------------------------------------------------------------------
 
 
-def likelihood(model, book, held_out, training, options):
+def likelihood(model, book, held_out, training, options, kept):
     """Bits a dimension of the bound, for all four ways to take a reverse step, the loss in tenths of t, overfitting."""
     import numpy as np
 
@@ -134,7 +129,7 @@ def likelihood(model, book, held_out, training, options):
     predict_eps = parts.predictor(model, device.parts_for(batch_size))
 
     def seen(images, name):
-        return observed(predict_eps, sched, images, options.draws, batch_size, beside_model(model, options, name))
+        return observed(predict_eps, sched, images, options.draws, batch_size, f"{kept}-{name}")
 
     of_held_out = seen(held_out, "bits.npz")
     loss = of_loss(of_held_out, sched, held_out)
@@ -176,7 +171,7 @@ def of_overfitting(of_training, of_held_out):
     """Row: the loss on training pictures as a share of that on held-out ones; both are rows of `of_loss`."""
     import numpy as np
 
-    means, errors, names = [], [], of_training.keys() & of_held_out.keys()
+    means, errors, names = [], [], [name for name in of_held_out if name in of_training]
     for rows in of_training, of_held_out:
         means.append(np.mean([rows[name]["value"] for name in names]))
         errors.append(np.linalg.norm([rows[name]["error"] or 0 for name in names]) / len(names) / means[-1])
@@ -261,15 +256,15 @@ def measured(values, remark=""):
 # --- what it makes ----------------------------------------------------------------------------------------------------
 
 
-def made(model, book, options):
-    """Pictures of the model, uint8, made in batches that are kept as they come."""
+def made(model, book, options, kept):
+    """Pictures of the model, uint8, made in batches that are kept in a file as they come."""
     import numpy as np
     import tensorflow as tf
 
     from ddpm import ddpm_schedule, reverse_process, to_pixels
     from parts import even_batches, sampling_step
 
-    kept, shape = beside_model(model, options, "samples.npy"), model.inputs[0].shape[1:]
+    shape = model.inputs[0].shape[1:]
     samples = np.load(kept) if os.path.exists(kept) else np.empty((0, *shape), np.uint8)
     start, sched = len(samples), ddpm_schedule(**book["diffusion"])
     T = len(sched["beta_t"]) - 1

@@ -61,7 +61,8 @@ def trained(tmp_path_factory, worker_id):
     try:
         folder.mkdir()
     except FileExistsError:
-        while not printed.exists():
+        end = time.monotonic() + 400
+        while not printed.exists() and time.monotonic() < end:
             time.sleep(0.1)
     else:
         write_pictures(folder)

@@ -138,7 +138,7 @@ def best_for(pictures, sched):
 
 @pytest.mark.parametrize("count, by_heart", [(50, True), (3000, False)])
 def test_a_model_that_knows_50_pictures_by_heart_is_caught_and_one_of_thousands_is_not(count, by_heart):
-    """The second is best for 3,000 pictures, of which 50 are looked at: to them it is as to any others."""
+    """The second is best for 3,000 pictures, of which 300 are looked at: to them it is as to any others."""
     sched = ddpm.ddpm_schedule(1e-3, 0.3, 40)
     if by_heart:
         of_model, held_out = drawings.draw_cats(16, count=count), drawings.draw_cats(16, count=300, seed=1)

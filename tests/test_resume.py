@@ -186,7 +186,7 @@ def in_a_process(code):
     """Runs lines after `i = Interruption()` in a process of their own, which a signal may end."""
     begin = "import os, signal, time\nfrom interruption import Interruption\ni = Interruption()\n"
     command = [sys.executable, "-c", begin + code + "time.sleep(60)"]
-    return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=20)
 
 
 def test_a_save_that_is_under_way_is_finished_first():

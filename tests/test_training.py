@@ -215,7 +215,7 @@ def test_the_loss_falls_well_below_that_of_predicting_nothing(run, tmp_path):
     ],
 )
 def test_wrong_words_are_answered_in_one_sentence_at_once(run, options, words):
-    refused(run("diffusion_model.py", *options, timeout=120), 2, *words)
+    refused(run("diffusion_model.py", *options, timeout=20), 2, *words)
 
 
 @pytest.mark.parametrize(
@@ -254,10 +254,11 @@ def unusable(folder):
     keras.Model(inputs, keras.layers.Dense(2)(inputs)).save(folder / "foreign.keras")
 
 
-def test_the_script_answers_with_that_sentence_and_leaves_all_as_it_was(run, tmp_path):
+@pytest.mark.parametrize("options", [("--data", "empty"), ("--model", "text.keras")])
+def test_the_script_answers_with_that_sentence_and_leaves_all_as_it_was(run, tmp_path, options):
     unusable(tmp_path)
     before = sorted(os.listdir(tmp_path))
-    refused(run("diffusion_model.py", "--model", "text.keras"), 2, "text.keras")
+    refused(run("diffusion_model.py", *options), 2, options[1])
     assert sorted(os.listdir(tmp_path)) == before
     assert (tmp_path / "text.keras").read_text() == "hello"
 
