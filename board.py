@@ -3,6 +3,7 @@
 tensorboard --logdir DIR
 """
 
+import contextlib
 import importlib.util
 import os
 
@@ -26,7 +27,7 @@ class Board:
     def __init__(self, folder, model, sched):
         if importlib.util.find_spec("tensorboard") is None:
             raise ValueError("--tensorboard needs the package tensorboard: pip install tensorboard")
-        self.writer = tf.summary.create_file_writer(folder)
+        self.folder, self.writer = folder, tf.summary.create_file_writer(folder)
         new = not any(name.startswith("events") and os.path.getsize(os.path.join(folder, name)) > 1000
                       for name in os.listdir(folder))  # fmt: skip
         if not new:
@@ -40,16 +41,28 @@ class Board:
                 tf.summary.scalar("schedule/share of the noise", sched["sqrtmab"][t], step=t)
         self.writer.flush()
 
+    @contextlib.contextmanager
+    def _writing(self):
+        """What is shown inside goes to the disk.
+
+        Raises:
+            OSError: if it cannot be written.
+        """
+        try:
+            with self.writer.as_default():
+                yield
+            self.writer.flush()
+        except tf.errors.OpError as error:  # a full disk is the same kind of error as full memory
+            raise OSError(error.message) from error
+
     def epoch(self, epoch, values):
         """Shows the numbers of an epoch, a dict of name → value."""
-        with self.writer.as_default():
+        with self._writing():
             for name, value in values.items():
                 if np.isfinite(value):
                     tf.summary.scalar(name, value, step=epoch)
-        self.writer.flush()
 
     def grid(self, epoch, path):
         """Shows a grid of pictures that was written to a file."""
-        with self.writer.as_default(), Image.open(path) as image:
+        with self._writing(), Image.open(path) as image:
             tf.summary.image("pictures from noise", np.asarray(image.convert("RGB"))[None], step=epoch)
-        self.writer.flush()

@@ -13,6 +13,11 @@ def say(*words):
     print(*words, flush=True)
 
 
+def warn(message):
+    """Prints a line on stderr at once."""
+    print(message, file=sys.stderr, flush=True)
+
+
 @contextlib.contextmanager
 def errors_in_a_sentence(program):
     """Ends the program with one sentence on stderr instead of a traceback.
@@ -60,9 +65,16 @@ class Bar:
         self.bar.update(done, [(name, float(value)) for name, value in values.items()])
 
     def say(self, *words):
+        self._clear()
+        say(*words)
+
+    def warn(self, message):
+        self._clear()
+        warn(message)
+
+    def _clear(self):
         if self.terminal:
             print("\r\033[K", end="")
-        say(*words)
 
 
 class Countdown:

@@ -10,17 +10,20 @@ COLUMNS = (
     "epoch", "step", "loss_sum", "loss_mean", "seconds", "images_per_second", "learning_rate",
     "held_out_loss", "held_out_q1", "held_out_q2", "held_out_q3", "held_out_q4",  # empty where not measured
 )  # fmt: skip
+FIRST_COLUMNS = 7  # those of the earliest version
+ENCODINGS = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}  # by the first two bytes; else UTF-8
 
 
 class EpochLog:
-    """The table of a run that goes on after `epoch` epochs; later rows of a lost run are dropped."""
+    """The table of a run that resumes after `epoch` epochs; later rows, of epochs that were lost, are dropped.
+
+    Raises:
+        ValueError: if there is a file of that name that this program did not write.
+    """
 
     def __init__(self, path, epoch):
-        self.path, self.rows, self.written_at = path, [], 0.0
-        if os.path.exists(path):
-            with open(path, newline="") as file:
-                rows = [row for row in csv.reader(file) if row and row[0].isdigit()]
-            self.rows = [row + [""] * (len(COLUMNS) - len(row)) for row in rows if int(row[0]) < epoch]
+        self.path, self.written_at = path, 0.0
+        self.rows = [row for row in read_rows(path) if int(row[0]) < epoch]
 
     def held_out(self):
         """Pairs (mean training loss, held-out loss) of the epochs in which the second was measured."""
@@ -29,6 +32,44 @@ class EpochLog:
 
     def write(self):
         """Raises OSError if it cannot be written; the rows are kept for the next time."""
-        with files.replacing(self.path) as draft, open(draft, "w", newline="") as file:
+        with files.replacing(self.path) as draft, open(draft, "w", newline="", encoding="utf-8") as file:
             csv.writer(file, lineterminator="\n").writerows([COLUMNS, *self.rows])
         self.written_at = time.monotonic()
+
+
+def read_rows(path):
+    """The rows of a table as lists of text, also when a spreadsheet has saved it; none if there is no such file.
+
+    Raises:
+        ValueError: if this program did not write it.
+    """
+    if not os.path.isfile(path):
+        return []
+    with open(path, "rb") as file:
+        content = file.read()
+    try:
+        lines = content.decode(ENCODINGS.get(content[:2], "utf-8-sig")).splitlines()
+        return _parse([line for line in lines if line.strip()])
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is not a table of epochs that this program wrote ({error}), and is not overwritten; rename it, "
+            "or choose another --model"
+        ) from error
+
+
+def _parse(lines):
+    """The rows below the header, each of the full width. Raises ValueError for anything else."""
+    if not lines:
+        return []
+    delimiter = next((mark for mark in ",;\t" if mark in lines[0]), ",")
+    header, *rows = csv.reader(lines, delimiter=delimiter)
+    if len(header) < FIRST_COLUMNS or tuple(header) != COLUMNS[: len(header)]:
+        raise ValueError("its header is another one")
+    if delimiter != ",":  # of a spreadsheet that writes 0,5 for 0.5
+        rows = [[cell.replace(",", ".") for cell in row] for row in rows]
+    for row in rows:
+        if len(row) != len(header) or not row[0].isdigit():
+            raise ValueError(f"the row of epoch {row[0]} is damaged")
+        for cell in filter(None, row):
+            float(cell)
+    return [row + [""] * (len(COLUMNS) - len(row)) for row in rows]

@@ -1,36 +1,67 @@
 """Files out, always whole: whatever is interrupted, the old file or the new one is there, complete."""
 
 import contextlib
+import errno
+import glob
 import os
 import shutil
+import socket
+import tempfile
+import time
 
 import numpy as np
 from PIL import Image
+
+DAY = 86400  # seconds after which a draft of another computer counts as abandoned
 
 
 @contextlib.contextmanager
 def replacing(path):
     """Gives a path to write to; when the block ends well, that file takes the place of `path`.
 
-    The new file is made in a folder of its own beside the target, `.NAME.saving`, where everything
-    else that a writer leaves (a killed one, too) is found and removed. A linked file stays a link.
+    The draft is written in a folder of its own beside the target, `.NAME.saving-HOST-PID-…`, which also catches what
+    else the writer leaves. Several processes may write one file: the last to finish wins, and each file is complete.
+    Drafts of killed writers are removed. A symbolic link stays a link.
 
     Raises:
         OSError: if it cannot be written; the old file is untouched then.
     """
     path = os.path.realpath(path)
     folder, name = os.path.split(path)
-    workshop = os.path.join(folder, f".{name}.saving")
-    shutil.rmtree(workshop, ignore_errors=True)
-    os.mkdir(workshop)
+    for left in glob.glob(os.path.join(glob.escape(folder), f".{glob.escape(name)}.saving*")):
+        if _is_abandoned(left):
+            shutil.rmtree(left, ignore_errors=True)
+    try:
+        workshop = tempfile.mkdtemp(prefix=f".{name}.saving-{socket.gethostname()}-{os.getpid()}-", dir=folder)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, path) from error
     try:
         draft = os.path.join(workshop, name)
         yield draft
-        _to_disk(draft)
+        _flush_file(draft)
         os.replace(draft, path)
-        _to_disk(folder)
+        _flush_folder(folder)
     finally:
         shutil.rmtree(workshop, ignore_errors=True)
+
+
+def _is_abandoned(workshop):
+    """Whether the process that made this folder is gone."""
+    _, _, owner = os.path.basename(workshop).rpartition(".saving")
+    host, _, pid = owner.strip("-").rpartition("-")[0].rpartition("-")
+    if not pid.isdigit():  # earlier versions wrote into `.NAME.saving`
+        return True
+    if host == socket.gethostname() and os.name == "posix":  # elsewhere signal 0 is not a mere question
+        try:
+            os.kill(int(pid), 0)
+        except ProcessLookupError:
+            return True
+        except OSError:  # it belongs to another user
+            pass
+        return False
+    with contextlib.suppress(OSError):
+        return time.time() - os.path.getmtime(workshop) > DAY
+    return False
 
 
 def check_writable(path):
@@ -43,14 +74,26 @@ class _Unwritten(Exception):
     pass
 
 
-def _to_disk(path):
-    if os.path.isdir(path) and os.name == "nt":
-        return  # Windows opens no folders
-    handle = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+def _flush_file(path):
+    """Puts the content of a file on the disk, where the file system can promise that."""
+    handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)  # Windows flushes for writers only
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):  # some network and FUSE file systems
+            raise
     finally:
         os.close(handle)
+
+
+def _flush_folder(path):
+    """Puts a new name in a folder on the disk. The file is complete without it: no failure here is one of the save."""
+    with contextlib.suppress(OSError):  # Windows opens no folders; network file systems give EINVAL, EIO, EACCES, …
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def save_array(array, path):

@@ -1,8 +1,8 @@
-"""Signals that ask a run to stop or to save, heard at once and heeded when nothing can be lost by it.
+"""Signals that ask a run to stop or to save, heard at once and acted on when nothing can be lost by it.
 
-Python runs a signal's handler only between two of its own instructions, and one TensorFlow call
-(a compilation) can take many seconds. So a thread listens too: while there is nothing that a stop
-would lose, it ends the program right there; otherwise the training loop does, after its step.
+Python runs a signal's handler only between two of its own instructions, and one TensorFlow call (a compilation) can
+take many seconds. So a thread listens too: while a stop would lose nothing, it ends the program right there; otherwise
+the training loop does, after its step.
 """
 
 import contextlib
@@ -12,18 +12,23 @@ import socket
 import sys
 import threading
 
+from console import say
+
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
 
 
 class Interruption:
-    """Listens from now on to SIGINT, SIGTERM, SIGHUP (unless ignored, as under nohup) and SIGUSR1.
+    """Listens to SIGINT, SIGTERM, SIGHUP (unless ignored, as under nohup) and SIGUSR1 inside its `with` block.
+
+    In an interactive session (IPython's `%run`) only the main thread ends the run, and the session goes on.
 
     Attributes:
         stop: the number of the signal that asked for an end, or None. The exit status is 128 more.
         save_asked: whether SIGUSR1 asked for a save.
         busy: a lock, to be held while something is done that must not be cut short.
         nothing_to_lose: a function that says whether ending right now would lose anything.
-        at_the_end: functions that are called last.
+        farewell: a function that says how the run ended.
+        clean_up: a function that is called last if the program ends without leaving its `with` blocks.
     """
 
     def __init__(self):
@@ -31,28 +36,38 @@ class Interruption:
         self.save_asked = False
         self.busy = threading.Lock()
         self.nothing_to_lose = lambda: True
-        self.at_the_end = [lambda: print("interrupted; there was nothing to save")]
-        self._ended = threading.Lock()
+        self.farewell = lambda: say("interrupted; there was nothing to save")
+        self.clean_up = lambda: None
+        self._ending = threading.Lock()
 
-        ear, mouth = socket.socketpair()
-        mouth.setblocking(False)
-        signal.set_wakeup_fd(mouth.fileno(), warn_on_full_buffer=False)
-        self._sockets = ear, mouth
-        for number in SIGNALS:
-            if signal.getsignal(number) != signal.SIG_IGN:
-                signal.signal(number, lambda number, frame: None)  # the thread hears of it through the socket
+    def __enter__(self):
+        self._ear, self._mouth = socket.socketpair()
+        self._mouth.setblocking(False)
+        self._wakeup_before = signal.set_wakeup_fd(self._mouth.fileno(), warn_on_full_buffer=False)
+        heard = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+        # The handlers do nothing: the thread hears of a signal through the socket.
+        self._handlers_before = {number: signal.signal(number, lambda number, frame: None) for number in heard}
         threading.Thread(target=self._listen, daemon=True).start()
+        return self
+
+    def __exit__(self, *error):
+        for number, handler in self._handlers_before.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+        signal.set_wakeup_fd(self._wakeup_before)
+        self._mouth.close()  # the thread reads to the end
 
     def _listen(self):
-        while True:
-            for number in self._sockets[0].recv(16):
-                if number == getattr(signal, "SIGUSR1", None):
-                    self.save_asked = True
-                elif number in SIGNALS:
-                    again, self.stop = self.stop is not None, number
-                    if again and number == signal.SIGINT:
-                        os._exit(128 + number)
-                    threading.Thread(target=self._end_if_possible, daemon=True).start()
+        with self._ear:
+            while numbers := self._ear.recv(16):
+                for number in numbers:
+                    if number == getattr(signal, "SIGUSR1", None):
+                        self.save_asked = True
+                    elif number in SIGNALS:
+                        again, self.stop = self.stop is not None, number
+                        if not hasattr(sys, "ps1"):
+                            if again and number == signal.SIGINT:
+                                os._exit(128 + number)
+                            threading.Thread(target=self._end_if_possible, daemon=True).start()
 
     def _end_if_possible(self):
         with self.busy:
@@ -60,11 +75,12 @@ class Interruption:
                 self.end()
 
     def end(self):
-        """Ends the program with the status of the signal, once `at_the_end` is done."""
-        self._ended.acquire()  # whoever comes second waits for the end
-        for function in self.at_the_end:
-            with contextlib.suppress(OSError):  # after a hang-up there is no terminal to print on
-                function()
-        with contextlib.suppress(OSError):
+        """Ends the program with the status of the signal: from the main thread by leaving it, else right here."""
+        self._ending.acquire()  # whoever comes second waits for the end
+        self.farewell()
+        if threading.current_thread() is threading.main_thread():
+            sys.exit(128 + self.stop)
+        self.clean_up()
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # there may be no standard output
             sys.stdout.flush()
         os._exit(128 + self.stop)

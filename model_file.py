@@ -168,7 +168,7 @@ def _adam(model):
 
 
 class Lock:
-    """Keeps a second run away from a model file; it ends with its process, however that ends.
+    """Keeps a second run away from a model file in its `with` block; it ends with its process, however that ends.
 
     `missing` is a sentence on why there is no lock, where the file system knows none, or None.
 
@@ -202,6 +202,12 @@ class Lock:
                 os.close(handle)
         os.ftruncate(self.handle, 0)
         os.write(self.handle, f"process {os.getpid()} on {socket.gethostname()}".encode())
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.release()
 
     def release(self):
         with contextlib.suppress(OSError):

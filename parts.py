@@ -52,36 +52,45 @@ def sampling_step(model, sched, batch_size, variance="beta", clip=True):
 
 
 def divide_training(model, parts):
-    """Gives a compiled model a training step like Keras' own, but for batches that are divided.
+    """Gives a compiled model a training step in which a batch is divided into parts, for its `train_on_batch`.
 
-    Each part has its own gradient, so that none waits for the others before the weights change.
+    Each part has its own gradient, so that none waits for the others before the weights change. The step is traced
+    for batches of every size at once: otherwise the order in which sizes come would decide which graph computes them,
+    and a resumed run would differ in the last bits. The loss is the mean of the squared errors, each multiplied by
+    the `sample_weight` of its image, (batch, 1, 1, 1), if there is one.
     """
     model.parts = parts
-    if parts == 1:
-        return
+    x_t, t = ([None, *tensor.shape[1:]] for tensor in model.inputs)
+    signature = [tf.TensorSpec(shape) for shape in (x_t, t, x_t, [None, 1, 1, 1])]
 
     @tf.function(reduce_retracing=True, autograph=False)  # traced once for all pieces
-    def of_piece(x_t, t, eps, weight):
+    def of_piece(x_t, t, target, sample_weight, factor):
         with tf.GradientTape() as tape:
-            loss = tf.reduce_sum(tf.square(model([x_t, t], training=True) - eps)) * weight
+            errors = tf.square(model([x_t, t], training=True) - target)
+            loss = tf.reduce_sum(errors * sample_weight) * factor
             scaled = model.optimizer.scale_loss(loss)  # in float16
         return loss, tape.gradient(scaled, model.trainable_weights)
 
-    def of_batch(x_t, t, eps, count):
-        # A product, as TensorFlow makes one of a quotient whose divisor it knows beforehand, and rounds otherwise then.
-        weight = 1 / tf.cast(tf.size(eps), tf.float32)
-        pieces = zip(*(split(tensor, count) for tensor in (x_t, t, eps)), strict=True)
-        losses, gradients = zip(*(of_piece(*piece, weight) for piece in pieces), strict=True)
-        return tf.add_n(losses), [tf.add_n(of_pieces) for of_pieces in zip(*gradients, strict=True)]
+    @functools.cache  # a smaller batch than that many parts stays whole
+    def step_in(parts):
+        @tf.function(input_signature=signature, jit_compile=model.jit_compile, autograph=False)
+        def step(*batch):
+            factor = 1 / tf.cast(tf.size(batch[0]), tf.float32)
+            pieces = zip(*(split(tensor, parts) for tensor in batch), strict=True)
+            losses, gradients = zip(*(of_piece(*piece, factor) for piece in pieces), strict=True)
+            total = [tf.add_n(of_pieces) for of_pieces in zip(*gradients, strict=True)]
+            model.optimizer.apply(total, model.trainable_weights)
+            return {"loss": tf.add_n(losses)}
 
-    def train_step(batch):
-        (x_t, t), eps, _ = keras.utils.unpack_x_y_sample_weight(batch)
-        divided, whole = (functools.partial(of_batch, x_t, t, eps, count) for count in (parts, 1))
-        if eps.shape[0] is None:  # the graph that Keras makes, from the second size on, for all sizes
-            loss, gradients = tf.cond(tf.shape(eps)[0] >= parts, divided, whole)
-        else:
-            loss, gradients = divided() if eps.shape[0] >= parts else whole()
-        model.optimizer.apply(gradients, model.trainable_weights)
-        return {"loss": loss}
+        return step
 
-    model.train_step = train_step
+    def train_function(data):
+        (x_t, t), target, sample_weight = next(data)
+        if sample_weight is None:
+            sample_weight = tf.ones((len(target), 1, 1, 1))
+        return step_in(parts if len(target) >= parts else 1)(x_t, t, target, sample_weight)
+
+    def make_train_function(force=False):
+        model.train_function = train_function
+
+    model.make_train_function = make_train_function

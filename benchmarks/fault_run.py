@@ -61,7 +61,7 @@ def kill_once(folder, number, chance):
     killed = time.time()
     process.communicate()
     path = os.path.join(folder, "model.keras")
-    in_save = os.path.isdir(os.path.join(folder, ".model.keras.saving"))
+    in_save = any(name.startswith(".model.keras.saving") for name in os.listdir(folder))
     seconds_lost = killed - os.stat(path).st_mtime if os.path.exists(path) else 0.0
     after = step_in(folder)
     # A save that was under way is lost with the time it took, and so is what was learnt before it was due.

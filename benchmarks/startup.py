@@ -23,12 +23,12 @@ import console, data, device
 stage("NumPy, Pillow, our modules")
 tf = device.start_tensorflow(parts=device.MOST_PARTS); import keras
 stage("TensorFlow and Keras")
-import diffusion_model, model_file
+import ddpm, diffusion_model, preparation
 images, _ = data.load_images("drawings", 32)
 stage("2,048 drawings")
-model, *_ = diffusion_model.prepare({"preset": "first", "data": "pictures.npy"}, "model.keras")
+model, *_ = preparation.prepare({"preset": "first", "data": "pictures.npy"}, "model.keras")
 stage("network and optimizer")
-noisy = diffusion_model.noising(diffusion_model.ddpm_schedule(1e-4, 0.02, 1000), 0)
+noisy = diffusion_model.noising(ddpm.ddpm_schedule(1e-4, 0.02, 1000), 0)
 x_t, t, eps = noisy(next(data.batches(images, 16, 0, 0)), tf.constant(0, tf.int64))
 model.train_on_batch([x_t, t], eps)
 stage("first step: the graph")

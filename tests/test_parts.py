@@ -8,7 +8,7 @@ import tensorflow as tf
 import device
 import model_file
 import parts
-from unet import NaiveUnet
+from unet import GroupNormalization, NaiveUnet
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 16])
@@ -18,11 +18,11 @@ def test_pieces_are_in_order_and_of_nearly_the_same_size(size):
     assert max(map(len, pieces)) - min(map(len, pieces)) <= 1
 
 
-def some_batches(sizes):
+def some_batches(counts, size=32):
     rng = np.random.default_rng(1)
-    for size in sizes:
-        x_t, eps = rng.standard_normal((2, size, 32, 32, 3), np.float32)
-        yield [x_t, rng.random((size, 1), np.float32)], eps
+    for count in counts:
+        x_t, eps = rng.standard_normal((2, count, size, size, 3), np.float32)
+        yield [x_t, rng.random((count, 1), np.float32)], eps
 
 
 def trained_in(parts, sizes, precision="float32"):
@@ -55,7 +55,7 @@ def trained_by_hand(sizes):
 
 
 def test_training_in_parts_is_training():
-    """A batch of 2 is not divided into 3, and a second size of batches makes Keras trace the step for all sizes."""
+    """A batch of 2 is not divided into 3."""
     whole_losses, whole_weights = trained_by_hand([5, 2, 4])
     losses, weights = trained_in(3, [5, 2, 4])
     np.testing.assert_allclose(losses, whole_losses, rtol=1e-5)
@@ -78,3 +78,47 @@ def test_prediction_in_parts_is_prediction():
 def test_no_more_parts_than_pictures_or_cores():
     assert device.parts_for(1) == 1
     assert 1 <= device.parts_for(10**6) <= min(device.cores(), device.MOST_PARTS)
+
+
+def small_network(size):
+    """Two convolutions and a normalization: what a step is made of, and traced in a moment."""
+    image, t = keras.Input((size, size, 3)), keras.Input((1,))
+    x = keras.layers.Conv2D(8, 3, padding="same")(image)
+    x = keras.layers.Add()([x, keras.layers.Reshape((1, 1, 8))(keras.layers.Dense(8)(t))])
+    x = keras.layers.ReLU()(GroupNormalization(groups=2)(x))
+    return keras.Model([image, t], keras.layers.Conv2D(3, 3, padding="same")(x))
+
+
+def compiled(parts, optimizer, size):
+    keras.utils.set_random_seed(0)
+    model = small_network(size)
+    optimizer.build(model.trainable_variables)
+    model_file.compile_for_run(model, optimizer, "float32", xla=False, parts=parts)
+    return model
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+@pytest.mark.parametrize("stops", [(2,), (1, 3)])
+def test_resuming_before_any_batch_gives_the_same_bits(parts, stops):
+    """Sizes are no powers of two, and the last of an epoch is smaller; after a stop the step is traced anew."""
+    batches = [(inputs, eps) for inputs, eps in some_batches([13, 13, 5, 13])]
+    ends = []
+    for interrupted in False, True:
+        model = compiled(parts, keras.optimizers.Adam(0.01), 32)
+        for k, (inputs, eps) in enumerate(batches):
+            if interrupted and k in stops:
+                model_file.compile_for_run(model, model.optimizer, "float32", xla=False, parts=parts)
+            model.train_on_batch(inputs, eps)
+        ends.append([variable.numpy() for variable in (*model.variables, *model.optimizer.variables)])
+    for one, other in zip(*ends, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_weight_counts_for_a_whole_image(parts):
+    """As many images as pixels in a row: a weight that multiplied columns instead would go unnoticed elsewhere."""
+    rng = np.random.default_rng(2)
+    (inputs, eps), weights = next(some_batches([8], size=8)), rng.random((8, 1, 1, 1)).astype(np.float32)
+    model = compiled(parts, keras.optimizers.SGD(0.0), 8)
+    expected = np.mean(weights * (np.asarray(model(inputs)) - eps) ** 2, dtype=np.float64)
+    assert model.train_on_batch(inputs, eps, sample_weight=weights) == pytest.approx(expected, rel=1e-5)

@@ -16,8 +16,8 @@ from tensorflow.compat.v1.train import summary_iterator
 import board
 import data
 import ddpm
-import diffusion_model
 import model_file
+import preparation
 import unet
 import validation
 
@@ -52,7 +52,7 @@ def refused(process, status, *words):
 def test_a_run_says_what_it_does_and_writes_model_and_pictures(trained):
     folder, process = trained
     assert process.stdout.startswith("diffusion_model.py: starting TensorFlow")
-    for word in "first", "CPU", "pictures.npy: 48 pictures, 32×32×3", "2 epochs of 3 steps", "model.keras, samples.png":
+    for word in "first", "CPU", "pictures.npy: 48 images, 32×32×3", "2 epochs of 3 steps", "model.keras, samples.png":
         assert word in process.stdout
     assert process.stderr == ""
     assert list(losses(process)) == [0, 1]
@@ -71,7 +71,7 @@ def test_the_model_is_one_compiled_keras_file_with_its_settings(trained):
     book = model_file.logbook(model)
     assert book["diffusion"] == {"beta1": 1e-4, "beta2": 0.5, "T": 20}
     assert book["data"]["count"] == 48
-    assert book["progress"] == {"epoch": 2, "images": 0, "loss": 0.0, "seconds": 0.0, "step": 6, "batch_size": 16}
+    assert book["progress"] == {"epoch": 2, "images": 0, "loss": 0.0, "seconds": 0.0, "step": 6, "epoch_steps": 0}
 
 
 def test_the_file_holds_the_averages_and_the_raw_weights_apart(trained):
@@ -101,7 +101,7 @@ def test_going_on_with_many_saves_ends_in_the_same_bits_as_never_having_stopped(
 
 def test_more_epochs_plan_the_fall_of_the_learning_rate_anew(model_folder, monkeypatch, capsys):
     monkeypatch.chdir(model_folder)
-    diffusion_model.prepare({"n_epochs": 12, "lr_decay": "cosine"}, "model.keras")
+    preparation.prepare({"n_epochs": 12, "lr_decay": "cosine"}, "model.keras")
     assert "planned anew, over 12 epochs" in capsys.readouterr().out
 
 
@@ -127,14 +127,14 @@ def test_a_finished_model_says_so_and_how_to_go_on(run, model_folder):
         ({"n_feat": 16}, ("--n-feat 8", "16")),
         ({"channels": 1}, ("--channels 3", "1")),
         ({"seed": 1}, ("--seed 0", "1")),
-        ({"preset": "slides"}, ("--image-size 32", "64")),
+        ({"preset": "slides"}, ("--preset first", "slides")),
         ({"data": "drawings"}, ("pictures.npy (48", "drawings (2,048)", "--new-data", "--model")),
     ],
 )
 def test_what_contradicts_the_file_is_refused_with_both_values_and_a_way_out(model_folder, monkeypatch, options, words):
     monkeypatch.chdir(model_folder)
     with pytest.raises(ValueError) as error:
-        diffusion_model.prepare({"n_epochs": 3, **options}, "model.keras")
+        preparation.prepare({"n_epochs": 3, **options}, "model.keras")
     for word in ("model.keras", *words):
         assert word in str(error.value)
 
@@ -145,7 +145,7 @@ def test_a_file_older_than_some_settings_takes_their_defaults(model_folder, monk
     book = model_file.logbook(model)
     del book["settings"]["flip"], book["progress"]["seconds"]
     model.save("older.keras")
-    model, *_ = diffusion_model.prepare({"n_epochs": 3}, "older.keras")
+    model, *_ = preparation.prepare({"n_epochs": 3}, "older.keras")
     book = model_file.logbook(model)
     assert not book["settings"]["flip"] and book["settings"]["n_epochs"] == 3
     assert book["progress"]["seconds"] == 0 and book["progress"]["step"] == 6
@@ -180,11 +180,11 @@ def test_other_pictures_on_purpose(run, model_folder):
 
 def test_a_model_goes_on_in_float16_and_keeps_to_it(model_folder, monkeypatch):
     monkeypatch.chdir(model_folder)
-    model, *_ = diffusion_model.prepare({"n_epochs": 3, "precision": "float16"}, "model.keras")
+    model, *_ = preparation.prepare({"n_epochs": 3, "precision": "float16"}, "model.keras")
     x = np.random.default_rng(0).standard_normal((2, 32, 32, 3), np.float32)
     assert np.isfinite(model.train_on_batch([x, np.ones((2, 1), np.float32)], x))
     model_file.save(model, "model.keras")
-    model, *_ = diffusion_model.prepare({}, "model.keras")
+    model, *_ = preparation.prepare({}, "model.keras")
     assert model.dtype_policy.compute_dtype == "float16" and int(model.optimizer.iterations) == 7
 
 
@@ -237,7 +237,7 @@ def test_what_cannot_be_used_is_refused_in_one_sentence(tmp_path, monkeypatch, o
     unusable(tmp_path)
     monkeypatch.chdir(tmp_path)
     with pytest.raises((ValueError, FileNotFoundError)) as error:
-        diffusion_model.prepare(options, options.get("model", "model.keras"))
+        preparation.prepare(options, options.get("model", "model.keras"))
     assert "\n" not in str(error.value)
     for word in words:
         assert word in str(error.value)
@@ -280,7 +280,7 @@ def test_held_out_pictures_are_measured_after_every_second_epoch_and_not_trained
         options += ("--tensorboard", "board")
     process = run("diffusion_model.py", *options, "--n-epochs", "4")
     assert process.returncode == 0, process.stderr
-    assert process.stderr == "" and "48 pictures" in process.stdout
+    assert process.stderr == "" and "48 images" in process.stdout
     said = re.findall(r"^held-out loss (\S+); by quarters of t: (.*)$", process.stdout, re.MULTILINE)
     assert len(said) == 2
     assert keras.models.load_model(tmp_path / "model.keras").output_shape == (None, 32, 32, 1)
@@ -293,12 +293,13 @@ def test_held_out_pictures_are_measured_after_every_second_epoch_and_not_trained
     assert said[1][1].split() == [f"{q:.4f}" for q in quarters]
 
     monkeypatch.chdir(tmp_path)
-    model, images, held_out = diffusion_model.prepare({"n_epochs": 5}, "model.keras")  # with the same division
+    model, images, held_out = preparation.prepare({"n_epochs": 5}, "model.keras")  # with the same division
     every = data.load_images("pictures.npy", 32, 1)[0]
     for half, expected in zip((images, held_out), validation.held_back(every, 0.25, seed=0), strict=True):
         np.testing.assert_array_equal(half, expected)
-    with pytest.raises(ValueError, match="--validation 0.25, not 0.5"):
-        diffusion_model.prepare({"n_epochs": 5, "validation": "0.5"}, "model.keras")
+    for other in "0.5", "pictures.npy":
+        with pytest.raises(ValueError, match=f"--validation 0.25, not {other}.*omit --validation"):
+            preparation.prepare({"n_epochs": 5, "validation": other}, "model.keras")
 
     if not with_board:
         refused(run("diffusion_model.py", "--n-epochs", "5", "--tensorboard", "board"), 2, "pip install tensorboard")
@@ -352,4 +353,4 @@ def test_memorising_is_a_falling_loss_with_a_rising_held_out_loss(training, held
 def test_a_validation_that_is_none_is_refused(model_folder, monkeypatch, share):
     monkeypatch.chdir(model_folder)
     with pytest.raises((ValueError, FileNotFoundError), match="--validation|nowhere"):
-        diffusion_model.prepare({"data": "pictures.npy", "validation": share}, "new.keras")
+        preparation.prepare({"data": "pictures.npy", "validation": share}, "new.keras")

@@ -1,0 +1,179 @@
+"""What a training run starts with: the model, new or from its file, its settings, and its images."""
+
+import math
+import os
+
+import keras
+
+import data
+import device
+import model_file
+from console import say
+from ddpm import ddpm_schedule
+from keeper import grid_name
+from settings import NOTHING_DONE, STEPS_OF_FIRST, as_fraction, choose_settings, complete
+from unet import NaiveUnet
+from validation import held_back
+
+
+def prepare(options, path):
+    """A model ready to train, with its settings and progress in its logbook, its images, and held-out ones or None.
+
+    Args:
+        options: what `settings.parse_options` returned.
+        path: of the model's file.
+
+    Raises:
+        ValueError, OSError: for what cannot be used, or contradicts the file.
+    """
+    resuming = os.path.exists(path)
+    model = model_file.open_for_training(path) if resuming else None
+    book = model_file.logbook(model) if resuming else {}
+    if resuming:
+        complete(book)
+    settings = choose_settings(options, book, path, preset_for_this_machine)
+    ddpm_schedule(settings["beta1"], settings["beta2"], settings["T"])  # says what is wrong with them
+    images, held_out = choose_data(options, settings, book, path)
+
+    if resuming:
+        optimizer = model.optimizer
+        optimizer.ema_momentum = settings["ema"]
+    else:
+        keras.utils.set_random_seed(settings["seed"])
+        model = NaiveUnet((settings["image_size"], settings["image_size"], settings["channels"]), settings["n_feat"])
+        optimizer = keras.optimizers.Adam(settings["learning_rate"], use_ema=True, ema_momentum=settings["ema"])
+        optimizer.build(model.trainable_variables)
+        book["progress"] = dict(NOTHING_DONE)
+    book["diffusion"] = {name: settings[name] for name in ("beta1", "beta2", "T")}
+    book["settings"] = settings
+    model_file.logbook(model).update(book)
+
+    xla = options.get("xla", device.has_gpu()) and not options.get("deterministic")
+    parts = options.get("parts", 1 if xla else device.parts_for(settings["batch_size"]))
+    model_file.compile_for_run(model, optimizer, settings["precision"], xla, min(parts, settings["batch_size"]))
+    return model, images, held_out
+
+
+def preset_for_this_machine():
+    """The lecture's setting where its images and a GPU that it fits are there, else the first run."""
+    return "slides" if device.large_gpu() and os.path.exists(data.CATS) else "first"
+
+
+def choose_data(options, settings, book, path):
+    """Reads the images, notes them in the logbook, and settles what depends on them. Held-out ones or None too."""
+    before = book.get("data")
+    default = data.CATS if settings["preset"] == "slides" and os.path.exists(data.CATS) else "drawings"
+    images, report = read_images("data", options, before, default, settings, path)
+    images, held_out = choose_validation(images, options, settings, book, path)
+    now = {"source": report.source, "count": len(images), "digest": data.digest(images)}
+    if before and not same_images("data", now, before, path, options):
+        book["progress"].update(images=0, epoch_steps=0, loss=0.0, seconds=0.0)  # the epoch begins anew
+        settings["flip"] = options.get("flip")
+
+    book["data"] = now
+    if settings["flip"] is None:
+        settings["flip"] = report.photographs
+    if settings["n_epochs"] is None:
+        settings["n_epochs"] = max(1, STEPS_OF_FIRST // math.ceil(len(images) / settings["batch_size"]))
+    if settings["sample_every"] is None:
+        settings["sample_every"] = math.ceil(settings["n_epochs"] / 2)
+    return images, held_out
+
+
+def choose_validation(images, options, settings, book, path):
+    """The images to train on, and held-out ones: a fraction of them, those of another source, or None."""
+    before, typed = book.get("validation"), options.get("validation")
+    fraction = as_fraction(typed) if typed is not None else before and before["fraction"]
+    if book and fraction != (before and before["fraction"]):
+        raise ValueError(
+            f"{path} was trained with --validation {before and describe_validation(before)}, not {typed}, and the "
+            "held-out images cannot change; omit --validation to resume, or choose another --model to start a new run"
+        )
+    if fraction is not None:
+        if not 0 < fraction < 1 or not 0 < round(fraction * len(images)) < len(images):
+            raise ValueError(f"--validation must leave images on both sides, got {typed} of {len(images):,}")
+        images, held_out = held_back(images, fraction, settings["seed"])
+        now = {"source": None, "fraction": fraction}
+    elif typed is not None or before:
+        held_out, report = read_images("validation", options, before, None, settings, path)
+        now = {"source": report.source, "fraction": None}
+    else:
+        return images, None
+    now |= {"count": len(held_out), "digest": data.digest(held_out)}
+    if before and before["fraction"] is None:
+        same_images("validation", now, before, path, options)
+    book["validation"] = now
+    settings["validation"] = describe_validation(now)
+    return images, held_out
+
+
+def describe_validation(validation):
+    """What `--validation` means by it: a fraction or a source."""
+    return str(validation["fraction"] or validation["source"])
+
+
+def read_images(name, options, before, default, settings, path):
+    """The images of the source typed as the option of that name, else of the one in the file, else of a default."""
+    source = options.get(name) or (before["source"] if before else default)
+    try:
+        images, report = data.load_images(source, settings["image_size"], settings["channels"])
+    except FileNotFoundError as error:
+        if options.get(name):
+            raise
+        raise FileNotFoundError(
+            f"{path} was trained with --{name} {source}, which is not there any more; if it has moved, say where to "
+            f"with --{name} NEW"
+        ) from error
+    if str(report):
+        say(report)
+    return images, report
+
+
+def same_images(name, now, before, path, options):
+    """Whether a source holds the images that the file knows.
+
+    Raises:
+        ValueError: if it does not, and `--new-data` does not say that this is wanted.
+    """
+    if now["digest"] == before.get("digest", now["digest"]):
+        return True
+    if not options.get("new_data"):
+        count = f"{before['count']:,}"
+        raise ValueError(
+            f"{path} was trained with --{name} {before['source']} ({count} images), not with what is now in "
+            f"{now['source']} ({now['count']:,}); if they have moved, say where to with --{name} NEW, add --new-data "
+            "to resume with other images, or choose another --model to start a new run"
+        )
+    return False
+
+
+def finished(keeper):
+    """Whether all epochs are done; if so, says it, and how to train further."""
+    epochs = keeper.progress["epoch"]
+    if epochs < keeper.settings["n_epochs"]:
+        return False
+    grid = grid_name(keeper.path)
+    if not os.path.exists(grid) or os.path.getmtime(grid) < os.path.getmtime(keeper.path):
+        keeper.make_grid(grid)  # the run was killed between its last save and the grid
+    say(f"{keeper.path} has all its {epochs} epochs; train on with --n-epochs {2 * epochs}, or start --model NEW.keras")
+    return True
+
+
+def describe(model, path):
+    """The first lines of a run: what it is about to do."""
+    book = model_file.logbook(model)
+    s, d, done = book["settings"], book["data"], book["progress"]
+    steps = math.ceil(d["count"] / s["batch_size"])
+    xla = ", XLA" if model.jit_compile else ""
+    parts = f", batches in {model.parts} parts" if model.parts > 1 else ""
+    rate = f"learning rate {s['learning_rate']:g}" + (" falling to 0" if s["lr_decay"] == "cosine" else "")
+    say(f"preset    {s['preset']} (--preset first|slides, --help for all options)")
+    say(f"device    {device.name()}, {s['precision']}{xla}{parts}")
+    say(f"data      {d['source']}: {d['count']:,} images, {s['image_size']}×{s['image_size']}×{s['channels']}")
+    say(f"network   n_feat {s['n_feat']}, {model.count_params():,} parameters")
+    say(f"training  {s['n_epochs']} epochs of {steps:,} steps of {s['batch_size']} images, {rate}")
+    say(f"files     {path}, {grid_name(path)}")
+    if done["step"]:
+        say(f"resuming after {done['epoch']} epochs, {done['step']:,} steps")
+    if device.has_gpu() and d["source"] == "drawings" and not os.path.exists(data.CATS):
+        say("`python -m data cats` brings the slides' cats for this GPU")

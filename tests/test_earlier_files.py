@@ -1,0 +1,93 @@
+"""A file of an earlier version, `fixtures/before-packages.keras`, resumes and samples as it did when it was written.
+
+It was trained on 20 images in batches of 6, with T = 20 and β_T = 0.5, and saved after the first step of its fourth
+epoch. Beside it lie the images sampled from it then (seed 7), and the losses of its next steps.
+"""
+
+import os
+
+import numpy as np
+import pytest
+
+import diffusion_model
+import model_file
+import preparation
+import reverse_diffusion as rd
+
+FIXTURES = os.path.join(os.path.dirname(__file__), "fixtures")
+MODEL = os.path.join(FIXTURES, "before-packages.keras")
+
+
+@pytest.fixture(scope="module")
+def then():
+    with np.load(os.path.join(FIXTURES, "before-packages.npz")) as file:
+        return dict(file)
+
+
+@pytest.fixture
+def source(tmp_path, then):
+    """The file of its training images."""
+    np.save(tmp_path / "images.npy", then["images"].repeat(8, 1).repeat(8, 2))
+    return str(tmp_path / "images.npy")
+
+
+class EndOfEpoch(Exception):
+    pass
+
+
+class Recorder:
+    """Stands in for what surrounds the loop, and ends it after the epoch."""
+
+    def __init__(self):
+        self.losses = []
+
+    def before_epoch(self):
+        pass
+
+    def after_step(self, loss):
+        self.losses.append(loss)
+
+    def after_epoch(self):
+        raise EndOfEpoch
+
+
+def train(model, images):
+    recorder = Recorder()
+    with pytest.raises(EndOfEpoch):
+        diffusion_model.train(model, images, recorder)
+    return recorder.losses
+
+
+@pytest.mark.parametrize(
+    "options, name", [({}, "default"), ({"variance": "posterior", "clip": False}, "posterior_unclipped")]
+)
+def test_the_same_images_for_the_same_seed(then, options, name):
+    images = rd.my_sample(n_sample=3, model=MODEL, seed=7, verbose=0, **options)
+    assert images.shape == then[name].shape and images.dtype == np.int16
+    assert np.abs(images - then[name]).max() <= 1
+
+
+def test_the_same_losses_of_the_next_steps(then, source):
+    model, images, _ = preparation.prepare({"data": source}, MODEL)
+    np.testing.assert_allclose(train(model, images), then["losses"], rtol=1e-5)
+    progress = model_file.logbook(model)["progress"]
+    assert progress["step"] == 16 and progress["images"] == 20 and progress["epoch_steps"] == 4
+    assert progress["loss"] == pytest.approx(0.948615312576294 + sum(then["losses"]), rel=1e-6)
+
+
+def test_a_typed_batch_size_counts_at_once_and_another_only_when_typed(source):
+    for options, sizes in ({}, [6, 6, 2]), ({"batch_size": 4}, [4, 4, 4, 2]), ({"batch_size": 40}, [14]):
+        model, images, _ = preparation.prepare({"data": source, **options}, MODEL)
+        trained = []
+        model.train_on_batch = lambda inputs, target, sizes=trained: sizes.append(len(target)) or 0.5
+        train(model, images)
+        assert trained == sizes
+        progress = model_file.logbook(model)["progress"]
+        assert progress["images"] == 20 and progress["epoch_steps"] == 1 + len(sizes)  # what means divide by
+
+
+def test_images_that_have_moved_are_found_where_they_are_now(source):
+    with pytest.raises(FileNotFoundError, match="/home/user/images.npy, which is not there.*--data NEW"):
+        preparation.prepare({}, MODEL)
+    model, _, _ = preparation.prepare({"data": source}, MODEL)
+    assert model_file.logbook(model)["data"]["source"] == source

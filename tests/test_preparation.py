@@ -1,0 +1,160 @@
+"""What a run starts with: held-out images, presets, names of files; and what it leaves behind in its process."""
+
+import copy
+import os
+import shutil
+import signal
+import sys
+
+import numpy as np
+import pytest
+from conftest import write_pictures
+from test_resume import in_a_process
+
+import diffusion_model
+import keeper
+import preparation
+import settings
+from data import drawings
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """The current folder, with images to train on in `pictures.npy` and others in `others.npy`."""
+    monkeypatch.chdir(tmp_path)
+    write_pictures(tmp_path)
+    np.save("others.npy", drawings.draw_cats(32, count=8, seed=1))
+    return tmp_path
+
+
+def choose(book=None, path="model.keras", **options):
+    """What a run makes of its options: the logbook that it would save, training images, held-out images."""
+    book = copy.deepcopy(book or {})
+    if book:
+        settings.complete(book)
+    book["settings"] = settings.choose_settings(options, book, path, lambda: "first")
+    before = {name: book[name] for name in ("data", "validation", "progress") if name in book}
+    images, held_out = preparation.choose_data(options, book["settings"], before, path)
+    return {**book, "progress": {"images": 0}, **before}, images, held_out
+
+
+def test_a_validation_source_resumes_from_any_folder_and_after_it_has_moved(folder, monkeypatch):
+    book, _, _ = choose(data="pictures.npy", validation="others.npy")
+    (folder / "elsewhere").mkdir()
+    monkeypatch.chdir(folder / "elsewhere")
+    np.testing.assert_array_equal(choose(book)[2], np.load(folder / "others.npy"))
+
+    shutil.move(folder / "others.npy", "moved.npy")
+    with pytest.raises(FileNotFoundError, match="others.npy, which is not there any more.*--validation NEW"):
+        choose(book)
+    moved, _, held_out = choose(book, validation="moved.npy")
+    assert len(held_out) == 8 and moved["validation"]["source"] == os.path.abspath("moved.npy")
+
+    np.save("moved.npy", drawings.draw_cats(32, count=9, seed=1))
+    with pytest.raises(
+        ValueError, match=r"others.npy \(8 images\), not .*moved.npy \(9\).*--validation NEW.*--new-data"
+    ):
+        choose(book, validation="moved.npy")
+    assert len(choose(book, validation="moved.npy", new_data=True)[2]) == 9
+
+
+def test_training_images_that_have_moved_are_found_where_they_are_now(folder):
+    book, _, _ = choose(data="pictures.npy")
+    shutil.move("pictures.npy", "moved.npy")
+    with pytest.raises(FileNotFoundError, match="pictures.npy, which is not there any more.*--data NEW"):
+        choose(book)
+    assert choose(book, data="moved.npy")[0]["data"]["source"] == os.path.abspath("moved.npy")
+    with pytest.raises(ValueError, match=r"pictures.npy \(48 images\), not .*others.npy \(8\).*--data NEW.*--new-data"):
+        choose(book, data="others.npy")
+    with pytest.raises(FileNotFoundError, match="there is no folder or file nowhere.npy"):
+        choose(book, data="nowhere.npy")
+
+
+def test_a_fraction_is_a_number_and_cannot_change(folder):
+    book, _, _ = choose(data="pictures.npy", validation="0.250")
+    _, images, held_out = choose(book, validation="0.25")
+    assert (len(images), len(held_out)) == (36, 12)
+    for other in "0.5", "others.npy":
+        with pytest.raises(ValueError, match=f"--validation 0.25, not {other}.*omit --validation"):
+            choose(book, validation=other)
+
+    without, _, _ = choose(data="pictures.npy")
+    with pytest.raises(ValueError, match="--validation None, not 0.25.*omit --validation"):
+        choose(without, validation="0.25")
+    assert len(choose(without, validation="others.npy")[2]) == 8
+
+
+@pytest.mark.parametrize("fraction", ["0", "1.5", "1", "0.001", "nan", "inf", "-0.1"])
+def test_a_fraction_leaves_images_on_both_sides(folder, fraction):
+    with pytest.raises(ValueError, match=f"--validation.*{fraction} of 48"):
+        choose(data="pictures.npy", validation=fraction)
+
+
+@pytest.mark.parametrize("text, fraction", [("0.25", 0.25), ("pictures.npy", None), (None, None)])
+def test_validation_of_a_file_that_knows_only_what_was_typed(text, fraction):
+    book = {"settings": {"validation": text}, "progress": {"images": 17, "batch_size": 12}}
+    settings.complete(book)
+    expected = text and {"source": None if fraction else text, "fraction": fraction}
+    assert book["validation"] == expected
+    assert book["progress"] == {"images": 17, "epoch_steps": 2, "epoch": 0, "step": 0, "loss": 0.0, "seconds": 0.0}
+
+
+def test_the_preset_may_be_typed_again(folder):
+    book, _, _ = choose(data="pictures.npy", preset="first", n_feat=8)
+    assert choose(book, preset="first")[0]["settings"]["n_feat"] == 8
+    with pytest.raises(ValueError, match="--preset first, not slides; omit --preset"):
+        choose(book, preset="slides")
+
+
+@pytest.mark.parametrize("seed, fits", [("4294967295", True), ("4294967296", False), ("5000000000", False)])
+def test_a_seed_that_keras_does_not_take_is_refused_by_name(seed, fits, capsys):
+    if fits:
+        assert settings.parse_options("", ["--seed", seed])["seed"] == int(seed)
+    else:
+        with pytest.raises(SystemExit):
+            settings.parse_options("", ["--seed", seed])
+        assert "--seed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "path, suffix, name",
+    [
+        ("model.keras", "", "samples.png"),
+        ("model.keras", "epoch0010", "samples-epoch0010.png"),
+        ("cats.keras", "", "cats-samples.png"),
+        ("a/cats.keras", "epoch0010", "a/cats-samples-epoch0010.png"),
+        ("a.model/model.keras", "", "a.model/samples.png"),
+    ],
+)
+def test_grids_carry_the_name_of_their_model(path, suffix, name):
+    assert keeper.grid_name(path, suffix) == os.path.normpath(name)
+
+
+def test_a_run_leaves_neither_lock_nor_signal_handlers_in_its_process(model_folder, monkeypatch, capsys):
+    monkeypatch.chdir(model_folder)
+    monkeypatch.setattr(sys, "argv", ["diffusion_model.py"])
+    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
+    before = [signal.getsignal(number) for number in numbers]
+    for _ in range(2):
+        diffusion_model.main()
+        assert "has all its 2 epochs" in capsys.readouterr().out
+        assert [signal.getsignal(number) for number in numbers] == before and signal.set_wakeup_fd(-1) == -1
+        assert not [name for name in os.listdir(".") if name.endswith(".lock")]
+    monkeypatch.setattr(sys, "argv", ["diffusion_model.py", "--T", "30"])
+    with pytest.raises(SystemExit):
+        diffusion_model.main()
+    assert [signal.getsignal(number) for number in numbers] == before
+    assert not [name for name in os.listdir(".") if name.endswith(".lock")]
+
+
+def test_in_an_interactive_session_a_signal_ends_the_run_and_not_the_session():
+    done = in_a_process(
+        "sys.ps1 = '>>> '\n"
+        "for _ in range(2):\n    os.kill(os.getpid(), signal.SIGINT)\n    time.sleep(0.3)\n"
+        "try:\n    i.end()\nexcept SystemExit as error:\n    print(error.code)\n"
+        "i.__exit__()\n"
+        "try:\n    os.kill(os.getpid(), signal.SIGINT)\n    time.sleep(1)\n"
+        "except KeyboardInterrupt:\n    print('prompt')\n"
+        "sys.exit(7)\n"
+    )
+    assert done.returncode == 7 and done.stdout.splitlines()[-2:] == ["130", "prompt"]
