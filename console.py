@@ -1,16 +1,105 @@
-"""What the programs say, and how they start and end: quietly, and with errors in one sentence."""
+"""What the programs say, and how they start and end: quietly, and with errors in one sentence.
+
+No failure to print ends work: a closed terminal, a pipe without a reader, a full disk or a missing stream loses
+the text and nothing else. Characters that a stream's encoding lacks are replaced.
+"""
 
 import argparse
+import codecs
 import contextlib
+import os
 import sys
 import time
 
 import device
 
+STAND_INS = {"…": "...", "×": "x", "━": "=", "┄": "-", "±": "+-", "β": "beta", "ε": "eps", "\u0303": "~", "\u0302": "^"}
+
 
 def say(*words):
     """Prints a line at once, also into a file or a pipe."""
-    print(*words, flush=True)
+    _write("stdout", " ".join(map(str, words)) + "\n")
+
+
+def warn(message):
+    """Prints a line on stderr at once."""
+    _write("stderr", f"{message}\n")
+
+
+def _write(name, text):
+    stream = Forgiving(getattr(sys, name))
+    stream.write(text)
+    stream.flush()
+
+
+def open_streams():
+    """Makes every print of this program harmless, also those of libraries and Python's own at the end.
+
+    Descriptors that are missing are opened: otherwise the next file would get one of them, and TensorFlow would write
+    its messages into that file.
+    """
+    descriptor = os.open(os.devnull, os.O_RDWR)
+    while descriptor <= 2:
+        descriptor = os.dup(descriptor)
+    os.close(descriptor)
+    for name in "stdout", "stderr":
+        if not isinstance(getattr(sys, name), Forgiving):
+            setattr(sys, name, Forgiving(getattr(sys, name)))
+
+
+class Forgiving:
+    """A standard stream that every text can be written to, whatever has become of it. It may be None."""
+
+    def __init__(self, stream):
+        self._stream = stream
+
+    def __getattr__(self, name):
+        return getattr(self._stream, name)
+
+    def isatty(self):
+        with contextlib.suppress(Exception):
+            return self._stream.isatty()
+        return False
+
+    def write(self, text):
+        with self._harmless():
+            try:
+                self._stream.write(text)
+            except UnicodeEncodeError:
+                encoding = self._stream.encoding or "ascii"
+                self._stream.write(text.encode(encoding, "console.stand_ins").decode(encoding))
+        return len(text)
+
+    def flush(self):
+        with self._harmless():
+            self._stream.flush()
+
+    @contextlib.contextmanager
+    def _harmless(self):
+        """Drops what could not be written, or it would be in the way of later text, as the disk may have room again."""
+        try:
+            yield
+        except Exception:  # of any kind, as notebooks bring streams of their own
+            with contextlib.suppress(Exception):
+                target, nowhere = self._stream.fileno(), os.open(os.devnull, os.O_WRONLY)
+                before = os.dup(target)
+                try:
+                    os.dup2(nowhere, target)
+                    self._stream.flush()
+                finally:
+                    os.dup2(before, target)
+                    os.close(before)
+                    os.close(nowhere)
+
+
+def _stand_ins(error):
+    """An error handler of encoders: puts what every encoding has in the place of what this one lacks."""
+    missing = error.object[error.start : error.end]
+    text = "".join(STAND_INS.get(character, character) for character in missing)
+    return text.encode("ascii", "backslashreplace").decode(), error.end
+
+
+codecs.register_error("console.stand_ins", _stand_ins)
 
 
 def warn(message):
@@ -38,7 +127,7 @@ def errors_in_a_sentence(program):
 
 def leave(message, status):
     """Says why on stderr, and ends the program with that exit status."""
-    print(message, file=sys.stderr, flush=True)
+    warn(message)
     sys.exit(status)
 
 
@@ -58,11 +147,13 @@ class Bar:
         device.start_tensorflow()
         from keras.utils import Progbar
 
-        self.terminal = sys.stdout.isatty()
+        self.terminal = Forgiving(sys.stdout).isatty()
         self.bar = Progbar(count, interval=0.2, unit_name=unit_name, verbose=int(self.terminal))
 
     def update(self, done, **values):
-        self.bar.update(done, [(name, float(value)) for name, value in values.items()])
+        values = [(name, float(value)) for name, value in values.items()]
+        with contextlib.suppress(Exception):  # Keras prints by itself
+            self.bar.update(done, values)
 
     def say(self, *words):
         self._clear()
@@ -74,7 +165,7 @@ class Bar:
 
     def _clear(self):
         if self.terminal:
-            print("\r\033[K", end="")
+            _write("stdout", "\r\033[K")
 
 
 class Countdown:
@@ -86,17 +177,14 @@ class Countdown:
 
     def show(self, t):
         now, width = time.monotonic(), 30
-        if sys.stdout.isatty() or "ipykernel" in sys.modules:
+        if Forgiving(sys.stdout).isatty() or "ipykernel" in sys.modules:
             if t and now - self.shown < 0.1:
                 return
             self.shown = now
             full = width * (self.T - t) // self.T
             left = duration((now - self.start) * t / (self.T - t)) if t < self.T else ""
-            print(
-                f"\r{self.title}t = {t:<5}{'━' * full}{'┄' * (width - full)} {left:<12}",
-                end="" if t else "\n",
-                flush=True,
-            )
+            line = f"\r{self.title}t = {t:<5}{'━' * full}{'┄' * (width - full)} {left:<12}"
+            _write("stdout", line if t else line + "\n")
         elif t == self.T or -(-10 * t // self.T) < self.tenths:
             self.tenths = -(-10 * t // self.T)
             say(f"{self.title}t = {t}")
@@ -121,6 +209,10 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **kwargs):
         super().__init__(allow_abbrev=False, **kwargs)
+
+    def parse_args(self, *arguments, **named):
+        open_streams()  # every program begins with its options
+        return super().parse_args(*arguments, **named)
 
     def error(self, message):
         leave(f"{self.prog}: {message}; see {self.prog} --help", 2)

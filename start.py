@@ -1,4 +1,4 @@
-"""One command on a fresh machine: sets up, then trains and shows pictures, or runs the tests.
+"""One command on a fresh machine: sets up, then trains and shows images, or runs the tests.
 
     python3 start.py            trains on cartoon cats (or as the options of diffusion_model.py say)
     python3 start.py test       runs the tests
@@ -10,59 +10,166 @@ so that older versions, too, can read it and say what is missing.
 
 import hashlib
 import os
+import platform
+import signal
 import subprocess
 import sys
+import sysconfig
 import webbrowser
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 VENV = os.path.join(HERE, ".venv")
 PYTHON = os.path.join(VENV, *(("Scripts", "python.exe") if os.name == "nt" else ("bin", "python")))
+VERSIONS = (3, 11), (3, 13)  # the first and the last that all packages exist for
+PROCESSORS = {"linux": ("x86_64", "aarch64"), "darwin": ("arm64",), "win32": ("amd64", "x86_64")}  # of TensorFlow
 
 
 def set_up():
     """Makes .venv and installs the requirements, unless that has been done."""
     with open(os.path.join(HERE, "requirements.txt"), "rb") as requirements:
-        wanted = hashlib.sha256(requirements.read()).hexdigest()
-    stamp = os.path.join(VENV, "installed")
-    if os.path.exists(stamp):
-        with open(stamp) as file:
+        wanted = hashlib.sha256(requirements.read()).hexdigest().encode()
+    stamp, works = os.path.join(VENV, "installed"), venv_works()
+    if works and os.path.exists(stamp):
+        with open(stamp, "rb") as file:
             if file.read() == wanted:
                 return
-    print("setting up .venv: some minutes, once")
-    sys.stdout.flush()
-    subprocess.check_call([sys.executable, "-m", "venv", VENV])
-    subprocess.check_call(
+    if missing():
+        sys.exit("start.py: " + missing())
+    say("setting up .venv: some minutes, once")
+    install([sys.executable, "-m", "venv", VENV] + ([] if works else ["--clear"]))
+    install(
         [PYTHON, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
         + ["-r", os.path.join(HERE, "requirements.txt")]
     )
-    with open(stamp, "w") as file:
+    with open(stamp, "wb") as file:
         file.write(wanted)
 
 
+def venv_works():
+    """Whether .venv has a Python of a supported version that runs and finds the packages of .venv.
+
+    It does not after the Python that .venv was made with has been removed or replaced by another version.
+    """
+    check = (
+        "import os, site, sys; found = any(map(os.path.isdir, site.getsitepackages())); "
+        "sys.exit(not (found and %r <= sys.version_info[:2] <= %r))" % VERSIONS
+    )
+    try:
+        with open(os.devnull, "w") as nowhere:
+            return subprocess.call([PYTHON, "-c", check], stdout=nowhere, stderr=nowhere) == 0
+    except OSError:
+        return False
+
+
+def missing():
+    """A sentence on why TensorFlow cannot be installed for this Python, and what to do, or None."""
+    system, processor = sys.platform, platform.machine().lower()
+    colab = "or a free cloud notebook such as https://colab.research.google.com"
+    python = "install the usual 64-bit Python from https://www.python.org"
+    if sys.maxsize < 2**32:
+        return "there is no TensorFlow for a 32-bit Python; %s, %s" % (python, colab)
+    if platform.python_implementation() != "CPython" or "free-threading" in sys.version:
+        return "there is no TensorFlow for this kind of Python; " + python
+    if system == "darwin" and processor == "x86_64":
+        return (
+            "TensorFlow no longer supports Macs with Intel processors, nor Pythons made for them; "
+            "use a Mac with Apple silicon and a Python for it, a Linux computer, " + colab
+        )
+    if processor not in PROCESSORS.get(system, ()) and sysconfig.get_platform() != "win-amd64":
+        return "there is no TensorFlow for %s on %s; use Linux on x86_64, %s" % (system, processor, colab)
+    if system == "linux" and "musl" in (sysconfig.get_config_var("SOABI") or ""):
+        return "there is no TensorFlow for Linux with musl, as Alpine is; use one with glibc, as Debian is, " + colab
+    return None
+
+
+def install(command):
+    """Runs a step of the set-up to its end, or stops it if this program is asked to stop.
+
+    It runs out of reach of Ctrl-C in the terminal, on which it would show a traceback.
+    """
+    process = subprocess.Popen(
+        command, start_new_session=True, creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)
+    )
+    try:
+        status = process.wait()
+    except BaseException:
+        if hasattr(os, "killpg"):
+            os.killpg(process.pid, signal.SIGTERM)
+        else:
+            process.terminate()
+        process.wait()
+        raise
+    if status:
+        raise subprocess.CalledProcessError(status, command)
+
+
+def handle(names, handler):
+    """Sets the handler of signals, unless they are ignored (as SIGHUP is under nohup) or unknown to this system."""
+    for number in [getattr(signal, name) for name in names if hasattr(signal, name)]:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, handler)
+
+
+def run(command):
+    """Runs a program to its end, however long it takes to save its work. Returns its exit status.
+
+    Ctrl-C in a terminal reaches the program as well as this one; what `kill` sends to this one is passed on.
+    """
+    processes, early = [], []
+
+    def pass_on(number, frame):
+        if processes:
+            processes[0].send_signal(number)
+        else:
+            early.append(number)
+
+    handle(["SIGINT"], lambda number, frame: None)  # a handler is not inherited; SIG_IGN would be
+    handle(["SIGTERM", "SIGHUP", "SIGUSR1"], pass_on)
+    processes.append(subprocess.Popen(command))
+    for number in early:
+        processes[0].send_signal(number)
+    status = processes[0].wait()
+    return status if status >= 0 else 128 - status
+
+
+def say(line, stream=sys.stdout):
+    """Prints a line, if there is still somebody to read it."""
+    try:
+        stream.write(line + "\n")
+        stream.flush()
+    except Exception:
+        pass
+
+
+def leave(number, frame):
+    sys.exit(128 + number)
+
+
 def main():
-    if not (3, 11) <= sys.version_info[:2] <= (3, 13):
+    if not VERSIONS[0] <= sys.version_info[:2] <= VERSIONS[1]:
         sys.exit("start.py: needs Python 3.11, 3.12 or 3.13, and this is %d.%d" % sys.version_info[:2])
+    handle(["SIGTERM", "SIGHUP"], leave)
     try:
         set_up()
     except (OSError, subprocess.CalledProcessError) as error:
-        sys.exit("start.py: setting up .venv failed, see above; delete .venv and try again (%s)" % error)
+        sys.exit("start.py: setting up .venv failed, see above; mend that and start again (%s)" % error)
+    except KeyboardInterrupt:
+        say("start.py: interrupted; start it again to finish setting up", sys.stderr)
+        sys.exit(130)
     if sys.argv[1:2] == ["setup"]:
         return
     if sys.argv[1:2] == ["test"]:
         command = ["-m", "pytest", HERE] + sys.argv[2:]
     else:
         command = [os.path.join(HERE, "diffusion_model.py")] + sys.argv[1:]
-    try:
-        status = subprocess.call([PYTHON] + command)
-    except KeyboardInterrupt:  # the program has had it too, and has said what there is to say
-        status = 130
-    if status == 0 and not sys.argv[1:] and sys.stdout.isatty() and has_screen():
+    status = run([PYTHON] + command)
+    if status == 0 and not sys.argv[1:] and sys.stdout and sys.stdout.isatty() and has_screen():
         webbrowser.open("file://" + os.path.abspath("samples.png"))
     sys.exit(status)
 
 
 def has_screen():
-    """Whether there is a screen to show a picture on."""
+    """Whether there is a screen to show an image on."""
     return sys.platform in ("win32", "darwin") or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
 
 

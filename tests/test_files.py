@@ -1,10 +1,14 @@
 """Files are written whole or not at all; the start of the programs."""
 
+import errno
+import io
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, environment
 from PIL import Image
 
 import console
@@ -89,3 +93,115 @@ def test_settings_that_come_too_late_for_tensorflow_are_not_left_to_child_proces
         monkeypatch.delenv(name, raising=False)
     before = dict(os.environ)
     assert device.start_tensorflow() is tf and dict(os.environ) == before
+
+
+class Broken(io.TextIOWrapper):
+    """A standard stream whose other end is gone."""
+
+    def __init__(self, error):
+        super().__init__(io.BytesIO(), "utf-8")
+        self.error = error
+
+    def write(self, text):
+        raise self.error
+
+    flush = write
+
+
+def stream(kind):
+    """A standard stream to which text cannot be written, or not every text."""
+    if kind in ("ascii", "cp1252", "latin-1", "utf-8"):
+        return io.TextIOWrapper(io.BytesIO(), kind)
+    if kind == "closed":
+        closed = io.StringIO()
+        closed.close()
+        return closed
+    return {"none": None, "nothing of a stream": object()}.get(kind) or kind and Broken(kind)
+
+
+BROKEN = [
+    *(OSError(number, os.strerror(number)) for number in (errno.EIO, errno.EPIPE, errno.ENOSPC, errno.EAGAIN)),
+    *(
+        RuntimeError("the kernel is gone"),
+        "none",
+        "closed",
+        "nothing of a stream",
+        "ascii",
+        "cp1252",
+        "latin-1",
+        "utf-8",
+    ),
+]
+
+
+@pytest.mark.parametrize("kind", BROKEN, ids=str)
+def test_no_failure_to_print_ends_work(monkeypatch, kind):
+    out, err = (None, None) if kind == "none" else (stream(kind), stream(kind))
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "stderr", err)
+    text = "β ± 1×2 … \udcff 漢"
+    for _ in range(2):
+        console.say(text)
+        console.warn(text)
+    countdown = console.Countdown(2)
+    for t in 2, 1, 0:
+        countdown.show(t)
+    with pytest.raises(SystemExit, match="2"):
+        console.leave(text, 2)
+    with pytest.raises(SystemExit), console.errors_in_a_sentence("x"):
+        raise FileNotFoundError(text)
+    with pytest.raises(SystemExit, match="0"):
+        console.Parser(description=text).parse_args(["--help"])
+    if isinstance(out, io.TextIOWrapper) and not isinstance(out, Broken):
+        said = out.buffer.getvalue().decode(kind)
+        assert said.count("\n") > 4 and "1x2" in said.replace("×", "x") and "\\udcff" in said
+
+
+@pytest.mark.parametrize("kind", [OSError(errno.EIO, "terminal closed"), "closed", "ascii"], ids=str)
+def test_a_bar_on_a_terminal_that_goes_away_ends_nothing(monkeypatch, kind):
+    monkeypatch.setattr(sys, "stdout", stream(kind))
+    monkeypatch.setattr(sys, "stderr", sys.stderr)  # put back afterwards
+    monkeypatch.setattr(console.Forgiving, "isatty", lambda stream: True)
+    if kind == "closed":  # Keras would not even make a bar
+        console.open_streams()
+    shown = console.Bar(3, "step")
+    for done in 1, 2, 3:
+        shown.update(done, loss=0.5)
+        shown.say("×")
+    countdown = console.Countdown(3, "β ")
+    for t in 3, 2, 1, 0:
+        countdown.show(t)
+
+
+PRINTS = """
+import console, sys
+console.Parser(prog="x").parse_args([])
+for _ in range(3):
+    console.say("β ± 1×2 … \\udcff 漢" * 1000)
+    console.warn("β")
+print("×")  # as a library would, and Python writes it at its end
+"""
+
+
+@pytest.mark.parametrize(
+    "where, encoding",
+    [(">/dev/full 2>/dev/full", "utf-8"), (">&- 2>&-", "utf-8"), ("2>&- | true", "utf-8"), ("2>&1 | head -c1", "ascii"),
+     ("", "ascii"), ("", "cp1252"), ("<&- >&-", "utf-8")],
+)  # fmt: skip
+def test_output_that_goes_away_leaves_the_exit_status_alone(where, encoding):
+    done = subprocess.run(
+        ["bash", "-c", f'"{sys.executable}" -c "$0" {where}; exit ${{PIPESTATUS[0]}}', PRINTS],
+        env=environment(PYTHONIOENCODING=encoding), capture_output=True, timeout=20,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert b"Error" not in done.stderr and b"ignored" not in done.stderr
+    if not where:
+        assert done.stderr.split() == [rb"\u03b2"] * 3 and b"1x2" in done.stdout.replace(b"\xd7", b"x")
+
+
+def test_no_file_gets_the_descriptor_of_a_stream_that_is_missing():
+    code = "import console; console.Parser().parse_args([]); raise SystemExit(open('/dev/null').fileno())"
+    done = subprocess.run(
+        ["bash", "-c", '"$0" -c "$1" <&- >&- 2>&-', sys.executable, code], env=environment(), timeout=20
+    )
+    assert done.returncode > 2
