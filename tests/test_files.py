@@ -89,3 +89,22 @@ def test_settings_that_come_too_late_for_tensorflow_are_not_left_to_child_proces
         monkeypatch.delenv(name, raising=False)
     before = dict(os.environ)
     assert device.start_tensorflow() is tf and dict(os.environ) == before
+
+
+@pytest.mark.parametrize(
+    "name, can_be_written",
+    [("a.png", True), ("a.JPG", True), ("b/a.webp", True), ("a.gif", True), ("a.tif", True), ("a.pdf", True)]
+    + [(f"a{ending}", False) for ending in ("", ".", ".psd", ".fits", ".h5", ".xbm", ".npy", ".pcd", ".wmf")]
+    + [(".png", False)],
+)
+def test_only_image_formats_that_can_be_written_are_accepted(name, can_be_written):
+    if can_be_written:
+        files.check_image_name("--out", name)
+    else:
+        with pytest.raises(ValueError, match=f"--out .*got {name}$"):
+            files.check_image_name("--out", name)
+
+
+def test_a_folder_in_the_place_of_a_file_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="is a folder"):
+        files.check_writable(tmp_path)
