@@ -13,6 +13,7 @@ import atexit
 import math
 import os
 
+import advice
 import console
 import data
 import device
@@ -158,6 +159,8 @@ def prepare(options, path):
     book = model_file.logbook(model) if going_on else {}
     settings = choose_settings(options, book, path)
     ddpm_schedule(settings["beta1"], settings["beta2"], settings["T"])  # says what is wrong with them
+    if not going_on and (sentence := advice.on_schedule(settings["beta1"], settings["beta2"], settings["T"])):
+        say(sentence)
     images, held_out = choose_data(options, settings, book, path)
 
     if going_on:
