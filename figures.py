@@ -179,7 +179,7 @@ def training(path):
     """Loss and learning rate of `model.csv` against the epoch."""
     import matplotlib.pyplot as plt
 
-    with open(path, newline="") as file:
+    with open(path, newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     if not rows:
         raise ValueError(f"{path} has no epochs yet")
@@ -245,6 +245,20 @@ def parse_options(arguments=None):
     return parser.parse_args(arguments)
 
 
+def prepare_files(folder, names):
+    """Makes the folder if it is missing. The path of each figure in it, checked to be writable, by name."""
+    import files
+
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ValueError(f"--out must name a folder, and {error.filename} is a file") from error
+    paths = {name: os.path.join(folder, name + (".gif" if name == "gif" else ".png")) for name in names}
+    for path in paths.values():
+        files.check_writable(path)
+    return paths
+
+
 def main():
     with console.errors_in_a_sentence("figures.py"):
         options = parse_options()
@@ -261,7 +275,7 @@ def main():
         from ddpm import ddpm_schedule
 
         model, book = model_file.open_with_schedule(options.model)
-        os.makedirs(options.out, exist_ok=True)
+        paths = prepare_files(options.out, options.only)  # better known now than after the work
 
         def picture():
             size, _, channels = model.inputs[0].shape[1:]
@@ -277,8 +291,7 @@ def main():
             "interpolation": lambda: interpolation(model, seed=options.seed),
             "training": lambda: training(csv_of_model),
         }
-        for name in options.only:
-            path = os.path.join(options.out, name + (".gif" if name == "gif" else ".png"))
+        for name, path in paths.items():
             if name == "gif":
                 reverse_gif(model, path, seed=options.seed)
             else:

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import glob
+import io
 import os
 import shutil
 import socket
@@ -65,7 +66,13 @@ def _is_abandoned(workshop):
 
 
 def check_writable(path):
-    """Raises the OSError that writing to `path` would end in, and removes what a killed writer left."""
+    """Raises the OSError that writing to `path` would end in, and removes what a killed writer left.
+
+    Raises:
+        ValueError: if it is a folder.
+    """
+    if os.path.isdir(path):
+        raise ValueError(f"{path} is a folder; name a file")
     with contextlib.suppress(_Unwritten), replacing(path):
         raise _Unwritten
 
@@ -110,6 +117,24 @@ def grid(images, columns=None):
     cells = np.full((rows, columns, height + 2, width + 2, channels), 255, np.uint8)
     cells.reshape(-1, height + 2, width + 2, channels)[:n, 1:-1, 1:-1] = images
     return cells.swapaxes(1, 2).reshape(rows * (height + 2), columns * (width + 2), channels)
+
+
+def check_image_name(option, path):
+    """Checks that the ending of `path` names an image format that Pillow can write, in grey and in colour.
+
+    Pillow also lists formats that it only reads, that need a plug-in, or that take few colours, so this is a trial.
+
+    Raises:
+        ValueError: if it does not; the sentence names the option.
+    """
+    format_name = Image.registered_extensions().get(os.path.splitext(path)[1].lower())
+    try:
+        for mode in "L", "RGB":
+            Image.new(mode, (8, 8)).save(io.BytesIO(), format_name)
+    except Exception as error:  # each format fails in its own way
+        raise ValueError(
+            f"{option} must end in the name of an image format that can be written, such as .png, got {path}"
+        ) from error
 
 
 def save_grid(images, path, columns=None):

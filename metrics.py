@@ -67,12 +67,21 @@ def distances(one, other):
     return np.sqrt(np.maximum(squared, 0))
 
 
+def random_subset(rows, count, seed=0):
+    """At most `count` rows of an array, at random and in random order: the order of files often means something."""
+    return rows[np.random.default_rng(seed).permutation(len(rows))[:count]]
+
+
 def with_error(metric, one, other):
-    """A metric and its standard error, by leaving out a tenth of both sets at a time (jackknife)."""
+    """A metric and its standard error, by leaving out a tenth of both sets at a time (jackknife).
+
+    The tenths are random: those of sets sorted by class would be too much alike, and the error too small.
+    """
+    one, other = random_subset(one, len(one)), random_subset(other, len(other), seed=1)
     without = []
     for block in range(BLOCKS):
-        halves = (features[np.arange(len(features)) % BLOCKS != block] for features in (one, other))
-        without.append(metric(*halves))
+        left = (features[np.arange(len(features)) % BLOCKS != block] for features in (one, other))
+        without.append(metric(*left))
     return metric(one, other), np.sqrt((BLOCKS - 1) * np.var(without))
 
 
@@ -83,19 +92,45 @@ def nearest(made, pictures, chunk=256):
     return index, np.concatenate([d.min(1) for d in found])
 
 
-def copying(made, training, held_out, seed=0):
-    """How much nearer the made pictures are to training than to held-out pictures: memorisation.
+def nearest_either_way(made, mirrored, images):
+    """The image nearest to each sample or to its mirror image.
 
-    For each, the distance to the nearest training picture through that to the nearest held-out one. Of training
-    pictures as many are drawn as there are held-out ones, so that without copying the ratio is 1 on average; a picture
-    counts as a near-copy if it is less than half as far from some training picture as from all held-out ones.
+    The samples are mirrored instead of the images, as they are fewer. In pixels that is the same.
+
+    Args:
+        made, mirrored: features of the samples and of their mirror images, in the same order.
+        images: features of the images to search.
+
+    Returns:
+        Three arrays (len(made),): the index of the nearest image, its distance, and whether the mirror image is nearer.
+    """
+    (index, distance), (index_mirrored, distance_mirrored) = nearest(made, images), nearest(mirrored, images)
+    flipped = distance_mirrored < distance
+    return np.where(flipped, index_mirrored, index), np.minimum(distance, distance_mirrored), flipped
+
+
+def copying(made, training, held_out, mirrored=None, seed=0):
+    """How much nearer the samples are to training than to held-out images: memorisation.
+
+    For each, the distance to the nearest training image divided by that to the nearest held-out one. As many training
+    images are drawn as there are held-out ones, so that without copying the ratio is 1 on average; a sample counts as
+    a near-copy if it is less than half as far from some training image as from all held-out ones.
+
+    Args:
+        made, training, held_out: features, one row for each image.
+        mirrored: features of the mirrored samples. Training mirrors photographs, so a copy may be mirrored too: the
+            distance to any image, training or held-out, is then the smaller of the two orientations'.
+        seed: of the random subsets.
 
     Returns:
         The ratios (len(made),) with equally many, and the share of near-copies.
     """
+    mirrored = made if mirrored is None else mirrored
+
+    def ratios(training, held_out):
+        to_training, to_held_out = (nearest_either_way(made, mirrored, images)[1] for images in (training, held_out))
+        return to_training / np.maximum(to_held_out, 1e-12)
+
     count = min(len(training), len(held_out))
-    some = np.random.default_rng(seed).choice(len(training), count, replace=False)
-    held_out_too = held_out[:count]
-    ratios = nearest(made, training[some])[1] / np.maximum(nearest(made, held_out_too)[1], 1e-12)
-    full = nearest(made, training)[1] / np.maximum(nearest(made, held_out)[1], 1e-12)
-    return ratios, np.mean(full < 0.5)
+    equally_many = ratios(random_subset(training, count, seed), random_subset(held_out, count, seed))
+    return equally_many, np.mean(ratios(training, held_out) < 0.5)

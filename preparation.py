@@ -5,6 +5,7 @@ import os
 
 import keras
 
+import advice
 import data
 import device
 import model_file
@@ -33,6 +34,8 @@ def prepare(options, path):
         complete(book)
     settings = choose_settings(options, book, path, preset_for_this_machine)
     ddpm_schedule(settings["beta1"], settings["beta2"], settings["T"])  # says what is wrong with them
+    if not resuming and (sentence := advice.on_schedule(settings["beta1"], settings["beta2"], settings["T"])):
+        say(sentence)
     images, held_out = choose_data(options, settings, book, path)
 
     if resuming:

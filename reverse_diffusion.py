@@ -112,10 +112,9 @@ def parse_options(arguments=None):
         "--variance", choices=("beta", "posterior"), default="beta", help="of the noise in a step (beta)"
     )
     options = parser.parse_args(arguments)
-    from PIL import Image
+    import files
 
-    if os.path.splitext(options.out)[1].lower() not in Image.registered_extensions():
-        parser.error(f"--out must name a kind of picture such as samples.png, got {options.out}")
+    files.check_image_name("--out", options.out)
     if options.npy and not options.npy.endswith(".npy"):
         parser.error(f"--npy must end in .npy, got {options.npy}")
     return options

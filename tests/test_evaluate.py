@@ -2,11 +2,14 @@
 
 import functools
 import json
+import os
+import types
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from PIL import Image
 
 import data
 import ddpm
@@ -14,6 +17,8 @@ import evaluate
 import features
 import metrics
 import model_file
+import parts
+import validation
 from data import drawings
 
 
@@ -60,6 +65,8 @@ def test_the_whole_table(run, model_folder, monkeypatch, capsys):
         (("--data", "pictures.npy", "--features", "pixels", "--samples", "none.npy"), ("none.npy",)),
         (("--data", "pictures.npy", "--features", "pixels", "--train", "nothing"), ("nothing",)),
         (("--data", "pictures.npy", "--figure", "nowhere/copies.png"), ("nowhere",)),
+        (("--data", "pictures.npy", "--figure", "copies"), ("--figure", "copies")),
+        (("--data", "pictures.npy", "--figure", "copies.psd"), ("--figure", "copies.psd")),
     ],
 )
 def test_wrong_usage_gets_one_sentence_before_the_long_work(model_folder, monkeypatch, capsys, options, words):
@@ -74,6 +81,135 @@ def test_wrong_usage_gets_one_sentence_before_the_long_work(model_folder, monkey
     assert len(error.splitlines()) == 1
     for word in words:
         assert word in error
+
+
+# --- which images -----------------------------------------------------------------------------------------------------
+
+MODEL = types.SimpleNamespace(inputs=[types.SimpleNamespace(shape=(None, 4, 4, 1))])
+
+
+@pytest.fixture
+def sources(tmp_path, monkeypatch):
+    """Files in the current folder: all.npy with 60 images, its parts when 0.5 is held out, and others."""
+    monkeypatch.chdir(tmp_path)
+    images = {name: np.random.default_rng(k).integers(0, 256, (60, 4, 4, 1), np.uint8)
+              for k, name in enumerate(("all", "other"))}  # fmt: skip
+    images["training"], images["held"] = validation.held_back(images["all"], 0.5, seed=7)
+    images["few"] = images["other"][:19]
+    images["some"] = np.concatenate([images["other"][:25], images["training"][:5]])
+    for name, array in images.items():
+        np.save(f"{name}.npy", array)
+    return images
+
+
+def logbook(training, source, text, noted=None):
+    """Of a model that was trained on `training`, from the file `source`, with `--validation text`."""
+    return {
+        "data": {"source": source, "count": len(training), "digest": data.digest(training)},
+        "settings": {"validation": text, "seed": 7},
+        "progress": {"step": 3},
+        **({"validation": noted} if noted else {}),
+    }
+
+
+def inputs(book, *options, only="overfitting"):
+    return evaluate.load_inputs(MODEL, book, evaluate.parse_options([*options, "--only", only]))
+
+
+def same(one, other):
+    return sorted(map(bytes, one)) == sorted(map(bytes, other))
+
+
+@pytest.mark.parametrize("noted", [False, True])  # older files have only the option's text
+@pytest.mark.parametrize(
+    "options, source, text, held_out",
+    [
+        (("held-out",), "all.npy", "0.5", "held"),
+        (("held-out", "--train", "all.npy"), "moved.npy", "0.5", "held"),
+        (("held-out",), "training.npy", "held.npy", "held"),
+        (("other.npy",), "all.npy", "0.5", "other"),
+        (("other.npy", "--train", "all.npy"), "moved.npy", "0.5", "other"),
+        (("other.npy", "--train", "training.npy"), "moved.npy", "0.5", "other"),
+        (("other.npy",), "training.npy", None, "other"),
+        (("held.npy",), "training.npy", "held.npy", "held"),
+    ],
+)
+def test_training_images_are_those_trained_on_and_held_out_ones_those_held_out(
+    sources, capsys, noted, options, source, text, held_out
+):
+    of_source = {"source": os.path.abspath("held.npy"), "fraction": None}
+    of_fraction = {"source": None, "fraction": 0.5}
+    more = (of_fraction if text == "0.5" else of_source) | {"count": 30, "digest": data.digest(sources["held"])}
+    book = logbook(sources["training"], source, text, more if noted and text else None)
+    found, training, *_ = inputs(book, "--data", *options)
+    assert same(found, sources[held_out]) and same(training, sources["training"])
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == 1 and f"{len(sources[held_out])} images" in said[0]
+
+
+@pytest.mark.parametrize(
+    "options, source, text, words",
+    [
+        (("held-out",), "training.npy", None, ("without --validation", "--data")),
+        (("held-out",), "moved.npy", "0.5", ("moved.npy", "--train")),
+        (("held-out",), "other.npy", "0.5", ("other.npy have changed or moved", "--train")),
+        (("held-out", "--train", "other.npy"), "moved.npy", "0.5", ("other.npy", "--data")),
+        (("held-out", "--train", "training.npy"), "moved.npy", "0.5", ("training.npy", "--data")),
+        (("held-out",), "training.npy", "moved.npy", ("moved.npy", "--data")),
+        (("held.npy",), "other.npy", "0.5", ("other.npy have changed or moved", "--train")),
+        (("held.npy",), "other.npy", None, ("other.npy have changed or moved", "--train")),
+        (("held.npy",), "moved.npy", None, ("moved.npy", "--train")),
+        (("few.npy",), "all.npy", "0.5", ("--data has 19 images", "kid, recall need 20")),
+        (("held.npy", "--samples", "few.npy"), "all.npy", "0.5", ("--samples has 19 images", "kid, recall need 20")),
+    ],
+)
+def test_images_that_cannot_be_used_are_one_sentence_with_a_way_out(sources, options, source, text, words):
+    with pytest.raises((ValueError, FileNotFoundError)) as error:
+        inputs(logbook(sources["training"], source, text), "--data", *options, only="overfitting,kid,recall")
+    for word in words:
+        assert word in str(error.value)
+
+
+@pytest.mark.parametrize("source, text", [("all.npy", "0.5"), ("held.npy", "held.npy")])
+def test_held_out_images_that_have_changed_are_not_taken_for_them(sources, source, text):
+    noted = {"source": text if text != "0.5" else None, "fraction": None, "count": 30, "digest": "another"}
+    noted["fraction"] = 0.5 if text == "0.5" else None
+    with pytest.raises(ValueError, match="held out are not those in .*--data"):
+        inputs(logbook(sources["training"], source, text, noted), "--data", "held-out")
+
+
+@pytest.mark.parametrize(
+    "options, source, only, sentence",
+    [
+        (("some.npy",), "all.npy", "overfitting", "5 of the 30 held-out"),
+        (("some.npy",), "all.npy", "loss", "5 of the 30 held-out"),
+        (("all.npy",), "all.npy", "overfitting", "30 of the 60 held-out"),
+        (("all.npy",), "moved.npy", "loss", "30 of the 60 held-out"),
+        (("training.npy",), "moved.npy", "loss", "30 of the 30 held-out"),
+        (("training.npy", "--count", "20"), "all.npy", "loss", "20 of the 20 held-out"),
+        (("held.npy", "--train", "other.npy"), "all.npy", "loss", "other.npy: not the images that the model was"),
+        (("held.npy",), "moved.npy", "loss", None),
+        (("held-out",), "all.npy", "loss", None),
+    ],
+)
+def test_held_out_images_that_were_trained_on_are_counted(sources, capsys, options, source, only, sentence):
+    inputs(logbook(sources["training"], source, "0.5"), "--data", *options, only=only)
+    said = capsys.readouterr().out
+    assert len(said.splitlines()) == 1 + bool(sentence) and (sentence or "") in said
+
+
+def test_of_sorted_images_some_of_all_classes_are_taken(sources, monkeypatch):
+    classes = np.repeat(np.arange(10, dtype=np.uint8) * 25, 100)[:, None, None, None] * np.ones((4, 4, 1), np.uint8)
+    np.save("sorted.npy", classes)
+    book = logbook(classes, "sorted.npy", None)
+    options = ("--data", "sorted.npy", "--count", "100", "--samples", "sorted.npy", "--n-sample", "100")
+    held_out, _, samples, _ = inputs(book, *options, "--features", "pixels", only="kid")
+    for images in held_out, samples, samples[:20]:
+        assert len(set(images[:, 0, 0, 0])) >= 8
+    assert len(held_out) == len(samples) == 100
+
+
+# --- the numbers ------------------------------------------------------------------------------------------------------
 
 
 def test_a_few_steps_for_each_picture_estimate_the_sum_over_all():
@@ -121,6 +257,54 @@ def test_a_few_steps_for_each_picture_estimate_the_sum_over_all():
         assert every[name]["value"] == pytest.approx(best, rel=0.1, abs=1e-4)  # the remark has 4 digits
 
 
+def test_the_estimate_of_the_sum_weighs_every_step_alike(monkeypatch):
+    """With terms that are t itself and a decoder's term of 1000, at T = 7."""
+    monkeypatch.setattr(ddpm, "bound_term", lambda x_0, x_t, t, *more: tf.cast(t, tf.float32))
+    monkeypatch.setattr(ddpm, "bound_decoder", lambda x_0, *more: tf.fill(tf.shape(x_0)[:1], 1000.0))
+    images, sched = np.zeros((3000, 1, 1, 1), np.uint8), ddpm.ddpm_schedule(1e-3, 0.3, 7)
+    every, few = (evaluate.observed(lambda inputs: inputs[0], sched, images, draws, 1000) for draws in (0, 4))
+    np.testing.assert_allclose(every["bits"], 1000 + sum(range(2, 8)))
+    np.testing.assert_allclose(few["bits"].mean(axis=0), 1000 + sum(range(2, 8)), atol=0.2)
+    np.testing.assert_array_equal(np.sort(every["t"], axis=1), np.tile(np.arange(1, 8), (3000, 1)))
+    assert few["t"].shape == few["error"].shape == (3000, 4)
+    for k, stretch in enumerate([(2, 3), (3, 4), (5, 6), (6, 7)]):
+        assert set(few["t"][:, k]) == set(stretch)
+    counts = np.bincount(few["t"].ravel(), minlength=8)[2:]
+    np.testing.assert_allclose(counts, 2000, atol=150)
+
+
+@pytest.mark.parametrize("draws", [0, 13])
+def test_standard_errors_are_those_of_repetitions_with_other_images(draws):
+    """The network takes brightness for noise, so that all errors of a bright image are large."""
+    sched = ddpm.ddpm_schedule(1e-4, 1e-3, 40)
+    images = np.random.default_rng(0).integers(0, 256, (4000, 1, 1, 1), np.uint8) + np.zeros((1, 4, 4, 1), np.uint8)
+
+    def network(inputs):
+        return 3 * tf.reduce_mean(inputs[0], axis=(1, 2, 3), keepdims=True) + 0 * inputs[0]
+
+    seen, rows = evaluate.observed(network, sched, images, draws, 1000), []
+    for k in range(0, 4000, 80):
+        one, other = ({name: values[k + j : k + j + 40] for name, values in seen.items()} for j in (0, 40))
+        of_one = evaluate.of_bound(one) | evaluate.of_loss(one, sched, images)
+        rows.append(of_one | evaluate.of_overfitting(one, other, sched))
+    for name in rows[0]:
+        if name != "… of it L_T":
+            value, error = (np.array([row[name][key] for row in rows]) for key in ("value", "error"))
+            assert np.sqrt(np.mean(error**2)) == pytest.approx(value.std(ddof=1), rel=0.3), name
+
+
+def test_the_remark_beside_a_loss_is_about_the_steps_that_were_measured():
+    """Whose t are 2 and 3 alone, of 1 … 100: the best predictor's error falls there from 0.99 to 0.3."""
+    sched = ddpm.ddpm_schedule(1e-4, 0.02, 1000)
+    images = np.random.default_rng(0).integers(0, 256, (50, 2, 2, 1), np.uint8)
+    seen = {"t": np.tile([2, 3, 3, 500], (50, 1)), "error": np.ones((50, 4))}
+    rows, v = evaluate.of_loss(seen, sched, images), np.var(data.scaled(images), axis=0)
+    assert rows.keys() == {"loss, t = 1 … 100", "loss, t = 401 … 500"}
+    for name, steps in ("loss, t = 1 … 100", [2, 3, 3]), ("loss, t = 401 … 500", [500]):
+        best = np.mean([a * v / (a * v + 1 - a) for a in sched["alphabar_t"][steps]])
+        assert rows[name]["remark"] == f"{best:.4f} if only pixels were known"
+
+
 def best_for(pictures, sched):
     """The predictor that training on these pictures alone would end in: it knows each of them by heart."""
     T, known = len(sched["beta_t"]) - 1, tf.constant(data.scaled(pictures).reshape(len(pictures), -1))
@@ -148,9 +332,8 @@ def test_a_model_that_knows_50_pictures_by_heart_is_caught_and_one_of_thousands_
         )
     network = best_for(of_model, sched)
 
-    loss = [evaluate.of_loss(evaluate.observed(network, sched, images, 10, 50), sched, images)
-            for images in (of_model[:300], held_out)]  # fmt: skip
-    row = evaluate.of_overfitting(*loss)["loss, training / held-out"]
+    seen = [evaluate.observed(network, sched, images, 10, 50) for images in (of_model[:300], held_out)]
+    row = evaluate.of_overfitting(*seen, sched)["loss, training / held-out"]
     assert (row["value"] < evaluate.BY_HEART) == row["remark"].startswith("the training pictures") == by_heart
     assert row["error"] < 0.1
 
@@ -193,6 +376,97 @@ def test_what_was_observed_before_an_interruption_is_not_observed_again(tmp_path
     calls.clear()
     evaluate.observed(network, sched, images, 4, 16, kept)  # something else is asked for
     assert len(calls) == 4 * 5
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (("--out", "."), (".", "is a folder")),
+        (("--figure", "a.png", "--out", "./a.png"), ("--figure a.png would overwrite",)),
+        (("--out", "all.npy"), ("--out all.npy would overwrite",)),
+        (("--out", "b/../other.npy"), ("--out b/../other.npy would overwrite",)),
+        (("--out", "some.npy"), ("--out some.npy would overwrite",)),
+        (("--out", "held.npy"), ("--out held.npy would overwrite",)),
+        (("--figure", "model.keras"), ("--figure", "model.keras")),
+        (("--out", "nowhere/a.json"), ("no folder for --out nowhere/a.json",)),
+    ],
+)
+def test_results_replace_no_input_and_not_each_other(sources, options, words):
+    more = ("--data", "other.npy", "--train", "some.npy", "--samples", "held.npy")
+    with pytest.raises((ValueError, FileNotFoundError)) as error:
+        evaluate.check_outputs(evaluate.parse_options([*more, *options]), logbook(sources["all"], "all.npy", None))
+    for word in words:
+        assert word in str(error.value)
+
+
+def closed(monkeypatch, *beginnings):
+    """Makes everything read-only whose path begins like that; permissions do not stop a test that runs as root."""
+    made_folder = os.mkdir
+
+    def mkdir(path, *more):
+        if str(path).startswith(tuple(map(str, beginnings))):
+            raise PermissionError(13, "Permission denied", path)
+        made_folder(path, *more)
+
+    monkeypatch.setattr(os, "mkdir", mkdir)
+
+
+@pytest.mark.parametrize("read_only, found", [((), "model"), (("model",), "out"), (("model", "out"), None)])
+def test_what_is_cached_lies_beside_the_model_or_the_results_or_nowhere(
+    tmp_path, monkeypatch, capsys, read_only, found
+):
+    for name in ("model", "out"):
+        (tmp_path / name).mkdir()
+    closed(monkeypatch, *(tmp_path / name for name in read_only))
+    model, out = (str(tmp_path / name) for name in ("model/my.keras", "out/numbers.json"))
+    prefix = evaluate.cache_prefix(types.SimpleNamespace(model=model, out=out), "step6-12345678")
+    assert prefix == (found and str(tmp_path / found / "my-step6-12345678"))
+    assert ("nothing is cached" in capsys.readouterr().out) == (found is None)
+    assert not any((tmp_path / "model").iterdir()) and not any((tmp_path / "out").iterdir())
+
+
+def test_without_a_cache_all_is_computed_and_written_before_it_is_shown(model_folder, monkeypatch):
+    def show(rows):
+        raise BrokenPipeError(32, "Broken pipe")
+
+    (model_folder / "out").mkdir()
+    closed(monkeypatch, model_folder / ".model-step6", model_folder / "out" / ".model-step6")
+    monkeypatch.setattr(evaluate, "show", show)
+    monkeypatch.setattr(parts, "predictor", lambda model, parts: lambda inputs: inputs[0])
+    monkeypatch.setattr(parts, "sampling_step", lambda *more: lambda x_t, t, z: x_t)
+    monkeypatch.chdir(model_folder)
+    options = ("--data", "pictures.npy", "--only", "loss,overfitting,kid", "--draws", "1", "--features", "pixels")
+    monkeypatch.setattr("sys.argv", ["evaluate.py", *options, "--n-sample", "20", "--out", "out/numbers.json"])
+    before = set(model_folder.iterdir())
+    with pytest.raises(SystemExit):
+        evaluate.main()
+    assert set(model_folder.iterdir()) == before
+    numbers = json.loads((model_folder / "out" / "numbers.json").read_text(encoding="ascii"))
+    assert {"step", "kid, pixels", "loss, training / held-out"} <= numbers.keys()
+
+
+def test_results_that_cannot_be_written_are_said_before_the_work(sources, tmp_path, monkeypatch):
+    closed(monkeypatch, tmp_path / ".a.json")
+    with pytest.raises(OSError, match=r"^a.json cannot be written \(permission denied\); choose another --out$"):
+        evaluate.check_outputs(
+            evaluate.parse_options(["--data", "other.npy", "--out", "a.json"]), logbook(sources["all"], "all.npy", None)
+        )
+
+
+def test_the_figure_shows_mirrored_copies_as_they_are_nearest(tmp_path):
+    rng = np.random.default_rng(0)
+    training, held_out = rng.integers(0, 256, (2, 30, 8, 8, 3), np.uint8)
+    samples = np.concatenate([training[:2], training[2:4, :, ::-1]])
+    options = types.SimpleNamespace(features="small", only=["copies"], figure=str(tmp_path / "copies.png"))
+    rows = evaluate.of_samples(samples, training, held_out, features.extractor("pixels"), options)
+    assert rows["near-copies, pixels"]["value"] == rows["near-copies, small"]["value"] == 1
+    with Image.open(options.figure) as figure:
+        cells = np.asarray(figure).reshape(3, 10, 4, 10, 3).swapaxes(1, 2)[:, :, 1:-1, 1:-1]
+    np.testing.assert_array_equal(cells[0], samples)
+    np.testing.assert_array_equal(cells[1], samples)  # the training images, two of them mirrored
+    either_way = np.concatenate([held_out, held_out[:, :, ::-1]])
+    away = np.linalg.norm((either_way / 255.0 - samples[:, None] / 255.0).reshape(4, 60, -1), axis=-1)
+    np.testing.assert_array_equal(cells[2], either_way[away.argmin(axis=1)])
 
 
 def test_features_come_in_batches_with_their_progress():

@@ -66,3 +66,20 @@ def test_a_table_without_epochs_is_refused(tmp_path):
     (tmp_path / "model.csv").write_text("epoch,step,loss_sum,loss_mean,seconds,images_per_second,learning_rate\n")
     with pytest.raises(ValueError, match="no epochs"):
         figures.training(tmp_path / "model.csv")
+
+
+@pytest.mark.parametrize("out", ["taken", "taken/figures", "folder"])
+def test_a_place_that_cannot_be_used_is_a_sentence_before_the_work(tmp_path, monkeypatch, capsys, out):
+    (tmp_path / "taken").write_text("precious")
+    (tmp_path / "folder" / "schedule.png").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        model_file, "open_with_schedule", lambda path: (None, {"diffusion": {"beta1": 1e-4, "beta2": 0.5, "T": 20}})
+    )
+    monkeypatch.setattr(figures, "schedule", pytest.fail)
+    monkeypatch.setattr("sys.argv", ["figures.py", "--out", out, "--only", "schedule"])
+    with pytest.raises(SystemExit) as stop:
+        figures.main()
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and len(error.splitlines()) == 1 and out in error
+    assert (tmp_path / "taken").read_text() == "precious"

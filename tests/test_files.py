@@ -205,3 +205,22 @@ def test_no_file_gets_the_descriptor_of_a_stream_that_is_missing():
         ["bash", "-c", '"$0" -c "$1" <&- >&- 2>&-', sys.executable, code], env=environment(), timeout=20
     )
     assert done.returncode > 2
+
+
+@pytest.mark.parametrize(
+    "name, can_be_written",
+    [("a.png", True), ("a.JPG", True), ("b/a.webp", True), ("a.gif", True), ("a.tif", True), ("a.pdf", True)]
+    + [(f"a{ending}", False) for ending in ("", ".", ".psd", ".fits", ".h5", ".xbm", ".npy", ".pcd", ".wmf")]
+    + [(".png", False)],
+)
+def test_only_image_formats_that_can_be_written_are_accepted(name, can_be_written):
+    if can_be_written:
+        files.check_image_name("--out", name)
+    else:
+        with pytest.raises(ValueError, match=f"--out .*got {name}$"):
+            files.check_image_name("--out", name)
+
+
+def test_a_folder_in_the_place_of_a_file_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="is a folder"):
+        files.check_writable(tmp_path)

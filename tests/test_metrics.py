@@ -90,3 +90,49 @@ def test_copies_are_caught_and_new_pictures_are_not(rng):
     index, distance = metrics.nearest(copies, training, chunk=7)
     np.testing.assert_array_equal(index, range(100))
     assert distance[3] == pytest.approx(np.linalg.norm(copies[3] - training[3]))
+
+
+def test_a_random_subset_is_fixed_by_its_seed_and_of_all_parts_of_the_order():
+    rows = np.arange(1000)
+    some = metrics.random_subset(rows, 100)
+    assert len(set(some)) == 100 and 400 < np.mean(some) < 600
+    np.testing.assert_array_equal(some, metrics.random_subset(rows, 100))
+    assert list(some) != sorted(some) and list(some) != list(metrics.random_subset(rows, 100, seed=1))
+    assert sorted(metrics.random_subset(rows, 5000)) == list(rows)
+
+
+def classes(rng, count):
+    """Features of ten classes, sorted by class as a folder of folders is."""
+    return np.repeat(20 * np.eye(10), count // 10, axis=0) + rng.normal(size=(count, 10))
+
+
+def test_the_ratio_is_1_also_if_held_out_images_are_sorted_by_class(rng):
+    training, held_out, made = classes(rng, 100), classes(rng, 400), classes(rng, 100)
+    for one, other in (training, held_out), (held_out, training):
+        ratios, _ = metrics.copying(made, one, other)
+        assert 0.8 < np.median(ratios) < 1.25 and np.percentile(ratios, 90) < 4
+
+
+def test_the_standard_error_of_sorted_images_is_that_of_shuffled_ones(rng):
+    def mean_of_both(one, other):
+        return one.mean() + other.mean()
+
+    sets = np.sort(rng.normal(size=(30, 2, 400, 1)), axis=2)
+    errors = [metrics.with_error(mean_of_both, *both)[1] for both in sets]
+    assert np.mean(errors) == pytest.approx((2 / 400) ** 0.5, rel=0.15)
+
+
+def test_mirrored_copies_are_caught_and_new_images_still_have_a_ratio_of_1(rng):
+    def flat(images):
+        return images.reshape(len(images), -1)
+
+    training, held_out, new = rng.normal(size=(3, 200, 4, 6))
+    copies = training[:50, :, ::-1] + rng.normal(0, 0.05, (50, 4, 6))
+    assert metrics.copying(flat(copies), flat(training), flat(held_out))[1] == 0  # in one orientation alone
+    for images, share_expected, ratio in (copies, 1, 0.05), (copies[..., ::-1], 1, 0.05), (new, 0, 1):
+        ratios, share = metrics.copying(flat(images), flat(training), flat(held_out), flat(images[..., ::-1]))
+        assert share == share_expected and np.median(ratios) == pytest.approx(ratio, abs=0.05)
+    index, distance, flipped = metrics.nearest_either_way(flat(copies), flat(copies[..., ::-1]), flat(training))
+    np.testing.assert_array_equal(index, range(50))
+    assert flipped.all() and distance.max() < 1
+    assert not metrics.nearest_either_way(flat(new), flat(new), flat(training))[2].any()

@@ -1,0 +1,35 @@
+"""Advice on settings that are allowed but hardly meant, one sentence each."""
+
+import numpy as np
+
+FAR = 0.1  # above this, x_T shows the image: sampling starts from noise that training never sees
+NEAR = 0.01  # what is recommended stays below this; the slides' schedule has 0.0064
+SLIDES = {"T": 1000, "beta2": 0.02}
+
+
+def image_left(beta1, beta2, T):
+    """√ᾱ_T of the linear schedule, the factor of the image in x_T."""
+    return float(np.exp(0.5 * np.sum(np.log1p(-np.linspace(beta1, beta2, T)))))
+
+
+def on_schedule(beta1, beta2, T):
+    """The sentence to say when x_T is far from the noise that sampling starts with, else None.
+
+    Args:
+        beta1, beta2, T: see `ddpm.ddpm_schedule`, which accepts them.
+    """
+    left = image_left(beta1, beta2, T)
+    if left <= FAR:
+        return None
+    scaled = float(f"{SLIDES['beta2'] * SLIDES['T'] / T:.2g}")  # more noise in a step, as there are fewer
+    larger = [steps for steps in (25, 50, 100, 250, 500, 1000) if steps > T and image_left(beta1, beta2, steps) <= NEAR]
+    if beta1 <= scaled < 1 and image_left(beta1, scaled, T) <= NEAR:
+        way_out = f"--beta2 {scaled:g}"
+    elif larger:
+        way_out = f"--T {larger[0]}"
+    else:
+        way_out = f"--T {SLIDES['T']} --beta2 {SLIDES['beta2']:g}"
+    return (
+        f"with --beta1 {beta1:g} --beta2 {beta2:g} --T {T} the last noisy image is still {left:.2g} times the image "
+        f"(√ᾱ_T), but sampling starts from pure noise; try {way_out}"
+    )

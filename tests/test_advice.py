@@ -1,0 +1,50 @@
+"""Advice on settings."""
+
+import re
+
+import pytest
+
+import advice
+import ddpm
+import diffusion_model
+
+
+@pytest.mark.parametrize(
+    "beta1, beta2, T, way_out",
+    [
+        (1e-4, 0.02, 1000, None),  # the slides
+        (1e-4, 0.5, 20, None),  # the tests
+        (0.3, 0.3, 20, None),
+        (1e-4, 0.02, 100, "--beta2 0.2"),
+        (1e-4, 0.02, 500, None),
+        (1e-4, 0.02, 400, "--beta2 0.05"),
+        (1e-4, 0.02, 30, "--beta2 0.67"),
+        (1e-4, 1e-3, 1000, "--beta2 0.02"),
+        (1e-6, 1e-6, 5000, "--beta2 0.004"),
+        (0.01, 0.02, 100, "--beta2 0.2"),
+        (1e-4, 0.02, 20, "--T 1000"),  # a β₂ of 1 is none
+        (1e-4, 0.05, 5, "--T 500"),
+        (0.3, 0.3, 2, "--T 50"),
+        (0.5, 0.5, 1, "--T 25"),
+        (1e-6, 1e-5, 10, "--T 1000 --beta2 0.02"),
+    ],
+)
+def test_a_schedule_that_ends_far_from_noise_gets_advice_that_helps(beta1, beta2, T, way_out):
+    sentence, left = advice.on_schedule(beta1, beta2, T), float(ddpm.ddpm_schedule(beta1, beta2, T)["sqrtab"][-1])
+    assert (sentence is None) == (way_out is None) == (left <= 0.1)
+    if sentence:
+        assert sentence.endswith(f"; try {way_out}") and f"{left:.2g} times" in sentence
+        better = {"beta1": beta1, "beta2": beta2, "T": T}
+        better |= {name: float(value) for name, value in re.findall(r"--(beta2|T) (\S+)", way_out)}
+        assert ddpm.ddpm_schedule(**better)["sqrtab"][-1] <= 0.01
+
+
+def test_only_a_new_model_is_told(model_folder, monkeypatch, capsys):
+    monkeypatch.chdir(model_folder)
+    monkeypatch.setattr(diffusion_model, "choose_data", lambda *more: 1 / 0)  # what comes next
+    for options, path, told in ({"T": 100}, "new.keras", True), ({}, "new.keras", False), ({}, "model.keras", False):
+        if path == "model.keras":  # whose schedule is fixed
+            monkeypatch.setattr(advice, "on_schedule", pytest.fail)
+        with pytest.raises(ZeroDivisionError):
+            diffusion_model.prepare(options, path)
+        assert ("try --beta2 0.2" in capsys.readouterr().out) == told
