@@ -11,7 +11,9 @@ import tempfile
 import time
 
 import numpy as np
-from PIL import Image
+from PIL import Image, PngImagePlugin
+
+SAMPLES = "diffusion model samples"  # what a grid names as its software, so that it is no training image
 
 DAY = 86400  # seconds after which a draft of another computer counts as abandoned
 
@@ -139,6 +141,8 @@ def check_image_name(option, path):
 
 def save_grid(images, path, columns=None):
     """Writes images (n, height, width, 1 or 3), 0 … 255, as one picture, see `grid`."""
-    picture = grid(images, columns)
+    picture, mark = grid(images, columns), PngImagePlugin.PngInfo()
+    if len(images) > 1:
+        mark.add_text("Software", SAMPLES)
     with replacing(path) as draft:
-        Image.fromarray(picture.squeeze(axis=-1) if picture.shape[-1] == 1 else picture).save(draft)
+        Image.fromarray(picture.squeeze(axis=-1) if picture.shape[-1] == 1 else picture).save(draft, pnginfo=mark)

@@ -21,8 +21,8 @@ class Report:
     """What was read, and what was left out of it.
 
     `source` is `'drawings'` or an absolute path, `photographs` says whether the pictures are such
-    (they may be mirrored, drawings and unknown arrays not), `notes` are sentences on how values
-    were read, and `left_out` has a pair (file name, reason) for every file that gave no picture.
+    (they may be mirrored, drawings and unknown arrays not), `notes` are sentences on how the source
+    was read, and `left_out` has a pair (file name, reason) for every file that gave no picture.
     """
 
     source: str
@@ -39,7 +39,7 @@ def load_images(source, image_size, channels=3):
 
     Args:
         source: `'drawings'`, `'new-drawings'` (as many others), a folder (with its sub-folders), or a `.npy` or
-            `.npz` file.
+            `.npz` file. A folder called `drawings` is `'./drawings'`, or a `Path`.
         image_size: height and width of the result in pixels.
         channels: 3 for colour, 1 for gray.
 
@@ -55,24 +55,32 @@ def load_images(source, image_size, channels=3):
         raise ValueError(f"channels must be 1 (gray) or 3 (colour), got {channels}")
     if not (isinstance(image_size, int) and image_size > 0):
         raise ValueError(f"image_size must be a whole number of pixels, got {image_size}")
-    source = os.fspath(source)
     if source in ("drawings", "new-drawings"):  # the second for what was trained on the first
-        images, report = drawings.draw_cats(image_size, seed=int(source != "drawings")), Report(source)
+        images = drawings.draw_cats(image_size, seed=int(source != "drawings"))
+        report = Report(source, notes=namesake(source, "the built-in drawings"))
         if channels == 1:
             images = np.stack([pictures.fit(image, image_size, channels) for image in images])
         return images, report
 
+    source = os.fspath(source)
     path = os.path.abspath(source)
     name = pictures.printable(source)
     if not os.path.exists(path):
         raise FileNotFoundError(f"there is no folder or file {name}")
     if os.path.isdir(path):
-        images, left_out = pictures.read_folder(path, image_size, channels)
-        return images, Report(path, photographs=True, left_out=left_out)
+        images, left_out, notes = pictures.read_folder(path, image_size, channels)
+        return images, Report(path, photographs=True, notes=notes, left_out=left_out)
     if os.path.isfile(path) and path.endswith((".npy", ".npz")):
         images, photographs, notes = arrays.read_array_file(path, image_size, channels)
         return images, Report(path, photographs, notes)
     raise ValueError(f"{name} is neither a folder of pictures nor a .npy or .npz file")
+
+
+def namesake(source, meaning):
+    """A list with a sentence if a folder has the name of a source that is none; else empty."""
+    if not os.path.isdir(source):
+        return []
+    return [f"{source} is taken as {meaning}; for the folder of that name write .{os.sep}{source}"]
 
 
 def digest(images):

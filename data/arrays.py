@@ -8,8 +8,8 @@ from data import pictures
 def read_array_file(path, image_size, channels):
     """Pictures from an array (N, height, width) or (N, height, width, channels).
 
-    Whole numbers are 0 … 255; floating-point numbers are 0 … 1, or -1 … 1 if any is negative. Of a
-    `.npz` file the only array counts, or the one called `images`.
+    Integers are 0 … 255, booleans black and white; floating-point numbers are 0 … 1, -1 … 1 or 0 … 255, see
+    `pictures.value_range`. Of a `.npz` file the only array counts, or the one called `images`.
 
     Returns:
         uint8 (N, image_size, image_size, channels), whether the file says that they are
@@ -27,16 +27,17 @@ def read_array_file(path, image_size, channels):
             f"{name} holds an array of shape {array.shape}; pictures are (N, height, width) for gray ones "
             "or (N, height, width, channels) with 1 or 3 channels"
         )
-    low, factor, note = _value_range(array, name)
+    black, white, notes = _value_range(array, name)
 
     images = np.empty((len(array), image_size, image_size, channels), np.uint8)
     for k, values in enumerate(array):
-        if factor != 1:
-            values = np.rint((values.astype(np.float32) - low) * factor)
+        if array.dtype.kind not in "ui":
+            levels = (values.astype(np.float32) - black) * (255 / (white - black))
+            values = np.clip(np.rint(levels), 0, 255)
         values = values.astype(np.uint8)
         fits = values.shape == images[k].shape
         images[k] = values if fits else pictures.fit(values, image_size, channels)
-    return images, photographs, [note] if note else []
+    return images, photographs, notes
 
 
 def _load(path):
@@ -62,19 +63,19 @@ def _load(path):
 
 
 def _value_range(array, name):
-    """How values become 0 … 255: (v - low) · factor. And a sentence, if that is worth one."""
+    """The values of black and of white, and sentences on what is worth one."""
+    if array.dtype.kind == "b":
+        return 0, 1, [f"{name}: False and True, taken as black and white"]
     if array.dtype.kind not in "uif":
         raise ValueError(f"{name} holds values of type {array.dtype}, not numbers")
     low, high = float(array.min()), float(array.max())
     if array.dtype.kind in "ui":
         if low < 0 or high > 255:
             raise ValueError(f"{name} holds whole numbers from {low:g} to {high:g}; pictures have 0 … 255")
-        return 0, 1, None
-    if 0 <= low <= high <= 1:
-        return 0, 255, f"{name}: floating-point numbers, taken as 0 … 1"
-    if -1 <= low <= high <= 1:
-        return -1, 127.5, f"{name}: floating-point numbers, taken as -1 … 1"
-    raise ValueError(
-        f"{name} holds floating-point numbers from {low:g} to {high:g}; pictures have 0 … 1 or -1 … 1 "
-        "(or whole numbers 0 … 255)"
-    )
+        return *pictures.BYTES, pictures.darkness(name, high, *pictures.BYTES)
+    try:
+        black, white = pictures.value_range(array, (pictures.UNIT, pictures.SIGNED, pictures.BYTES))
+    except ValueError as error:
+        raise ValueError(f"{name} holds {error}") from None
+    notes = [f"{name}: floating-point numbers, taken as {black} … {white}"]
+    return black, white, notes + pictures.darkness(name, high, black, white)

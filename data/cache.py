@@ -9,18 +9,38 @@ import contextlib
 import hashlib
 import json
 import os
+import tempfile
 
 import numpy as np
 import PIL
 
 import files
 
+RULES = 2  # raised whenever the code reads files differently than before
 WORTH = 2.0  # seconds of reading from which on the pictures are kept
 
 
 def home():
-    """The folder for what can be had again."""
-    return os.path.join(os.environ.get("KERAS_HOME", os.path.expanduser("~/.keras")), "datasets")
+    """The folder for what can be had again: Keras' own, by its rule, as importing Keras to ask takes seconds.
+
+    The rule is in keras/src/backend/config.py and in `get_file`. A user without a home has "~" for one, and what
+    cannot be written is replaced by /tmp.
+    """
+    temporary = "/tmp" if os.path.isdir("/tmp") else tempfile.gettempdir()
+    user = os.path.expanduser("~")
+    user = user if os.access(user, os.W_OK) else temporary
+    folder = os.path.expanduser(os.environ.get("KERAS_HOME", os.path.join(user, ".keras")))
+    if folder[:1] in ("", "~") or not _can_be_written(folder):
+        folder = os.path.join(temporary, ".keras")
+    return os.path.join(folder, "datasets")
+
+
+def _can_be_written(folder):
+    """Whether files can be put into a folder, which may have to be made first."""
+    folder = os.path.abspath(folder)
+    while not os.path.exists(folder):
+        folder = os.path.dirname(folder)
+    return os.access(folder, os.W_OK)
 
 
 def path_of(folder, image_size, channels):
@@ -29,9 +49,9 @@ def path_of(folder, image_size, channels):
     return os.path.join(home(), f"pictures-{name}-{image_size}x{channels}.npz")
 
 
-def stamp(folder, names):
-    """A fingerprint of the files: names, sizes and times of change, and of the Pillow that reads them."""
-    fingerprint = hashlib.blake2b(PIL.__version__.encode(), digest_size=16)
+def stamp(folder, names, formats):
+    """A fingerprint of the files, names, sizes and times of change, and of what reads them: Pillow, its formats, we."""
+    fingerprint = hashlib.blake2b(repr((PIL.__version__, formats, RULES)).encode(), digest_size=16)
     for name in names:
         status = None
         with contextlib.suppress(OSError):

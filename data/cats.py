@@ -12,7 +12,7 @@ import numpy as np
 
 import device
 import files
-from data import cache, pictures
+from data import cache, listing, pictures
 
 URL = "https://download.microsoft.com/download/3/E/1/3E1C3F21-ECDB-4869-8368-6DEBA77B919F/kagglecatsanddogs_5340.zip"
 ANIMALS = ("cat", "dog")  # the labels 0 and 1
@@ -29,13 +29,14 @@ def download(url=URL):
     device.start_tensorflow()
     import keras
 
-    name = os.path.basename(url)
-    cached = os.path.join(cache.home(), name)
+    name, folder = os.path.basename(url), cache.home()
+    cached = os.path.join(folder, name)
     if os.path.exists(cached) and not _is_archive(cached):
         os.remove(cached)  # what a killed download has left
     socket.setdefaulttimeout(60)  # a compute node without internet would wait for minutes
     try:
-        path = keras.utils.get_file(name, url)
+        os.makedirs(folder, exist_ok=True)  # get_file turns away from what is not there
+        path = keras.utils.get_file(name, url, cache_dir=os.path.dirname(folder), cache_subdir=os.path.basename(folder))
     except (OSError, http.client.HTTPException, urllib.error.ContentTooShortError) as error:
         raise OSError(f"{url} could not be downloaded: {error}") from error
     except Exception as error:  # get_file raises plain Exceptions
@@ -78,7 +79,8 @@ def prepare(archive, out, animals="cats", image_size=64):
         labels = {}
         for member in sorted(opened.namelist(), key=lambda member: (len(member), member)):
             found = MEMBER.search(member)
-            if found and found[1].lower() in wanted:
+            hidden = any(map(listing.is_hidden, member.split("/")))  # as in __MACOSX/PetImages/Cat/._7.jpg
+            if found and not hidden and found[1].lower() in wanted:
                 labels[member] = ANIMALS.index(found[1].lower())
 
         def open_picture(member):

@@ -1,6 +1,8 @@
 """Picture files of any size and kind, read with Pillow into squares of one size."""
 
 import concurrent.futures
+import contextlib
+import functools
 import itertools
 import os
 import re
@@ -9,18 +11,51 @@ import time
 import warnings
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError, features
 
 import console
 import device
-from data import cache
+import files
+from data import cache, listing
 
 MAX_PIXELS = 100_000_000  # more are taken for a decompression bomb: decoded, they would fill gigabytes
 LARGE = 20_000_000  # pictures of more pixels are decoded one at a time, for the same reason
 
-Image.init()
-COMMON = ("JPEG", "PNG", "WEBP")  # tried first: Pillow asks one format after the other
-FORMATS = [*COMMON, *(name for name in Image.OPEN if name not in (*COMMON, "EPS"))]  # EPS starts another program
+UNIT, SIGNED, BYTES = (0, 1), (-1, 1), (0, 255)  # what floating-point values mean: those of black and of white
+DARK = 32  # gray levels, 1/8 of all: images without a brighter pixel are more likely read wrongly than dark
+CLEARLY_NEGATIVE = -0.25  # the darkest of -1 … 1; resampling 0 … 1 overshoots by less
+
+# What to do about files that Pillow cannot read, by their endings. HEIF and AVIF can be read with what is named.
+HEIF, AVIF = (".heic", ".heics", ".heif", ".heifs", ".hif"), (".avif", ".avifs")
+UNREADABLE = {
+    "a RAW photograph; convert it to JPEG or PNG": (
+        *(".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw", ".sr2", ".srf", ".dng", ".raf", ".orf", ".rw2", ".pef"),
+        *(".srw", ".x3f", ".3fr", ".erf", ".kdc", ".mrw", ".raw", ".iiq", ".rwl"),
+    ),
+    "a vector drawing; export it as PNG": (".svg", ".svgz", ".eps", ".ps", ".ai", ".cdr", ".emf", ".wmf"),
+    "a document; export its images as JPEG or PNG": (".pdf", ".djvu", ".doc", ".docx", ".ppt", ".pptx", ".odt", ".odp"),
+    "a video; extract its frames as JPEG or PNG": (
+        *(".mov", ".mp4", ".m4v", ".avi", ".mkv", ".webm", ".wmv", ".flv", ".mpg", ".mpeg", ".mts", ".m2ts", ".3gp"),
+    ),
+    "an archive; unpack it": (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar"),
+    "an array file; give it to --data itself": (".npy", ".npz"),
+    "a kind that Pillow cannot read; convert it to JPEG or PNG": (
+        *(".jxl", ".jxr", ".exr", ".hdr", ".xcf", ".kra", ".clip", ".afphoto", ".dcm", ".nii", ".mat"),
+        *(".h5", ".hdf5", ".tfrecord", ".tfrecords", ".parquet"),
+    ),
+}
+
+
+@functools.cache
+def formats():
+    """The formats that can be read, the common ones first, as Pillow asks one after the other."""
+    Image.init()
+    with contextlib.suppress(Exception):  # optional; a broken installation of it concerns no other files
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+    common = ("JPEG", "PNG", "WEBP")
+    return [*common, *(name for name in Image.OPEN if name not in (*common, "EPS"))]  # EPS starts another program
 
 
 def read_picture(file, image_size, channels, alone=True):
@@ -33,7 +68,9 @@ def read_picture(file, image_size, channels, alone=True):
     Raises:
         Exception: Pillow raises nearly every kind on broken files.
     """
-    with Image.open(file, formats=FORMATS) as image:
+    with Image.open(file, formats=formats()) as image:
+        if image.info.get("Software") == files.SAMPLES:
+            raise ValueError("a grid of samples")
         width, height = image.size
         if width * height > MAX_PIXELS:
             raise ValueError(f"{width}×{height} pixels are more than {MAX_PIXELS:,}")
@@ -63,16 +100,64 @@ def fit(image, image_size, channels):
 
 def _smooth(image):
     """The picture in a mode whose values can be averaged: L, RGB, RGBA, or F for more than 8 bits."""
-    if image.mode.startswith("I"):  # 16 bits
-        return image.convert("F").point(lambda value: value * (1 / 257) + 0)
-    if image.mode == "F":
-        low, high = np.min(image), np.max(image)  # NaN if there is one, unlike getextrema()
-        if not (0 <= low <= high <= 255):
-            raise ValueError(f"floating-point pixels from {low:g} to {high:g}; 0 … 1 or 0 … 255 can be read")
-        return image.point(lambda value: value * 255 + 0) if high <= 1 else image
+    if image.mode == "F" or image.mode.startswith("I"):
+        factor = 255 / _white(image)
+        return image.convert("F").point(lambda value: value * factor + 0)
     if image.has_transparency_data:
         return image if image.mode == "RGBA" else image.convert("RGBA")
     return image if image.mode in ("L", "RGB") else image.convert("L" if image.mode == "1" else "RGB")
+
+
+def _white(image):
+    """The value of white in an image file."""
+    if image.mode == "F":
+        return value_range(np.asarray(image), (UNIT, BYTES))[1]
+    if image.mode == "I":  # 32 bits, which Pillow also uses for 16
+        low, high = image.getextrema()
+        if low < 0 or high > 65535:
+            raise ValueError(f"integers from {low} to {high}; 0 … 65535 can be read")
+    return 65535 if image.mode.startswith("I") else 255
+
+
+def value_range(values, ranges):
+    """What floating-point values mean: the values of black and of white, one of `ranges`.
+
+    A range fits if its values round to 0 … 255: rounding, of float16 too, may lead out of it by half a gray level.
+    As 0 … 1 lies in the others, -1 … 1 must be clearly negative, and 0 … 255 must be integers or clearly more than 1.
+
+    Raises:
+        ValueError: if none fits.
+    """
+    low, high = float(np.min(values)), float(np.max(values))
+    if not (np.isfinite(low) and np.isfinite(high)):
+        which = "NaN (np.nan)" if np.isnan(low) else "infinity (np.inf)"
+        raise ValueError(f"floating-point numbers with {which} among them; pixels have 0 … 1, -1 … 1 or 0 … 255")
+    for black, white in ranges:
+        half = (white - black) / 510
+        if not (black - half < low and high < white + half):
+            continue
+        if (black, white) == SIGNED and low > CLEARLY_NEGATIVE:
+            continue
+        if (black, white) == BYTES and high < DARK and not all(np.array_equal(v, np.rint(v)) for v in values):
+            continue
+        return black, white
+    meant = {
+        UNIT: "0 … 1",
+        SIGNED: f"-1 … 1 (with some below {CLEARLY_NEGATIVE})",
+        BYTES: f"0 … 255 (integers, or with some of {DARK} or more)",
+    }
+    known = " or ".join(meant[pair] for pair in ranges)
+    raise ValueError(f"floating-point numbers from {low:g} to {high:g}, not {known}; scale or clip them")
+
+
+def darkness(name, high, black, white):
+    """A list with a sentence if the largest of all values is so small that the images are nearly black; else empty."""
+    if high - black >= (white - black) * DARK / 256:
+        return []
+    advice = (
+        f"; multiply the values by {white / high:.4g} if {high:g} is meant to be white" if high > black == 0 else ""
+    )
+    return [f"{name}: the images are nearly black: the largest value is {high:g}, where {white:g} is white{advice}"]
 
 
 def read_all(names, open_picture, image_size, channels):
@@ -94,7 +179,7 @@ def read_all(names, open_picture, image_size, channels):
         try:
             return read_picture(open_picture(name), image_size, channels, alone)
         except Exception as error:
-            return _reason(error)
+            return _reason(error, name)
 
     def read_some(some):
         return [read(name) for name in some]
@@ -137,13 +222,13 @@ def read_folder(folder, image_size, channels):
     What took long to read is kept, see `data/cache.py`.
 
     Returns:
-        Images and left-out files as `read_all` does.
+        Images and left-out files as `read_all` does, and sentences on what was skipped, or is odd.
 
     Raises:
         ValueError: if there is no picture in it.
     """
-    names, closed = _files(folder)
-    kept, stamp = cache.path_of(folder, image_size, channels), cache.stamp(folder, names)
+    names, closed, skipped = listing.list_files(folder)
+    kept, stamp = cache.path_of(folder, image_size, channels), cache.stamp(folder, names, formats())
 
     def open_picture(name):
         path = os.path.join(folder, name)
@@ -158,45 +243,54 @@ def read_folder(folder, image_size, channels):
     images, left_out = found or read_all(names, open_picture, image_size, channels)
     if not found and time.monotonic() - start > cache.WORTH:
         cache.save(kept, stamp, images, left_out)
-    left_out = closed + left_out
+    notes = [skipped] if skipped else []
     if len(images) == 0:
-        reasons = summary(left_out) if left_out else "it is empty"
+        left_out = [(name, _reason(error, name)) for name, error in closed] + left_out
+        reasons = "; ".join([*([summary(left_out)] if left_out else []), *notes]) or "it is empty"
         raise ValueError(f"there is no picture in the folder {printable(folder)}: {reasons}")
-    return images, left_out
+    if images.max() < DARK:
+        missing = {name for name, _ in left_out}
+        brightest = [name for name in names if name not in missing][images.max(axis=(1, 2, 3)).argmax()]
+        notes += darkness(printable(brightest), *_largest_value(os.path.join(folder, brightest)))
+    return images, [(name, _reason(error, name)) for name, error in closed] + left_out, notes
 
 
-def _files(folder):
-    """Names of all files below a folder, relative to it, and what could not be listed, with the reason."""
-    names, closed, seen = [], [], set()
-
-    def note(error):
-        closed.append((os.path.relpath(error.filename, folder), _reason(error)))
-
-    for root, folders, files in os.walk(folder, onerror=note, followlinks=True):
-        status = os.stat(root)
-        if (status.st_dev, status.st_ino) in seen:  # a link back to where we have been
-            folders.clear()
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        folders.sort()
-        names += [os.path.relpath(os.path.join(root, file), folder) for file in files]
-    return sorted(names), closed
+def _largest_value(path):
+    """The largest value in an image file, and those of black and white, in the file's own units."""
+    with Image.open(path, formats=formats()) as image:
+        deep = image.mode == "F" or image.mode.startswith("I")
+        extremes = np.reshape((image if deep else _smooth(image)).getextrema(), (-1, 2))[:3]  # without transparency
+        return float(extremes.max()), 0, _white(image)
 
 
-def _reason(error):
+def _reason(error, name):
     """In a few words, why a file gave no picture."""
-    if isinstance(error, UnidentifiedImageError):
-        return "not a picture"
     if isinstance(error, FileNotFoundError):
         return "a link to nothing"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
-    return printable(" ".join(str(error).split()))[:100] or type(error).__name__
+    if isinstance(error, OSError) and (advice := _advice(name)):
+        return advice
+    if isinstance(error, UnidentifiedImageError):
+        return "not a picture"
+    return printable(" ".join(str(error).split()))[:160] or type(error).__name__
+
+
+def _advice(name):
+    """What to do about a file of a kind that cannot be read here, or None."""
+    ending = os.path.splitext(name)[1].lower()
+    if ending in HEIF and "HEIF" not in formats():
+        return "HEIF; convert it to JPEG or PNG, or pip install pillow-heif"
+    if ending in AVIF and not features.check("avif"):
+        return "AVIF; convert it to JPEG or PNG, or pip install --upgrade pillow"
+    return next((advice for advice, endings in UNREADABLE.items() if ending in endings), None)
 
 
 def summary(left_out, shown=3):
-    """One sentence on the files that were left out: the first few names, then a count."""
-    first = ", ".join(f"{printable(name)} ({reason})" for name, reason in left_out[:shown])
+    """One sentence on the files that were left out: a few names, of each reason one before others, then a count."""
+    first_of = {reason: name for name, reason in reversed(left_out)}
+    chosen = sorted(left_out, key=lambda pair: pair[0] != first_of[pair[1]])[:shown]
+    first = ", ".join(f"{printable(name)} ({reason})" for name, reason in chosen)
     more = f", and {len(left_out) - shown} more" if len(left_out) > shown else ""
     return f"{len(left_out)} file{'s' * (len(left_out) > 1)} left out: {first}{more}"
 

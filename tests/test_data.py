@@ -2,17 +2,22 @@
 
 import collections
 import contextlib
+import importlib.util
 import io
 import json
 import os
+import pathlib
 import pickle
 import random
+import re
 import socketserver
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+import types
 import unicodedata
 import zipfile
 import zlib
@@ -23,6 +28,7 @@ from PIL import Image, features
 
 import data
 import device
+import files
 from data import batches, digest, drawings, load_images, pictures
 
 REPO = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -325,16 +331,59 @@ def test_float_tiff_is_0_to_1_or_0_to_255(tmp_path):
     assert picture[0, 0, 0] == 0 and picture[0, 9, 0] == 200
     picture = load_one(Image.fromarray(np.full((10, 10), 0.2, np.float32)), tmp_path, "a.tif", channels=1)
     assert_plain(picture, (51,))
+    for low, high in (-1e-9, 1.000001), (-0.0019, 1.0019), (-0.4, 255.4):
+        values[:, 5:], values[:, :5] = high, low
+        picture = load_one(Image.fromarray(values), tmp_path, "a.tif", size=10)
+        assert picture[0, 0, 0] == 0 and picture[0, 9, 0] == 255
 
 
-@pytest.mark.parametrize("value", [256, -0.5, 1e30, np.nan, np.inf])
-def test_float_tiff_with_other_values_is_left_out(tmp_path, value):
-    values = np.full((10, 10), 0.5, np.float32)
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (256, "from 0.5 to 256, not 0 … 1 or 0 … 255"),
+        (1.0312, "from 0.5 to 1.0312, not"),
+        (-0.5, "from -0.5 to 0.5"),
+        (1e30, "1e+30"),
+        (np.nan, "NaN"),
+        (-np.inf, "infinity"),
+        (np.int32(70_000), "integers from 0 to 70000; 0 … 65535 can be read"),
+        (np.int32(-1), "integers from -1 to 0;"),
+    ],
+)
+def test_deep_tiff_with_other_values_is_left_out(tmp_path, value, reason):
+    values = np.full((10, 10), 0.5, np.asarray(value, None if isinstance(value, np.int32) else np.float32).dtype)
     values[4, 4] = value
     Image.fromarray(values).save(tmp_path / "odd.tif")
     plain((10, 10), RED).save(tmp_path / "good.png")
     images, report = load_images(tmp_path, 8)
-    assert len(images) == 1 and [name for name, _ in report.left_out] == ["odd.tif"]
+    ((name, said),) = report.left_out
+    assert len(images) == 1 and name == "odd.tif" and reason in said
+
+
+dark_files = {
+    "12 bits of 16": ("a.png", np.full((9, 9), 4095, np.uint16), "4095, where 65535 is white; multiply .* by 16 "),
+    "8 bits of 32": ("a.tif", np.full((9, 9), 255, np.int32), "255, where 65535 is white; multiply .* by 257 "),
+    "masks": ("a.png", np.eye(9, dtype=np.uint8), "1, where 255 is white; multiply .* by 255 "),
+    "masks in RGBA": ("a.png", np.full((9, 9, 4), (1, 1, 1, 255), np.uint8), "1, where 255 is white"),
+    "floats": ("a.tif", np.full((9, 9), 0.01, np.float32), "0.01, where 1 is white"),
+    "a dark photograph": ("a.png", np.full((9, 9, 3), (8, 20, 33), np.uint8), None),
+    "stars": ("a.png", np.uint8(255) * (np.indices((90, 90)) == 45).all(axis=0), None),
+    "14 bits of 16": ("a.tif", np.full((9, 9), 16383, np.uint16), None),
+}
+
+
+@pytest.mark.parametrize("case", dark_files)
+def test_folders_of_nearly_black_images_are_named(tmp_path, case):
+    name, values, said = dark_files[case]
+    Image.fromarray(values).save(tmp_path / name)
+    Image.fromarray(values // (1 if values.shape[-1] == 4 else 2)).save(tmp_path / ("darker" + name))
+    (tmp_path / "0.png").write_bytes(b"none")
+    report = load_images(tmp_path, 6)[1]
+    assert len(report.notes) == bool(said)
+    assert not said or re.match(f"{name}: the images are nearly black: the largest value is {said}", report.notes[0])
+    if said:  # over all images
+        plain((9, 9), RED).save(tmp_path / "z.png")
+        assert load_images(tmp_path, 6)[1].notes == []
 
 
 def test_1_bit_gray_and_palette_pictures(tmp_path):
@@ -473,7 +522,6 @@ def test_what_gives_no_picture_is_skipped_counted_and_named(tmp_path):
         "broken.png": png(200, 200)[:40] + b"\xff" * 30 + png(200, 200)[70:],
         "empty.png": b"",
         "text.png": b"Once upon a time\n" * 100,
-        "Thumbs.db": b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(1000),
         "truncated.gif": b"GIF89a\x10\0\x10\0",
         "truncated.jpg": good[: len(good) // 2],
         "truncated.png": png(200, 200, rows=map(bytes, noise(200, 200)))[:20_000],
@@ -486,9 +534,9 @@ def test_what_gives_no_picture_is_skipped_counted_and_named(tmp_path):
     assert [name for name, _ in found["left_out"]] == sorted(bad)
     assert all(reason for _, reason in found["left_out"])
     assert dict(found["left_out"])["empty.png"] == "empty"
-    first = sorted(bad)[:3]
-    assert found["said"].startswith("8 files left out: ") and found["said"].endswith(", and 5 more")
-    assert all(name in found["said"] for name in first) and sorted(bad)[3] not in found["said"]
+    first = ["broken.png", "empty.png", "truncated.jpg"]  # of each reason one
+    assert found["said"].startswith("7 files left out: ") and found["said"].endswith(", and 4 more")
+    assert all(name in found["said"] for name in first) and "text.png" not in found["said"]
 
 
 def test_the_summary_names_all_where_they_are_few(tmp_path):
@@ -497,6 +545,8 @@ def test_the_summary_names_all_where_they_are_few(tmp_path):
     assert three == "3 files left out: a (empty), b (x), c (y)"
     four = pictures.summary([("a", "empty"), ("b", "x"), ("c", "y"), ("d", "z")])
     assert four == "4 files left out: a (empty), b (x), c (y), and 1 more"
+    same = pictures.summary([("a", "x"), ("b", "x"), ("c", "x"), ("d", "y")])
+    assert same == "4 files left out: a (x), d (y), b (x), and 1 more"
 
 
 @posix
@@ -516,6 +566,157 @@ def test_pipes_and_links_in_circles_or_to_nothing_are_skipped_without_hanging(tm
     assert sorted(reasons) == ["circle.png", "nothing.png", "pipe.png", "to_pipe.png"]
     assert reasons["pipe.png"] == reasons["to_pipe.png"] == "not a regular file"
     assert reasons["nothing.png"] == "a link to nothing"
+
+
+def put(folder, *names):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        plain((10, 10), RED).save(folder / name, "PNG")
+
+
+@pytest.mark.parametrize(
+    ("names", "read", "said"),
+    [
+        (
+            ["a.png", ".b.png", "c/._d.png", "c/.e/f.png", "c/.e/g.png"],
+            1,
+            "3 hidden or system files or folders skipped",
+        ),
+        (["a.png", ".ipynb_checkpoints/a-checkpoint.png"], 1, "1 hidden or system file or folder skipped"),
+        (["a.png", ".Trash-1000/files/a.png", "__MACOSX/a.png", "@eaDir/a.png/SYNO.jpg"], 1, "3 hidden .*"),
+        (
+            ["a.png", "Thumbs.db", "b/DESKTOP.INI", "$RECYCLE.BIN/a.png", "lost+found/a.png", "#recycle/b.png"],
+            1,
+            "5 .*",
+        ),
+        (["a.png", "macosx/thumbs.db.png", "eaDir/b.png", "a..png", "desktop.png"], 5, ""),
+        (
+            ["a.png", "samples.png", "samples-epoch0010.png", "b/samples-epoch12345.png"],
+            1,
+            "3 grids of samples skipped",
+        ),
+        (["samples-of-cats.png", "samples.jpg", "samples-epoch1.png", "Samples.png", "samples1.png"], 5, ""),
+        (["my-samples.png", "mysamples.png", "samples-epoch0001.png.png", "other.keras", "sub/my.keras"], 3, ".*"),
+        (
+            ["a.png", "my-samples.png", "my-samples-epoch0010.png", "my.keras"],
+            1,
+            "2 grids of samples skipped\n1 file .*",
+        ),
+        (["a.png", ".b.png", "samples.png"], 1, "1 hidden or system file or folder skipped; 1 grid of samples skipped"),
+    ],
+)
+def test_hidden_and_system_files_and_our_own_grids_are_no_training_images(tmp_path, names, read, said):
+    folder = tmp_path / ".hidden"  # what is named by the user is read
+    put(folder, *(name for name in names if not name.endswith(".keras")))
+    for name in names:
+        if name.endswith(".keras"):
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_bytes(b"a model")
+    images, report = load_images(folder, 8)
+    assert len(images) == read and re.fullmatch(said, str(report), re.DOTALL)
+
+
+def test_a_folder_of_hidden_files_says_so(tmp_path):
+    put(tmp_path, ".a.png")
+    with pytest.raises(ValueError, match="no picture .*: 1 hidden or system file or folder skipped"):
+        load_images(tmp_path, 8)
+
+
+def test_grids_of_any_name_are_known_by_what_they_hold(tmp_path):
+    put(tmp_path, "a.png")
+    files.save_grid(noise(4, 8, 8, 3), tmp_path / "more.png")
+    files.save_grid(noise(4, 8, 8, 1), tmp_path / "of-a-deleted-model-samples.png")
+    files.save_grid(noise(1, 8, 8, 3), tmp_path / "single.png")  # as `evaluate.py --samples` may read it
+    images, report = load_images(tmp_path, 8)
+    assert len(images) == 2 and {reason for _, reason in report.left_out} == {"a grid of samples"}
+    assert len(report.left_out) == 2
+
+
+@posix
+def test_folders_without_inodes_are_told_apart_by_their_paths(tmp_path, monkeypatch):
+    put(tmp_path, "a.png", "b/c.png", "b/d/e.png", "f/g.png")
+    os.symlink("..", tmp_path / "b" / "back")
+    os.symlink(tmp_path / "f", tmp_path / "b" / "second")
+    stat = os.stat
+
+    def without_inode(*arguments, **options):
+        status = stat(*arguments, **options)
+        return os.stat_result([status.st_mode, 0, *status[2:]], {"st_mtime_ns": 0, "st_ctime_ns": 0})
+
+    expected = len(load_images(tmp_path, 8)[0])
+    monkeypatch.setattr(os, "stat", without_inode)
+    assert len(load_images(tmp_path, 8)[0]) == expected == 4
+
+
+@pytest.mark.parametrize("name", ["drawings", "new-drawings"])
+def test_a_folder_called_as_the_drawings_is_told_apart(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(drawings, "COUNT", 2)
+    monkeypatch.setattr(drawings.draw_cats, "__defaults__", (2, 0))
+    assert load_images(name, 8)[1].notes == []
+    put(tmp_path, f"{name}/a.png")
+    images, report = load_images(name, 8)
+    assert len(images) == 2 and report.source == name
+    note = f"{name} is taken as the built-in drawings; for the folder of that name write .{os.sep}{name}"
+    assert report.notes == [note]
+    for folder in f"./{name}", f"{name}/", tmp_path / name, pathlib.Path(name):
+        images, report = load_images(folder, 8)
+        assert len(images) == 1 and report.source == str(tmp_path / name) and report.notes == []
+
+
+kinds = {
+    "IMG_1.HEIC": "HEIF; convert it to JPEG or PNG, or pip install pillow-heif",
+    "a.heif": "HEIF; convert it to JPEG or PNG, or pip install pillow-heif",
+    "a.avif": "AVIF; convert it to JPEG or PNG, or pip install --upgrade pillow",
+    "a.CR2": "a RAW photograph; convert it to JPEG or PNG",
+    "a.svg": "a vector drawing; export it as PNG",
+    "a.pdf": "a document; export its images as JPEG or PNG",
+    "a.mov": "a video; extract its frames as JPEG or PNG",
+    "a.zip": "an archive; unpack it",
+    "a.npy": "an array file; give it to --data itself",
+    "a.txt": "not a picture",
+    "heic": "not a picture",
+}
+
+
+@pytest.fixture
+def without_codecs(monkeypatch):
+    """A Pillow that reads neither HEIF nor AVIF."""
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    monkeypatch.setattr(features, "check", lambda feature: False)
+    pictures.formats.cache_clear()
+    yield monkeypatch
+    pictures.formats.cache_clear()
+
+
+@pytest.mark.parametrize("name", kinds)
+def test_files_of_other_kinds_say_what_to_do(tmp_path, without_codecs, name):
+    (tmp_path / name).write_bytes(b"\0\0\0\x18ftyp or any other contents")
+    with pytest.raises(ValueError) as error:
+        load_images(tmp_path, 8)
+    assert str(error.value).endswith(f": 1 file left out: {name} ({kinds[name]})")
+    put(tmp_path, "good.png")
+    (tmp_path / f"empty{name}").write_bytes(b"")
+    assert load_images(tmp_path, 8)[1].left_out == sorted([(name, kinds[name]), (f"empty{name}", "empty")])
+
+
+def test_heif_is_read_where_pillow_heif_is_installed(kept, without_codecs):
+    folder, _ = kept
+    (folder / "a.heic").write_bytes(b"HEIF!")
+    assert ("a.heic", kinds["a.heif"]) in load_images(folder, 8)[1].left_out
+    heif = types.ModuleType("pillow_heif")
+
+    def register_heif_opener():
+        Image.register_open("HEIF", lambda file, name: plain((9, 9), GREEN), lambda prefix: prefix.startswith(b"HEIF!"))
+
+    heif.register_heif_opener = register_heif_opener
+    without_codecs.setitem(sys.modules, "pillow_heif", heif)
+    without_codecs.setattr(Image, "OPEN", dict(Image.OPEN))
+    without_codecs.setattr(Image, "ID", list(Image.ID))
+    pictures.formats.cache_clear()
+    images, report = load_images(folder, 8)  # although the images are cached
+    assert len(images) == 4 and report.left_out == [("broken.png", "not a picture")]
+    assert [tuple(image[4, 4].tolist()) for image in images if image[4, 4, 1]] == [GREEN]
 
 
 @posix
@@ -764,6 +965,57 @@ def test_the_limits_of_floats_become_0_and_255(tmp_path):
         assert images[0, :, :4].max() == 0 and images[0, :, 4:].min() == 255
 
 
+# Values beyond black or white by up to half a gray level are rounding; the range is that of the clear values.
+float_arrays = {
+    "a little below 0": ("f4", [-1e-9, 0.5, 1], [0, 128, 255], "0 … 1"),
+    "a little above 1": ("f8", [0, 0.5, 1.000001], [0, 128, 255], "0 … 1"),
+    "half a level below 0 and above 1": ("f4", [-0.0019, 0.2, 1.0019], [0, 51, 255], "0 … 1"),
+    "one step of float16 above 1": ("f2", [0, 0.2, 1 + 2**-10], [0, 51, 255], "0 … 1"),
+    "big-endian": (">f4", [-1e-7, 0.2, 1 + 1e-6], [0, 51, 255], "0 … 1"),
+    "clearly negative": ("f4", [-0.26, 0, 1], [94, 128, 255], "-1 … 1"),
+    "a little beyond -1 … 1": ("f8", [-1.003, 0, 1.003], [0, 128, 255], "-1 … 1"),
+    "a float copy of uint8": ("f4", [0, 7, 255], [0, 7, 255], "0 … 255"),
+    "float16 copy of uint8": ("f2", [3, 7, 200], [3, 7, 200], "0 … 255"),
+    "resampled 0 … 255": (">f8", [-0.4, 7.3, 255.4], [0, 7, 255], "0 … 255"),
+    "a float copy of dark uint8": ("f4", [0, 7, 20], [0, 7, 20], "0 … 255"),
+}
+
+
+@pytest.mark.parametrize("case", float_arrays)
+def test_the_range_of_floats_is_recognised_with_a_tolerance(tmp_path, case):
+    kind, values, expected, said = float_arrays[case]
+    images, report = load_images(save_array(tmp_path, np.array(values, kind).repeat(64).reshape(3, 8, 8)), 8, 1)
+    assert images[:, 4, 4, 0].tolist() == expected
+    assert report.notes[0].endswith(f"floating-point numbers, taken as {said}")
+
+
+def test_booleans_are_black_and_white(tmp_path):
+    images, report = load_images(save_array(tmp_path, noise(3, 8, 8) > 127), 8, 1)
+    np.testing.assert_array_equal(images[..., 0], 255 * (noise(3, 8, 8) > 127))
+    assert [note.split(": ")[1] for note in report.notes] == ["False and True, taken as black and white"]
+
+
+dark_arrays = {
+    "masks": (np.uint8, 1, "largest value is 1, where 255 is white; multiply the values by 255 "),
+    "masks of 64 bits": (np.int64, 1, "largest value is 1, where 255 is white; multiply the values by 255 "),
+    "classes": (np.int16, 20, "largest value is 20, where 255 is white; multiply the values by 12.75 "),
+    "an eighth, just not": (np.uint8, 31, "largest value is 31"),
+    "floats": (np.float32, 1 / 255, "largest value is 0.00392157, where 1 is white; multiply the values by 255 "),
+    "black": (np.uint8, 0, "largest value is 0, where 255 is white"),
+    "dark photographs": (np.uint8, 32, None),
+    "dark floats": (np.float64, 0.126, None),
+}
+
+
+@pytest.mark.parametrize("case", dark_arrays)
+def test_nearly_black_arrays_are_named(tmp_path, case):
+    kind, high, said = dark_arrays[case]
+    array = np.zeros((3, 8, 8), kind)
+    array[1, 2, 3] = high
+    notes = [note for note in load_images(save_array(tmp_path, array), 8)[1].notes if "nearly black" in note]
+    assert len(notes) == bool(said) and all(said in note for note in notes)
+
+
 @pytest.mark.parametrize("shape", [(5, 8, 8), (5, 8, 8, 1)])
 def test_gray_arrays_become_gray_or_colour(tmp_path, shape):
     pixels = noise(*shape)
@@ -828,11 +1080,16 @@ def test_an_array_under_the_wrong_ending_is_read_all_the_same(tmp_path):
 with_value = {
     "whole numbers above 255": (np.int64, 256, "from 0 to 256"),
     "negative whole numbers": (np.int16, -1, "from -1 to 0"),
-    "floats from 0 to 255": (np.float32, 255.0, "from 0 to 255"),
+    "floats above 255": (np.float32, 256.0, "from 0 to 256"),
     "floats slightly above 1": (np.float64, 1.01, "from 0 to 1.01"),
+    "float16 slightly above 1": (np.float16, 1.0312, r"from 0 to 1\.03"),
+    "floats between 1 and dark": (np.float32, 31.5, r"from 0 to 31\.5"),
+    "floats slightly below 0": (np.float64, -0.1, r"from -0\.1 to 0, not .*-1 … 1 \(with some below -0\.25\)"),
     "floats below -1": (np.float64, -1.01, "from -1.01 to 0"),
-    "not a number": (np.float32, np.nan, "nan"),
-    "infinity": (np.float32, np.inf, "inf"),
+    "not a number": (np.float32, np.nan, r"NaN \(np.nan\)"),
+    "not a number, big-endian": (">f8", np.nan, r"NaN \(np.nan\)"),
+    "infinity": (np.float32, np.inf, r"infinity \(np.inf\)"),
+    "minus infinity": (np.float16, -np.inf, r"infinity \(np.inf\)"),
 }
 
 
@@ -863,7 +1120,7 @@ def test_empty_arrays_are_refused(tmp_path, shape, name):
         load_images(save_array(tmp_path, np.zeros(shape, np.uint8), name), 8)
 
 
-@pytest.mark.parametrize("kind", ["U3", "S3", bool, complex, "datetime64[s]", [("red", "u1"), ("blue", "u1")]])
+@pytest.mark.parametrize("kind", ["U3", "S3", complex, "datetime64[s]", [("red", "u1"), ("blue", "u1")]])
 @pytest.mark.parametrize("name", ["pictures.npy", "pictures.npz"])
 def test_other_types_of_values_are_refused(tmp_path, kind, name):
     with pytest.raises(ValueError, match="not numbers"):
@@ -1132,6 +1389,8 @@ def archive_of_microsoft(size=(40, 30)):
                 archive.writestr(f"PetImages/{folder}/{k}.jpg", content)
             archive.writestr(f"PetImages/{folder}/Thumbs.db", b"\xd0\xcf\x11\xe0" + bytes(500))
         archive.writestr("PetImages/Cat/666.jpg", b"")
+        archive.writestr("__MACOSX/PetImages/Cat/._0.jpg", b"of a file system")
+        archive.writestr("__MACOSX/PetImages/Cat/5.jpg", jpeg(WHITE))
         archive.writestr("CDLA-Permissive-2.0.pdf", b"%PDF-1.5")
         archive.writestr("readme[1].txt", b"Once upon a time")
     return file.getvalue()
@@ -1400,6 +1659,54 @@ def test_a_second_time_the_pictures_are_not_read_again(kept):
     assert report_again == report and report.left_out == [("broken.png", "not a picture")]
     load_images(folder, 64)
     assert len(reads) > count  # another size is another thing
+
+
+homes = {
+    "as usual": {"HOME": "{tmp}"},
+    "without a home": {},
+    "a home that cannot be written": {"HOME": "{tmp}/closed"},
+    "KERAS_HOME": {"HOME": "{tmp}", "KERAS_HOME": "{tmp}/k"},
+    "KERAS_HOME, relative": {"KERAS_HOME": "k"},
+}
+
+
+@posix
+@pytest.mark.parametrize("case", homes)
+def test_the_home_of_the_cache_is_that_of_keras(tmp_path, monkeypatch, case):
+    import pwd
+
+    from data import cache
+
+    def unknown(number):
+        raise KeyError(number)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: not str(path).endswith("closed") and access(path, mode))
+    for name in "HOME", "KERAS_HOME":
+        monkeypatch.delenv(name, raising=False)
+        if name in homes[case]:
+            monkeypatch.setenv(name, homes[case][name].format(tmp=tmp_path))
+    (source,) = importlib.util.find_spec("keras").submodule_search_locations
+    source = pathlib.Path(source, "src", "backend", "config.py").read_text()
+    rule = source[source.index('if "KERAS_HOME" in') : source.index("def keras_home")]
+    exec(rule, {"os": os}, found := {})
+    assert cache.home() == os.path.join(found["_KERAS_DIR"], "datasets")
+    assert not cache.home().startswith("~")
+
+
+@pytest.mark.parametrize("keras_home", ["", "~nobody-here/keras", "{tmp}/closed/keras"])
+def test_a_home_that_cannot_be_is_replaced(tmp_path, monkeypatch, keras_home):
+    from data import cache
+
+    access = os.access
+    (tmp_path / "closed").mkdir()
+    monkeypatch.setattr(os, "access", lambda path, mode: not str(path).endswith("closed") and access(path, mode))
+    monkeypatch.setenv("KERAS_HOME", keras_home.format(tmp=tmp_path))
+    assert cache.home() == os.path.join(
+        "/tmp" if os.path.isdir("/tmp") else tempfile.gettempdir(), ".keras", "datasets"
+    )
 
 
 @pytest.mark.parametrize("change", ["new", "gone", "other", "touched in place", "damaged cache"])
