@@ -102,11 +102,6 @@ def _stand_ins(error):
 codecs.register_error("console.stand_ins", _stand_ins)
 
 
-def warn(message):
-    """Prints a line on stderr at once."""
-    print(message, file=sys.stderr, flush=True)
-
-
 @contextlib.contextmanager
 def errors_in_a_sentence(program):
     """Ends the program with one sentence on stderr instead of a traceback.

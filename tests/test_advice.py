@@ -7,6 +7,7 @@ import pytest
 import advice
 import ddpm
 import diffusion_model
+import preparation
 
 
 @pytest.mark.parametrize(
@@ -46,5 +47,5 @@ def test_only_a_new_model_is_told(model_folder, monkeypatch, capsys):
         if path == "model.keras":  # whose schedule is fixed
             monkeypatch.setattr(advice, "on_schedule", pytest.fail)
         with pytest.raises(ZeroDivisionError):
-            diffusion_model.prepare(options, path)
+            preparation.prepare(options, path)
         assert ("try --beta2 0.2" in capsys.readouterr().out) == told

@@ -25,6 +25,7 @@ import files
 import keeper
 import model_file
 import parts
+import preparation
 import unet
 from data import drawings
 
@@ -184,7 +185,7 @@ def begun(tmp_path, monkeypatch):
     folder.mkdir()
     path, images = str(folder / "model.keras"), str(folder / "images.npy")
     np.save(images, random_images(48))
-    model, *_ = diffusion_model.prepare(new_options(images, n_epochs=4), path)
+    model, *_ = preparation.prepare(new_options(images, n_epochs=4), path)
     take_step(model)
     book = model_file.logbook(model)
     book["progress"].update(step=1, images=16, loss=1.25, seconds=2.5)
@@ -326,7 +327,7 @@ def test_a_file_from_inside_an_epoch_goes_on_with_its_batch_size(begun, tmp_path
     model = keras.models.load_model(begun.path)
     model_file.logbook(model)["settings"].update(batch_size=8, n_epochs=2)
     model.save(path)
-    model, images, _ = diffusion_model.prepare({}, path)
+    model, images, _ = preparation.prepare({}, path)
     assert sizes(steps_of(model, images)) == [16, 16] + [8] * 6
 
 
@@ -379,7 +380,7 @@ def flat(model):
 def test_the_averages_follow_the_weights_with_the_momentum_asked_for(begun, tmp_path, resumed, typed, momentum):
     typed = {} if typed is None else {"ema": typed}
     options = typed if resumed else new_options(begun.images, **typed)
-    model, *_ = diffusion_model.prepare(options, begun.path if resumed else str(tmp_path / "model.keras"))
+    model, *_ = preparation.prepare(options, begun.path if resumed else str(tmp_path / "model.keras"))
     expected = averages(model)
     for step in range(4):
         model.optimizer.learning_rate = 0.1 * (step + 1)
@@ -397,7 +398,7 @@ def averages(model):
 
 
 def settings_of(options, path):
-    return model_file.logbook(diffusion_model.prepare(options, str(path))[0])["settings"]
+    return model_file.logbook(preparation.prepare(options, str(path))[0])["settings"]
 
 
 def write_photographs(folder):
@@ -429,7 +430,7 @@ def test_photographs_are_mirrored_drawings_and_arrays_only_on_request(tmp_path, 
 def test_other_data_begin_the_epoch_anew_and_settle_flip_anew(begun, tmp_path):
     write_photographs(tmp_path / "photographs")
     assert not begun.book["settings"]["flip"]
-    model, *_ = diffusion_model.prepare({"data": str(tmp_path / "photographs"), "new_data": True}, begun.path)
+    model, *_ = preparation.prepare({"data": str(tmp_path / "photographs"), "new_data": True}, begun.path)
     book = model_file.logbook(model)
     done = {name: book["progress"][name] for name in ("epoch", "step", "images", "loss", "seconds")}
     assert done == {"epoch": 0, "step": 1, "images": 0, "loss": 0.0, "seconds": 0.0}
@@ -437,14 +438,14 @@ def test_other_data_begin_the_epoch_anew_and_settle_flip_anew(begun, tmp_path):
 
 
 def test_the_same_data_go_on_inside_the_epoch(begun):
-    model, *_ = diffusion_model.prepare({"data": begun.images, "new_data": True}, begun.path)
+    model, *_ = preparation.prepare({"data": begun.images, "new_data": True}, begun.path)
     progress = model_file.logbook(model)["progress"]
     assert (progress["images"], progress["loss"], progress["seconds"]) == (16, 1.25, 2.5)
 
 
 def test_beta1_is_fixed_by_the_file_as_the_rest_of_the_schedule_is(begun):
     with pytest.raises(ValueError, match="--beta1 0.01, not 0.02"):
-        diffusion_model.prepare({"beta1": 0.02}, begun.path)
+        preparation.prepare({"beta1": 0.02}, begun.path)
 
 
 @pytest.mark.parametrize(
@@ -475,17 +476,17 @@ def test_a_first_run_has_4800_steps_and_a_grid_half_way(tmp_path, count, typed, 
 def test_a_gpu_gets_xla_unless_the_run_is_to_be_deterministic(begun, monkeypatch, typed, xla):
     monkeypatch.setattr(device, "has_gpu", lambda: True)
     monkeypatch.setattr(device, "large_gpu", lambda: False)
-    assert diffusion_model.prepare(typed, begun.path)[0].jit_compile is xla
+    assert preparation.prepare(typed, begun.path)[0].jit_compile is xla
 
 
 def test_the_loss_scale_of_float16_and_its_age_are_those_of_the_run_before(begun):
-    model, *_ = diffusion_model.prepare({"precision": "float16"}, begun.path)
+    model, *_ = preparation.prepare({"precision": "float16"}, begun.path)
     scaler = model.optimizer
     scaler.dynamic_scale.assign(2.0**11)
     scaler.step_counter.assign(7)
     model_file.save(model, begun.path)
     assert model.optimizer is scaler and model.dtype_policy.compute_dtype == "float16"  # this run goes on with it
-    scaler = diffusion_model.prepare({}, begun.path)[0].optimizer
+    scaler = preparation.prepare({}, begun.path)[0].optimizer
     assert float(scaler.dynamic_scale) == 2.0**11 and int(scaler.step_counter) == 7
     assert float(scaler.scale_loss(1.0)) == 2.0**11
 
