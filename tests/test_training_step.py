@@ -54,7 +54,7 @@ def chi_square(counts):
     return (np.sum((counts - expected) ** 2 / expected) - freedom) / (2 * freedom) ** 0.5
 
 
-def test_t_is_even_on_1_to_T_and_independent_of_its_neighbours_of_other_steps_and_of_the_noise():
+def test_t_is_uniform_on_1_to_T_and_independent_of_other_t_and_of_the_noise():
     noisy, x_0 = noising(), np.zeros((500, 1, 1, 1))
     steps = [noisy(x_0, step) for step in range(80)]
     t = np.stack([T * t_input[:, 0] for _, t_input, _ in steps])
@@ -99,7 +99,7 @@ def test_no_two_draws_of_training_and_sampling_share_their_random_bits(monkeypat
     assert len(set(keys)) == len(keys)
 
 
-def test_x_t_is_the_image_noised_with_the_t_that_the_network_is_told():
+def test_x_t_is_the_image_noised_with_the_t_that_the_network_is_given():
     x_0 = np.random.default_rng(0).uniform(-1, 1, (64, 8, 8, 3)).astype(np.float32)
     x_t, t_input, eps = noising()(x_0, 3)
     assert t_input.shape == (64, 1) and t_input.dtype == x_t.dtype == eps.dtype == np.float32
@@ -140,7 +140,7 @@ def test_noise_and_t_belong_to_the_seed_and_the_step():
         ("cosine", 3, 0, 4, 1, 1.9510565162952e-3),  # a half of that of 18°
     ],
 )
-def test_the_learning_rate_is_the_one_computed_by_hand(decay, warmup, epoch, images, step, rate):
+def test_the_learning_rate_at_points_computed_by_hand(decay, warmup, epoch, images, step, rate):
     """Four epochs of ten images in batches of four."""
     settings = {"learning_rate": 4e-3, "lr_decay": decay, "warmup": warmup, "n_epochs": 4, "batch_size": 4}
     progress = {"epoch": epoch, "images": images, "step": step}
@@ -163,7 +163,7 @@ def tiny_network(shape=SHAPE, n_feat=None):
 @pytest.fixture(autouse=True)
 def tiny_networks(monkeypatch):
     """`prepare` begins with such networks, which are built in no time, instead of the slides'."""
-    monkeypatch.setattr(diffusion_model, "NaiveUnet", tiny_network)
+    monkeypatch.setattr(preparation, "NaiveUnet", tiny_network)
 
 
 def random_images(count, shape=SHAPE, seed=0):
@@ -188,7 +188,7 @@ def begun(tmp_path, monkeypatch):
     model, *_ = preparation.prepare(new_options(images, n_epochs=4), path)
     take_step(model)
     book = model_file.logbook(model)
-    book["progress"].update(step=1, images=16, loss=1.25, seconds=2.5)
+    book["progress"].update(step=1, images=16, epoch_steps=1, loss=1.25, seconds=2.5)
     model_file.save(model, path)
     return types.SimpleNamespace(path=path, images=images, book=book)
 
@@ -201,7 +201,7 @@ def take_step(model):
 def new_run(begun, precision="float32", n_parts=1, **more):
     """A tiny network at the beginning of a run with the metadata of `begun`, but for what `more` changes in them."""
     model, book = tiny_network(), copy.deepcopy(begun.book)
-    book["progress"].update(step=0, images=0, loss=0.0, seconds=0.0)
+    book["progress"].update(step=0, images=0, epoch_steps=0, loss=0.0, seconds=0.0)
     for part, values in more.items():
         book[part].update(values)
     model_file.logbook(model).update(book)
@@ -212,7 +212,7 @@ def new_run(begun, precision="float32", n_parts=1, **more):
 
 
 class Counting:
-    """Stands in for the keeper: it only begins new epochs, and notes what it is told after each step."""
+    """Stands in for the keeper: starts new epochs and records what it is told after each step."""
 
     def __init__(self, progress):
         self.progress, self.seen = progress, []
@@ -224,7 +224,7 @@ class Counting:
         self.seen.append((loss, {**self.progress}))
 
     def after_epoch(self):
-        self.progress.update(epoch=self.progress["epoch"] + 1, images=0, loss=0.0, seconds=0.0)
+        self.progress.update(epoch=self.progress["epoch"] + 1, images=0, epoch_steps=0, loss=0.0, seconds=0.0)
 
     def at_the_end(self):
         pass
@@ -251,7 +251,7 @@ def sizes(steps):
 
 
 def grey_levels(count):
-    """Images of one grey level each, by which they are known again."""
+    """Images of one grey level each, which identifies them."""
     return np.broadcast_to(6 * np.arange(count, dtype=np.uint8)[:, None, None, None], (count, 8, 8, 1))
 
 
@@ -285,15 +285,15 @@ def test_about_half_of_the_images_are_mirrored_if_and_only_if_flip_is_on(begun, 
     assert (20 < first.sum() < 44 and np.any(first != second)) if flip else not mirrored.any()
 
 
-def test_no_noise_comes_twice_and_a_resumed_run_meets_the_rest_of_it(begun):
+def test_no_noise_is_drawn_twice_and_a_resumed_run_draws_the_rest_of_it(begun):
     images, settings = random_images(20), {"batch_size": 8, "n_epochs": 3, "seed": 4}
-    steps = steps_of(new_run(begun, progress={"batch_size": 8}, settings=settings), images)
+    steps = steps_of(new_run(begun, settings=settings), images)
     assert sizes(steps) == [8, 8, 4] * 3
     eps = [image.tobytes() for step in steps for image in step.eps]
     assert len(set(eps)) == len(eps)
     assert len({step.t_input.tobytes() for step in steps}) == len(steps)
 
-    place = {"epoch": 1, "images": 8, "step": 4, "batch_size": 8}
+    place = {"epoch": 1, "images": 8, "step": 4}
     rest = steps_of(new_run(begun, progress=place, settings=settings), images)
     assert len(rest) == 5
     for step, again in zip(steps[4:], rest, strict=True):
@@ -307,7 +307,7 @@ def test_no_noise_comes_twice_and_a_resumed_run_meets_the_rest_of_it(begun):
 @pytest.mark.parametrize("decay", ["none", "cosine"])
 def test_the_optimizer_has_the_rate_of_the_schedule_when_a_step_is_taken(begun, decay):
     settings = {"learning_rate": 8e-3, "lr_decay": decay, "warmup": 4, "n_epochs": 3, "batch_size": 8}
-    steps = steps_of(new_run(begun, progress={"batch_size": 8}, settings=settings), random_images(24))
+    steps = steps_of(new_run(begun, settings=settings), random_images(24))
     step = np.arange(9)
     expected = 8e-3 * np.minimum(1, (step + 1) / 5)
     if decay == "cosine":
@@ -315,27 +315,11 @@ def test_the_optimizer_has_the_rate_of_the_schedule_when_a_step_is_taken(begun, 
     np.testing.assert_allclose([s.rate for s in steps], expected, rtol=1e-6)
 
 
-def test_an_epoch_ends_with_the_batch_size_that_it_was_begun_with(begun):
-    model = new_run(begun, progress={"images": 16, "step": 1, "batch_size": 16}, settings={"batch_size": 8})
-    model_file.logbook(model)["settings"]["n_epochs"] = 2
-    assert sizes(steps_of(model, random_images(40))) == [16, 8, 8, 8, 8, 8, 8]
-
-
-def test_a_file_from_inside_an_epoch_goes_on_with_its_batch_size(begun, tmp_path):
-    """A file may say so since its batch size was changed in the middle of an epoch."""
-    path = str(tmp_path / "model.keras")
-    model = keras.models.load_model(begun.path)
-    model_file.logbook(model)["settings"].update(batch_size=8, n_epochs=2)
-    model.save(path)
-    model, images, _ = preparation.prepare({}, path)
-    assert sizes(steps_of(model, images)) == [16, 16] + [8] * 6
-
-
 @pytest.mark.parametrize("n_parts", [1, 2])
-def test_three_steps_are_those_of_adam_on_the_mean_squared_error_and_an_average_of_weights(begun, n_parts):
+def test_three_steps_are_those_of_adam_on_the_mean_squared_error_with_ema(begun, n_parts):
     """The whole of training for a network of two weights, in NumPy's float64."""
     images, settings = random_images(24), {"batch_size": 8, "n_epochs": 1, "lr_decay": "cosine", "ema": 0.7}
-    model = new_run(begun, n_parts=n_parts, progress={"batch_size": 8}, settings={**settings, "warmup": 1})
+    model = new_run(begun, n_parts=n_parts, settings={**settings, "warmup": 1})
     model.layers[-1].set_weights([np.full((1, 1, 1, 1), 0.3), np.full(1, -0.2)])
     rates = [step.rate for step in steps_of(model, images)]
     del model.train_on_batch
@@ -355,7 +339,7 @@ def test_three_steps_are_those_of_adam_on_the_mean_squared_error_and_an_average_
         m, v = 0.9 * m + 0.1 * slope, 0.999 * v + 0.001 * slope**2
         rate = rates[step] * (1 - 0.999 ** (step + 1)) ** 0.5 / (1 - 0.9 ** (step + 1))
         weights = weights - rate * m / (v**0.5 + 1e-7)
-        average = 0.7 * average + 0.3 * weights if step else weights  # Keras begins with the first weights it sees
+        average = 0.7 * average + 0.3 * weights if step else weights  # Keras starts its average from the first weights
     np.testing.assert_allclose(flat(model), weights, rtol=1e-4)
     model_file.exchange_averages(model)
     np.testing.assert_allclose(flat(model), average, rtol=1e-4)
@@ -370,27 +354,27 @@ def flat(model):
     return np.concatenate([w.ravel() for w in model.get_weights()])
 
 
-# --- a run prepared: new, or resumed ----------------------------------------------------------------------------------
+# --- new and resumed runs ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     "resumed, typed, momentum",
     [(False, 0.5, 0.5), (True, None, 0.9), (True, 0.5, 0.5), (True, 0.0, 0.0)],
 )
-def test_the_averages_follow_the_weights_with_the_momentum_asked_for(begun, tmp_path, resumed, typed, momentum):
+def test_ema_weights_follow_the_weights_with_the_requested_momentum(begun, tmp_path, resumed, typed, momentum):
     typed = {} if typed is None else {"ema": typed}
     options = typed if resumed else new_options(begun.images, **typed)
     model, *_ = preparation.prepare(options, begun.path if resumed else str(tmp_path / "model.keras"))
-    expected = averages(model)
+    expected = ema_weights(model)
     for step in range(4):
         model.optimizer.learning_rate = 0.1 * (step + 1)
         take_step(model)
-        keeps = momentum if resumed or step else 0  # Keras begins with the first weights it sees
+        keeps = momentum if resumed or step else 0  # Keras starts its average from the first weights
         expected = keeps * expected + (1 - keeps) * flat(model)
-        np.testing.assert_allclose(averages(model), expected, atol=1e-5)
+        np.testing.assert_allclose(ema_weights(model), expected, atol=1e-5)
 
 
-def averages(model):
+def ema_weights(model):
     model_file.exchange_averages(model)
     values = flat(model)
     model_file.exchange_averages(model)
@@ -402,7 +386,7 @@ def settings_of(options, path):
 
 
 def write_photographs(folder):
-    """Six small files such as a camera's."""
+    """Six small JPEG and PNG files."""
     folder.mkdir()
     for k, image in enumerate(random_images(6, (20, 24, 3), seed=3)):
         Image.fromarray(image).save(folder / f"{k}.{'jpg' if k % 2 else 'png'}")
@@ -418,7 +402,7 @@ def write_photographs(folder):
         ("drawings", None, False),
     ],
 )
-def test_photographs_are_mirrored_drawings_and_arrays_only_on_request(tmp_path, monkeypatch, source, typed, flip):
+def test_flip_is_on_by_default_for_photographs_only(tmp_path, monkeypatch, source, typed, flip):
     monkeypatch.setattr(drawings, "draw_cats", lambda *args, **more: random_images(6, (8, 8, 3)))  # 2,048 take a second
     write_photographs(tmp_path / "photographs")
     np.save(tmp_path / "images.npy", random_images(6))
@@ -427,17 +411,16 @@ def test_photographs_are_mirrored_drawings_and_arrays_only_on_request(tmp_path, 
     assert settings["flip"] is flip
 
 
-def test_other_data_begin_the_epoch_anew_and_settle_flip_anew(begun, tmp_path):
+def test_new_data_restart_the_epoch_and_choose_flip_again(begun, tmp_path):
     write_photographs(tmp_path / "photographs")
     assert not begun.book["settings"]["flip"]
     model, *_ = preparation.prepare({"data": str(tmp_path / "photographs"), "new_data": True}, begun.path)
     book = model_file.logbook(model)
-    done = {name: book["progress"][name] for name in ("epoch", "step", "images", "loss", "seconds")}
-    assert done == {"epoch": 0, "step": 1, "images": 0, "loss": 0.0, "seconds": 0.0}
+    assert book["progress"] == {"epoch": 0, "step": 1, "images": 0, "epoch_steps": 0, "loss": 0.0, "seconds": 0.0}
     assert book["settings"]["flip"] is True and book["data"]["count"] == 6
 
 
-def test_the_same_data_go_on_inside_the_epoch(begun):
+def test_the_same_data_resume_inside_the_epoch(begun):
     model, *_ = preparation.prepare({"data": begun.images, "new_data": True}, begun.path)
     progress = model_file.logbook(model)["progress"]
     assert (progress["images"], progress["loss"], progress["seconds"]) == (16, 1.25, 2.5)
@@ -479,13 +462,15 @@ def test_a_gpu_gets_xla_unless_the_run_is_to_be_deterministic(begun, monkeypatch
     assert preparation.prepare(typed, begun.path)[0].jit_compile is xla
 
 
-def test_the_loss_scale_of_float16_and_its_age_are_those_of_the_run_before(begun):
+def test_a_resumed_float16_run_has_its_loss_scale_and_the_age_of_it(begun):
     model, *_ = preparation.prepare({"precision": "float16"}, begun.path)
     scaler = model.optimizer
     scaler.dynamic_scale.assign(2.0**11)
     scaler.step_counter.assign(7)
     model_file.save(model, begun.path)
-    assert model.optimizer is scaler and model.dtype_policy.compute_dtype == "float16"  # this run goes on with it
+    assert (
+        model.optimizer is scaler and model.dtype_policy.compute_dtype == "float16"
+    )  # the run itself continues with it
     scaler = preparation.prepare({}, begun.path)[0].optimizer
     assert float(scaler.dynamic_scale) == 2.0**11 and int(scaler.step_counter) == 7
     assert float(scaler.scale_loss(1.0)) == 2.0**11
@@ -502,45 +487,46 @@ def clock(monkeypatch):
     return clock
 
 
-def keeper_of(model, folder, save_every=1e9, keep=0):
-    """A keeper whose run nobody interrupts."""
-    nobody = types.SimpleNamespace(stop=None, save_asked=False, busy=contextlib.nullcontext(), at_the_end=[None])
+def new_keeper(model, folder, save_every=1e9, keep=0):
+    """A keeper of an uninterrupted run."""
+    nobody = types.SimpleNamespace(stop=None, save_asked=False, busy=contextlib.nullcontext())
     return keeper.Keeper(model, str(folder / "model.keras"), save_every, keep, nobody)
 
 
-def go(kept, seconds=0.0, clock=None):
+def count_step(run, seconds=0.0, clock=None):
     """Counts a step as the loop does."""
     if clock:
         clock.now += seconds
-    kept.progress["step"] += 1
-    kept.progress["images"] += 16
-    kept.progress["loss"] += 1.0
-    kept.after_step(1.0)
+    run.progress["step"] += 1
+    run.progress["images"] += 16
+    run.progress["epoch_steps"] += 1
+    run.progress["loss"] += 1.0
+    run.after_step(1.0)
 
 
 def test_a_run_is_saved_once_in_every_ten_minutes_and_once_when_asked(begun, tmp_path, clock, monkeypatch):
     saved = []
-    monkeypatch.setattr(model_file, "save", lambda model, path: saved.append(kept.progress["step"]))
-    kept = keeper_of(new_run(begun), tmp_path, save_every=10)
+    monkeypatch.setattr(model_file, "save", lambda model, path: saved.append(run.progress["step"]))
+    run = new_keeper(new_run(begun), tmp_path, save_every=10)
     for _ in range(25):
-        go(kept, 61, clock)
+        count_step(run, 61, clock)
     assert saved == [10, 20]
-    kept.interruption.save_asked = True
+    run.interruption.save_asked = True
     for _ in range(3):
-        go(kept, 1, clock)
+        count_step(run, 1, clock)
     assert saved == [10, 20, 26]
 
 
 def test_the_seconds_of_an_epoch_are_those_of_all_its_steps(begun, tmp_path, clock):
-    kept = keeper_of(new_run(begun), tmp_path)
+    run = new_keeper(new_run(begun), tmp_path)
     for seconds in 3, 2, 4:
-        go(kept, seconds, clock)
-    assert kept.progress["seconds"] == pytest.approx(9)
-    kept.after_epoch()
-    assert kept.progress == {**kept.progress, "epoch": 1, "step": 3, "images": 0, "loss": 0.0, "seconds": 0.0}
+        count_step(run, seconds, clock)
+    assert run.progress["seconds"] == pytest.approx(9)
+    run.after_epoch()
+    assert run.progress == {**run.progress, "epoch": 1, "step": 3, "images": 0, "loss": 0.0, "seconds": 0.0}
 
 
-def test_every_spell_of_failing_saves_is_reported_once_and_the_last_one_ends_the_run(
+def test_failing_saves_are_reported_once_until_one_works_and_the_last_one_ends_the_run(
     begun, tmp_path, monkeypatch, capsys
 ):
     works = True
@@ -550,34 +536,32 @@ def test_every_spell_of_failing_saves_is_reported_once_and_the_last_one_ends_the
             raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(model_file, "save", save)
-    kept, reports = keeper_of(new_run(begun), tmp_path, save_every=-1), []
+    run, reports = new_keeper(new_run(begun), tmp_path, save_every=-1), []
     for works in (True, False, False, True, False, False):
-        go(kept)
+        count_step(run)
         reports.append(len(capsys.readouterr().err.splitlines()))
     assert reports == [0, 1, 0, 0, 1, 0]
     with pytest.raises(SystemExit) as end:
-        kept.save(last=True)
+        run.save(last=True)
     assert end.value.code == 1 and "after step 4 is not saved" in capsys.readouterr().err
 
 
-def test_what_is_learnt_is_saved_before_the_first_grid_compiles_and_grids_show_the_averages(
-    begun, tmp_path, monkeypatch
-):
-    """Noise of -100 in every pixel leaves white, noise of 100 black."""
+def test_a_save_precedes_the_first_compiled_grid_and_grids_show_the_ema_weights(begun, tmp_path, monkeypatch):
+    """Predicted noise of -100 in every pixel gives white images, of 100 black ones."""
     events, save = [], model_file.save
     monkeypatch.setattr(model_file, "save", lambda *arguments: (events.append("save"), save(*arguments)))
-    monkeypatch.setattr(files, "save_grid", lambda images, path: events.append(images))
+    monkeypatch.setattr(files, "save_grid", lambda images, path, *more, **named: events.append(images))
     model = new_run(begun)
     model.layers[-1].set_weights([np.zeros((1, 1, 1, 1)), np.full(1, -100)])
     model_file.exchange_averages(model)
     model.layers[-1].set_weights([np.zeros((1, 1, 1, 1)), np.full(1, 100)])
-    kept = keeper_of(model, tmp_path)
-    go(kept)
+    run = new_keeper(model, tmp_path)
+    count_step(run)
     for _ in range(2):
-        kept.make_grid(str(tmp_path / "grid.png"))
+        run.make_grid(str(tmp_path / "grid.png"))
         assert float(model.layers[-1].bias[0]) == 100  # the raw weights are back
-    go(kept)
-    kept.make_grid(str(tmp_path / "grid.png"))
+    count_step(run)
+    run.make_grid(str(tmp_path / "grid.png"))
     what, *grids = events
     assert what == "save" and len(grids) == 3
     for images in grids:
@@ -586,11 +570,11 @@ def test_what_is_learnt_is_saved_before_the_first_grid_compiles_and_grids_show_t
 
 def test_grids_are_always_made_from_the_same_noise(begun, tmp_path, monkeypatch):
     grids = []
-    monkeypatch.setattr(files, "save_grid", lambda images, path: grids.append(images))
-    kept = keeper_of(new_run(begun), tmp_path)
+    monkeypatch.setattr(files, "save_grid", lambda images, path, *more, **named: grids.append(images))
+    run = new_keeper(new_run(begun), tmp_path)
     for _ in range(2):
-        go(kept)
-        kept.make_grid(str(tmp_path / "grid.png"))
+        count_step(run)
+        run.make_grid(str(tmp_path / "grid.png"))
     np.testing.assert_array_equal(*grids)
     assert grids[0].std() > 5
 
@@ -611,33 +595,35 @@ def test_a_grid_is_made_after_every_second_epoch_unless_this_run_has_made_it(
     begun, tmp_path, monkeypatch, place, exists, steps, made
 ):
     made_now = []
-    monkeypatch.setattr(files, "save_grid", lambda images, path: made_now.append(os.path.basename(path)))
+    monkeypatch.setattr(
+        files, "save_grid", lambda images, path, *more, **named: made_now.append(os.path.basename(path))
+    )
     if exists:
         (tmp_path / "samples-epoch0002.png").write_bytes(b"")
-    kept = keeper_of(new_run(begun, progress=place, settings={"sample_every": 2}), tmp_path)
+    run = new_keeper(new_run(begun, progress=place, settings={"sample_every": 2}), tmp_path)
     for _ in range(steps):
-        go(kept)
-        kept.after_epoch()
-    kept.before_epoch()
+        count_step(run)
+        run.after_epoch()
+    run.before_epoch()
     assert made_now == (["samples-epoch0002.png"] if made else [])
 
 
-def test_of_kept_epochs_only_the_oldest_go_and_nothing_else(begun, tmp_path):
+def test_keep_removes_only_the_oldest_kept_epochs(begun, tmp_path):
     folder = tmp_path / "run [1]"  # such brackets are wildcards
     folder.mkdir()
     others = ["model-epoch-best.keras", "other-epoch0001.keras", "model-epoch0001.png"]
     for name in others:
         (folder / name).write_bytes(b"")
-    kept = keeper_of(new_run(begun), folder, keep=2)
+    run = new_keeper(new_run(begun), folder, keep=2)
     for _ in range(4):
-        go(kept)
-        kept.after_epoch()
-        kept.save()
+        count_step(run)
+        run.after_epoch()
+        run.save()
     expected = ["model-epoch0003.keras", "model-epoch0004.keras", "model.keras", "model.csv"]
     assert sorted(os.listdir(folder)) == sorted([*others, *expected])
 
 
-def test_a_table_of_an_earlier_version_has_no_held_out_losses(tmp_path):
+def test_a_table_without_held_out_columns_is_extended(tmp_path):
     path = tmp_path / "model.csv"
     path.write_text("epoch,step,loss_sum,loss_mean,seconds,images_per_second,learning_rate\n0,3,2.7,0.9,1,48,0.004\n")
     table = epoch_log.EpochLog(str(path), 1)
@@ -646,14 +632,14 @@ def test_a_table_of_an_earlier_version_has_no_held_out_losses(tmp_path):
     table.write()
     lines = path.read_text().splitlines()
     assert [line.split(",")[0] for line in lines] == ["epoch", "0", "1"]
-    assert {line.count(",") for line in lines} == {11}
+    assert len({line.count(",") for line in lines}) == 1
 
 
 # --- files, locks and signals -----------------------------------------------------------------------------------------
 
 
-def test_a_file_is_on_the_disk_before_it_takes_the_place_of_the_old_one(tmp_path, monkeypatch):
-    """Else a power cut may leave an empty file under the name of a whole one."""
+def test_a_file_is_synced_to_disk_before_it_replaces_the_old_one(tmp_path, monkeypatch):
+    """Otherwise a power cut may leave an empty file in the place of a complete one."""
     happened, fsync, replace = [], os.fsync, os.replace
 
     def noting_fsync(handle):
@@ -673,8 +659,8 @@ def test_a_file_is_on_the_disk_before_it_takes_the_place_of_the_old_one(tmp_path
 
 
 @pytest.mark.skipif(model_file.fcntl is None, reason="this system has no locks for files")
-def test_a_lock_that_its_owner_is_just_removing_is_not_taken_for_one(tmp_path, monkeypatch):
-    """A file that is locked but has no name any more would keep nobody away."""
+def test_a_lock_file_removed_by_its_owner_meanwhile_is_made_again(tmp_path, monkeypatch):
+    """A lock on a file that has no name any more would keep no other run away."""
     path, flock = str(tmp_path / "model.keras"), model_file.fcntl.flock
 
     def removed_before_it_is_locked(handle, how):
@@ -698,25 +684,25 @@ def test_a_lock_that_its_owner_is_just_removing_is_not_taken_for_one(tmp_path, m
         ("os.kill(os.getpid(), signal.SIGINT)", 130, "bye"),
         ("os.kill(os.getpid(), signal.SIGTERM)", 143, "bye"),
         ("os.kill(os.getpid(), signal.SIGHUP)", 129, "bye"),
-        ("i.at_the_end.insert(0, lost); os.kill(os.getpid(), signal.SIGHUP)", 129, "bye"),  # the terminal is gone
-        ("i.nothing_to_lose = lambda: False; twice(signal.SIGTERM); print('goes on'); i.end()", 143, "goes on bye"),
+        ("os.close(1); os.kill(os.getpid(), signal.SIGHUP)", 129, ""),  # the terminal is gone
+        ("i.nothing_to_lose = lambda: False; twice(signal.SIGTERM); print('continues'); i.end()", 143, "continues bye"),
     ],
 )
 def test_a_signal_ends_the_program_with_its_status_when_nothing_is_lost(code, status, printed):
     begin = """
 import os, signal, time
+from console import say
 from interruption import Interruption
-
-def lost():
-    raise OSError("no terminal")
 
 def twice(number):
     for _ in range(2):
         os.kill(os.getpid(), number)
         time.sleep(0.2)
+    while i.stop is None:
+        time.sleep(0.01)
 
-i = Interruption()
-i.at_the_end[:] = [lambda: print("bye")]
+i = Interruption().__enter__()
+i.farewell = lambda: say("bye")
 """
     command = [sys.executable, "-c", begin + code + "\ntime.sleep(20)"]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=30)
