@@ -258,19 +258,56 @@ def test_a_few_steps_for_each_picture_estimate_the_sum_over_all():
 
 
 def test_the_estimate_of_the_sum_weighs_every_step_alike(monkeypatch):
-    """With terms that are t itself and a decoder's term of 1000, at T = 7."""
+    """Terms of t itself, to which L_0 adds a number of its own for every image and way, and L_T 500; at T = 7."""
+
+    def of_way(variance, clip):
+        return 1000 * (1 + 2 * (variance == "beta") + clip)
+
     monkeypatch.setattr(ddpm, "bound_term", lambda x_0, x_t, t, *more: tf.cast(t, tf.float32))
-    monkeypatch.setattr(ddpm, "bound_decoder", lambda x_0, *more: tf.fill(tf.shape(x_0)[:1], 1000.0))
-    images, sched = np.zeros((3000, 1, 1, 1), np.uint8), ddpm.ddpm_schedule(1e-3, 0.3, 7)
-    every, few = (evaluate.observed(lambda inputs: inputs[0], sched, images, draws, 1000) for draws in (0, 4))
-    np.testing.assert_allclose(every["bits"], 1000 + sum(range(2, 8)))
-    np.testing.assert_allclose(few["bits"].mean(axis=0), 1000 + sum(range(2, 8)), atol=0.2)
-    np.testing.assert_array_equal(np.sort(every["t"], axis=1), np.tile(np.arange(1, 8), (3000, 1)))
-    assert few["t"].shape == few["error"].shape == (3000, 4)
+    monkeypatch.setattr(ddpm, "bound_decoder", lambda x_0, x_1, eps, sched, *way: x_0[:, 0, 0, 0] + of_way(*way))
+    monkeypatch.setattr(ddpm, "bound_prior", lambda x_0, sched: tf.fill(tf.shape(x_0)[:1], 500.0))
+    images, sched = (
+        np.random.default_rng(0).integers(0, 256, (2900, 1, 1, 1), np.uint8),
+        ddpm.ddpm_schedule(1e-3, 0.3, 7),
+    )
+    every, few = (evaluate.observed(lambda inputs: 0 * inputs[0], sched, images, draws, 1000) for draws in (0, 4))
+
+    of_images = data.scaled(images).reshape(-1, 1) + [of_way(*way) for way in evaluate.WAYS]
+    np.testing.assert_allclose(every["bits"], of_images + sum(range(2, 8)), rtol=1e-5)
+    np.testing.assert_allclose(few["bits"].mean(axis=0), every["bits"].mean(axis=0), atol=0.2)
+    rows = list(evaluate.of_bound(every).values())
+    values = every["bits"].mean(axis=0) + 500, every["bits"].std(axis=0, ddof=1) / 2900**0.5
+    for k, (mean, error) in enumerate(zip(*values, strict=True)):
+        assert rows[k]["value"] == pytest.approx(mean) and rows[k]["error"] == pytest.approx(error)
+
+    np.testing.assert_array_equal(np.sort(every["t"], axis=1), np.tile(np.arange(1, 8), (2900, 1)))
     for k, stretch in enumerate([(2, 3), (3, 4), (5, 6), (6, 7)]):
         assert set(few["t"][:, k]) == set(stretch)
-    counts = np.bincount(few["t"].ravel(), minlength=8)[2:]
-    np.testing.assert_allclose(counts, 2000, atol=150)
+    np.testing.assert_allclose(np.bincount(few["t"].ravel(), minlength=8)[2:], 2900 * 4 / 6, atol=150)
+    for seen, columns in (every, 7), (few, 4):  # noise of its own for each image and step
+        assert seen["t"].shape == seen["error"].shape == (2900, columns)
+        assert len(np.unique(seen["error"])) > 0.99 * seen["error"].size
+
+
+def test_of_sorted_training_images_some_of_all_classes_are_compared(monkeypatch):
+    compared = []
+
+    def observed(predict_eps, sched, images, *more):
+        compared.append(images)
+        return {"t": np.ones((len(images), 1), int), "error": np.ones((len(images), 1))}
+
+    monkeypatch.setattr(evaluate, "observed", observed)
+    monkeypatch.setattr(parts, "even_batches", lambda *more: (1, 10))
+    training, options = np.repeat(np.arange(10), 100), types.SimpleNamespace(only=["overfitting"], draws=1)
+    book = {"diffusion": {"beta1": 1e-4, "beta2": 0.5, "T": 20}}
+    evaluate.likelihood(None, book, np.arange(50), training, options, None)
+    assert len(compared[1]) == 50 and len(set(compared[1])) == 10
+
+
+def test_a_standard_error_of_two_values_is_that_of_the_formula():
+    row = evaluate.measured(np.array([1.0, 3.0]))
+    assert row["value"] == 2 and row["error"] == pytest.approx(1)
+    assert evaluate.measured(np.array([1.0]))["error"] is None
 
 
 @pytest.mark.parametrize("draws", [0, 13])

@@ -1,0 +1,39 @@
+"""The loss on held-out images, image by image."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import data
+import ddpm
+import model_file
+import validation
+
+
+def test_each_held_out_image_is_measured_once_at_its_own_step_and_noise(monkeypatch):
+    """70 images are more than a batch and no multiple of one; the network takes x_t itself for the noise."""
+    monkeypatch.setattr(model_file, "exchange_averages", lambda model: None)
+    sched, images = (
+        ddpm.ddpm_schedule(1e-3, 0.3, 20),
+        np.random.default_rng(0).integers(0, 256, (70, 4, 4, 1), np.uint8),
+    )
+    measured = validation.Validation(lambda inputs, training: inputs[0], images, sched)
+    assert set(np.bincount(measured.t, minlength=21)[1:]) == {3, 4} and measured.t.min() == 1
+    assert not np.array_equal(measured.t, np.sort(measured.t))  # images come in the order of a folder
+
+    eps = ddpm.standard_normal(0, 0, tf.range(70), (4, 4, 1))
+    x_t = ddpm.q_sample(tf.constant(data.scaled(images)), tf.constant(measured.t), eps, sched)
+    errors = np.mean((x_t - eps) ** 2, axis=(1, 2, 3))
+    assert len(np.unique(errors)) == 70
+    mean, quarters = measured.measure()
+    assert mean == pytest.approx(errors.mean(), rel=1e-5)
+    expected = [errors[(measured.t > 5 * q) & (measured.t <= 5 * q + 5)].mean() for q in range(4)]
+    assert quarters == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "held_out, begun", [([5, 4, 3, 3.1, 3.2, 3.3, 3.01], False), ([5, 4, 3, 3.01, 3.2, 3.3, 3.4], True)]
+)
+def test_only_the_last_measurements_say_that_memorising_has_begun(held_out, begun):
+    training = [5, 4, 3, 2, 1, 0.9, 0.8]
+    assert bool(validation.memorising(list(zip(training, held_out, strict=True)))) == begun
