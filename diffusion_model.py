@@ -93,7 +93,8 @@ if __name__ == "__main__":  # before TensorFlow, so that --help and slips of typ
     INTERRUPTION = Interruption()
     say("diffusion_model.py: starting TensorFlow …")
     PARTS = OPTIONS.get("parts", 1 if OPTIONS.get("xla") else device.MOST_PARTS)
-tf = device.start_tensorflow(PARTS if __name__ == "__main__" else 1)
+with console.errors_in_a_sentence("diffusion_model.py"):
+    tf = device.start_tensorflow(PARTS if __name__ == "__main__" else 1)
 import keras  # noqa: E402
 
 import model_file  # noqa: E402
