@@ -12,7 +12,6 @@ Every tf.function of the project goes without AutoGraph: it reads the source aga
 run perhaps, and takes what somebody has written there meanwhile.
 """
 
-import functools
 import time
 
 import numpy as np
@@ -207,21 +206,31 @@ def reverse_step(predict_eps, sched, variance="beta", clip=True, xla=False):
     return step
 
 
-@functools.lru_cache(maxsize=1)  # as it takes a second to trace
 def _several(step, noise, image_shape):
-    """`count` reverse steps, x_t → x_{t - count}, as one call of TensorFlow."""
+    """Two functions, each one call of TensorFlow: the noise x_T, and `count` reverse steps, x_t → x_{t - count}.
 
-    @tf.function(autograph=False)
-    def steps(x_t, t, count, seed, index):
-        end = t - count
+    The latest are cached in the step, as they take a second to trace, and live no longer than it does.
+    """
+    key = noise, image_shape
+    if getattr(step, "several", (None,))[0] != key:
+        draw = getattr(noise, "python_function", noise)  # a tf.function caches a trace of every batch size for ever
 
-        def one(t, x_t):
-            return t - 1, step(x_t, t, noise(seed, t, index, image_shape))
+        @tf.function(autograph=False)
+        def start(seed, t, index):
+            return draw(seed, t, index, image_shape)
 
-        _, x_t = tf.while_loop(lambda t, x_t: t > end, one, (t, x_t))
-        return x_t
+        @tf.function(autograph=False)
+        def steps(x_t, t, count, seed, index):
+            end = t - count
 
-    return steps
+            def one(t, x_t):
+                return t - 1, step(x_t, t, draw(seed, t, index, image_shape))
+
+            _, x_t = tf.while_loop(lambda t, x_t: t > end, one, (t, x_t))
+            return x_t
+
+        step.several = key, (start, steps)
+    return step.several[1]
 
 
 def reverse_process(step, T, image_shape, seed, index, noise=standard_normal, at_once=10):
@@ -235,8 +244,8 @@ def reverse_process(step, T, image_shape, seed, index, noise=standard_normal, at
         at_once: so many steps between two yields where steps are quick, as a loop that TensorFlow runs by itself saves
             a millisecond on each. 1 to see every x_t.
     """
-    seed, steps = tf.constant(seed, tf.int64), _several(step, noise, tuple(image_shape))
-    x_t, t, quick = noise(seed, tf.constant(T + 1), index, image_shape), T, False
+    seed, (start_noise, steps) = tf.constant(seed, tf.int64), _several(step, noise, tuple(image_shape))
+    x_t, t, quick = start_noise(seed, tf.constant(T + 1), index), T, False
     yield t, x_t
     while t > 0:
         start, count = time.perf_counter(), (t % at_once or at_once) if quick else 1

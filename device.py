@@ -6,12 +6,17 @@ itself (`parts.py`): threads that share one operation have to wait for each othe
 """
 
 import contextlib
+import functools
+import importlib
+import json
 import os
 import platform
+import subprocess
 import sys
-import tempfile
+import threading
 
 MOST_PARTS = 8  # the graph of a step grows with their number, and so does the time before the first
+_starting = threading.Lock()
 
 
 def cores():
@@ -19,19 +24,39 @@ def cores():
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def start_tensorflow(parts=1):
+def start_tensorflow(parts=None):
     """Imports TensorFlow, with the chatter of its start held back, and shown if the import fails.
 
     What TensorFlow reads from the environment when it is imported is set here and nowhere else, and what the user has
     set stays. GPU memory is taken as it is needed, not all at once.
 
     Args:
-        parts: into how many parts batches will be divided. Each then gets its share of the cores, unless TensorFlow
-            has computed something in this process before.
+        parts: None in somebody else's process (a notebook), whose settings are left alone. In a program of ours, into
+            how many parts batches will be divided. Each then gets its share of the cores, unless TensorFlow has
+            computed something before; and Keras' settings are those that the networks are made for.
 
     Returns:
         The module `tensorflow`.
+
+    Raises:
+        ValueError: if Keras is set to another backend.
     """
+    check_backend()
+    with _starting:
+        tf = _import_tensorflow()
+    if parts is not None:
+        import keras
+
+        keras.config.set_floatx("float32")
+        keras.config.set_image_data_format("channels_last")
+        if parts > 1 and not has_gpu() and "TF_NUM_INTRAOP_THREADS" not in os.environ:
+            with contextlib.suppress(RuntimeError):  # already at work
+                tf.config.threading.set_intra_op_parallelism_threads(max(1, cores() // parts))
+    return tf
+
+
+@functools.cache
+def _import_tensorflow():
     if "tensorflow" not in sys.modules:  # later they would reach nothing but child processes
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # no INFO lines of devices and compilers
         if platform.machine().lower() in ("x86_64", "amd64"):
@@ -40,32 +65,88 @@ def start_tensorflow(parts=1):
         import tensorflow as tf
 
         with contextlib.suppress(RuntimeError):  # already at work, in a notebook say
-            gpus = tf.config.list_physical_devices("GPU")
-            for gpu in gpus:
+            for gpu in tf.config.list_physical_devices("GPU"):
                 tf.config.experimental.set_memory_growth(gpu, True)
-            if parts > 1 and not gpus and "TF_NUM_INTRAOP_THREADS" not in os.environ:
-                tf.config.threading.set_intra_op_parallelism_threads(max(1, cores() // parts))
     return tf
+
+
+def check_backend():
+    """Refuses another backend of Keras than TensorFlow, before anything is imported that would fail with it.
+
+    Raises:
+        ValueError: names the setting, and how to change it.
+    """
+    setting = "KERAS_BACKEND"
+    backend = os.environ.get(setting)
+    if not backend:
+        setting = os.path.join(os.environ.get("KERAS_HOME") or os.path.expanduser("~/.keras"), "keras.json")
+        try:
+            with open(setting, encoding="utf-8") as file:
+                backend = json.load(file)["backend"]
+        except (OSError, ValueError, LookupError, TypeError):  # Keras takes its default then
+            backend = "tensorflow"
+    if "keras" in sys.modules:  # imported by the user, perhaps before the setting was changed
+        backend = importlib.import_module("keras").config.backend()
+    if backend != "tensorflow":
+        raise ValueError(
+            f"Keras is set to the backend {backend} by {setting}, and only tensorflow works here; "
+            "set KERAS_BACKEND=tensorflow in the environment and start Python again"
+        )
+
+
+# Keeps what it reads, and shows it if it comes to an end. It is killed before that if all is well.
+_WATCHER = "import sys; sys.stdout.buffer.write(sys.stdin.buffer.read())"
 
 
 @contextlib.contextmanager
 def _stderr_held_back():
-    """TensorFlow's C++ parts write to file descriptor 2 before any setting reaches them."""
-    sys.stderr.flush()
-    with tempfile.TemporaryFile() as held:
+    """Keeps file descriptor 2 silent, and shows what was written to it if the block or the process fails.
+
+    TensorFlow's C++ parts write to it before any setting reaches them. Another process keeps the text, as theirs is
+    the last word before they kill this one, on a processor that they do not support for example.
+    """
+    try:
         terminal = os.dup(2)
-        os.dup2(held.fileno(), 2)
-        try:
-            yield
-        except BaseException:
-            os.dup2(terminal, 2)
-            held.seek(0)
-            sys.stderr.write(held.read().decode(errors="replace"))
-            raise
-        finally:
-            sys.stderr.flush()
-            os.dup2(terminal, 2)
-            os.close(terminal)
+    except OSError:  # there is none
+        yield
+        return
+    try:
+        watcher = subprocess.Popen(
+            [sys.executable, "-S", "-E", "-c", _WATCHER], stdin=subprocess.PIPE, stdout=terminal,
+            stderr=subprocess.DEVNULL, start_new_session=True,  # out of reach of Ctrl-C
+        )  # fmt: skip
+    except OSError:  # Python is part of another program
+        os.close(terminal)
+        yield
+        return
+    _flush_stderr()
+    os.dup2(watcher.stdin.fileno(), 2)
+    watcher.stdin.close()
+    exit_at_once = os._exit
+
+    def exit_on_purpose(status):  # as after a signal, see `interruption.py`
+        watcher.kill()
+        exit_at_once(status)
+
+    os._exit = exit_on_purpose
+    try:
+        yield
+        watcher.kill()
+    except KeyboardInterrupt:
+        watcher.kill()
+        raise
+    finally:
+        os._exit = exit_at_once
+        _flush_stderr()
+        os.dup2(terminal, 2)
+        os.close(terminal)
+        with contextlib.suppress(subprocess.TimeoutExpired):  # a child process may have the pipe still open
+            watcher.wait(timeout=5)
+
+
+def _flush_stderr():
+    with contextlib.suppress(Exception):  # it may be missing, or have no reader
+        sys.stderr.flush()
 
 
 def has_gpu():

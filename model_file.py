@@ -56,8 +56,7 @@ def open_model(path, compile=False):
         with zipfile.ZipFile(path) as archive:
             if archive.testzip():  # Keras reads the weights here and there, past the check sums
                 raise ValueError("its check sums are wrong")
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")  # Keras only warns of an optimizer state that does not fit
+        with _no_warning_is_an_error(silent=compile):  # Keras also only warns of an optimizer state that does not fit
             model = keras.models.load_model(path, compile=compile)
     except MemoryError:
         raise
@@ -67,6 +66,21 @@ def open_model(path, compile=False):
     if len(model.inputs) != 2 or model.inputs[0].shape != model.outputs[0].shape:
         raise ValueError(f"{path} is a model, but none that takes [image, t/T] and predicts noise")
     return model
+
+
+@contextlib.contextmanager
+def _no_warning_is_an_error(silent):
+    """Warnings end nothing. Their filters are those of the whole process, and so are changed only where they must be.
+
+    Args:
+        silent: whether warnings are not wanted at all.
+    """
+    if not silent and all(action != "error" for action, *_ in warnings.filters):
+        yield
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def open_with_schedule(path):

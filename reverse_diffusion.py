@@ -6,17 +6,62 @@
 Slides: "Reverse diffusion example, code". The mathematics of a step is in `ddpm.py`.
 """
 
+import collections
 import functools
+import importlib.util
 import numbers
 import os
 import secrets
+import sys
+import threading
 
-import console
-import device
+OURS = ("console", "device", "ddpm", "files", "model_file", "parts", "unet")
 
+
+def check_imports(names=OURS):
+    """Says which file or package is in the way of ours, as one of the same name beside a notebook is.
+
+    Raises:
+        ImportError: names it, and says what to do.
+    """
+    folder = os.path.dirname(os.path.realpath(__file__))
+    for name in names:
+        module = sys.modules.get(name)
+        found = getattr(module, "__file__", None) if module else getattr(importlib.util.find_spec(name), "origin", None)
+        ours = os.path.join(folder, name + ".py"), os.path.join(folder, name, "__init__.py")
+        if module or found:
+            path = os.path.realpath(found) if found else f"a module {name} without a file"
+            if path not in ours:
+                raise ImportError(
+                    f"{path} is in the way of {name}.py in {folder}: rename it, or put {folder} first in sys.path, "
+                    "and start Python again"
+                )
+
+
+check_imports()
+
+import console  # noqa: E402
+import device  # noqa: E402
+
+SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)  # of batches, as each costs 10 MiB that TensorFlow never gives back
+MODELS = 2  # of which compiled steps are cached
+_recent = collections.deque()
+_lock = threading.RLock()
 SLIDES = {"beta1": 1e-4, "beta2": 0.02, "T": 1000}
 
 
+def one_at_a_time(function):
+    """Lets other threads wait: Keras cannot trace a model in two threads, and memory is for one batch."""
+
+    @functools.wraps(function)
+    def locked(*arguments, **named):
+        with _lock:
+            return function(*arguments, **named)
+
+    return locked
+
+
+@one_at_a_time
 def my_sample(image_shape=None, n_sample=1, model="model.keras", seed=None, variance="beta", clip=True, verbose=1):
     """Pictures from noise (DDPM algorithm 2).
 
@@ -29,6 +74,9 @@ def my_sample(image_shape=None, n_sample=1, model="model.keras", seed=None, vari
             others every time.
         variance, clip: see `ddpm.p_sample`.
         verbose: 0 for silence, 1 for a bar that counts t down.
+
+    The first call for a model and a size of batch compiles, which takes seconds. What is compiled is cached for the
+    two latest models and twelve sizes of batch, to the next of which a batch is filled up.
 
     Returns:
         int16 array (n_sample, height, width, channels), values 0 … 255.
@@ -43,8 +91,9 @@ def my_sample(image_shape=None, n_sample=1, model="model.keras", seed=None, vari
     if not (isinstance(seed, numbers.Integral) and 0 <= seed < 2**63):
         raise ValueError(f"seed must be a whole number of at least 0, got {seed}")
 
+    check_imports()
     # Our pre-trained model, and the noise schedule that it was trained with.
-    tf = device.start_tensorflow(parts=min(n_sample, device.MOST_PARTS))
+    tf = device.start_tensorflow()
     import numpy as np
 
     from ddpm import reverse_process, to_pixels
@@ -56,7 +105,10 @@ def my_sample(image_shape=None, n_sample=1, model="model.keras", seed=None, vari
     if image_shape is not None and tuple(image_shape) != shape:
         raise ValueError(f"this model makes pictures of shape {shape}, not {tuple(image_shape)}")
 
-    batches, batch_size = even_batches(model, n_sample)
+    _, batch_size = even_batches(model, n_sample)
+    batch_size = min((size for size in SIZES if size >= batch_size), default=batch_size)
+    batches = -(-n_sample // batch_size)
+    forget_older_models(model)
     step, T = compiled_step(model, variance, bool(clip), batch_size)
     pictures = []
     for batch in range(batches):
@@ -78,17 +130,26 @@ def load_key(path):
     return path, status and (status.st_ino, status.st_mtime_ns, status.st_size)
 
 
-@functools.lru_cache(maxsize=1)
+@functools.lru_cache(maxsize=MODELS)
 def load(path, stamp):
-    """The model in a file, kept until another one or a newer one is asked for."""
+    """The model in a file, cached until others or newer ones are asked for."""
     import model_file
 
     return model_file.open_model(path)
 
 
-@functools.lru_cache(maxsize=2)
+def forget_older_models(model):
+    """Drops what was compiled for other models, and with it the models, when there are too many of them."""
+    if not any(model is known for known in _recent):
+        if len(_recent) == MODELS:
+            _recent.clear()
+            compiled_step.cache_clear()
+        _recent.append(model)
+
+
+@functools.lru_cache(maxsize=4 * MODELS * len(SIZES))
 def compiled_step(model, variance, clip, batch_size):
-    """The reverse step of a model, kept between calls as it takes seconds to compile, and its T."""
+    """The reverse step of a model, cached between calls as it takes seconds to compile, and its T."""
     import model_file
     from ddpm import ddpm_schedule
     from parts import sampling_step
@@ -128,6 +189,7 @@ def main():
         for path in filter(None, (options.out, options.npy)):
             files.check_writable(path)  # better known now than after the work
         console.say("reverse_diffusion.py: starting TensorFlow …")
+        device.start_tensorflow(parts=min(options.n_sample, device.MOST_PARTS))
         pictures = my_sample(None, options.n_sample, options.model, options.seed, options.variance)
         files.save_grid(pictures, options.out)
         if options.npy:

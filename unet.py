@@ -17,6 +17,7 @@ import keras.saving as ks
 from keras import DTypePolicy, initializers, ops
 
 GROUPS = 8  # of every GroupNormalization
+CHANNELS_LAST = {"data_format": "channels_last"}  # whatever the user has set Keras to
 
 
 @ks.register_keras_serializable(package="MyLayers")
@@ -75,9 +76,13 @@ class Conv3Layer(kl.Layer):
         super().__init__(**kwargs)
         self.num_chan = num_chan
         self.is_res = is_res
-        self.Conv2D_1 = kl.Conv2D(num_chan, kernel_size=(3, 3), padding="same", dtype=self.dtype_policy)
+        self.Conv2D_1 = kl.Conv2D(
+            num_chan, kernel_size=(3, 3), padding="same", dtype=self.dtype_policy, **CHANNELS_LAST
+        )
         self.Norm_1 = GroupNormalization(groups=GROUPS, dtype=self.dtype_policy)
-        self.Conv2D_2 = kl.Conv2D(num_chan, kernel_size=(3, 3), padding="same", dtype=self.dtype_policy)
+        self.Conv2D_2 = kl.Conv2D(
+            num_chan, kernel_size=(3, 3), padding="same", dtype=self.dtype_policy, **CHANNELS_LAST
+        )
         self.Norm_2 = GroupNormalization(groups=GROUPS, dtype=self.dtype_policy)
 
     def build(self, input_shape):
@@ -103,7 +108,7 @@ class UnetDownLayer(kl.Layer):
         super().__init__(**kwargs)
         self.num_chan = num_chan
         self.Conv3 = Conv3Layer(num_chan, dtype=self.dtype_policy)
-        self.MaxPool2D = kl.MaxPool2D(pool_size=(2, 2), strides=2, dtype=self.dtype_policy)
+        self.MaxPool2D = kl.MaxPool2D(pool_size=(2, 2), strides=2, dtype=self.dtype_policy, **CHANNELS_LAST)
 
     def build(self, input_shape):
         self.Conv3.build(input_shape)
@@ -126,7 +131,9 @@ class UnetUpLayer(kl.Layer):
     def __init__(self, num_chan, **kwargs):
         super().__init__(**kwargs)
         self.num_chan = num_chan
-        self.Conv2DTranspose = kl.Conv2DTranspose(num_chan, kernel_size=(2, 2), strides=2, dtype=self.dtype_policy)
+        self.Conv2DTranspose = kl.Conv2DTranspose(
+            num_chan, kernel_size=(2, 2), strides=2, dtype=self.dtype_policy, **CHANNELS_LAST
+        )
         self.Conv3_1 = Conv3Layer(num_chan, dtype=self.dtype_policy)
         self.Conv3_2 = Conv3Layer(num_chan, dtype=self.dtype_policy)
 
@@ -240,14 +247,14 @@ def NaiveUnet(input_shape, n_feat):
     d2 = UnetDownLayer(2 * n_feat)(d1)
     d3 = UnetDownLayer(2 * n_feat)(d2)
 
-    thro = kl.AveragePooling2D(pool_size=(4, 4))(d3)
+    thro = kl.AveragePooling2D(pool_size=(4, 4), **CHANNELS_LAST)(d3)
     thro = kl.ReLU()(thro)
 
     t_emb = TimeLayer(2 * n_feat, dtype="float32")(t)
     t_emb = kl.Reshape((1, 1, 2 * n_feat))(t_emb)
 
     thro = kl.Add()([thro, t_emb])
-    thro = kl.Conv2DTranspose(2 * n_feat, kernel_size=(4, 4), strides=4, activation="relu")(thro)
+    thro = kl.Conv2DTranspose(2 * n_feat, kernel_size=(4, 4), strides=4, activation="relu", **CHANNELS_LAST)(thro)
     thro = GroupNormalization(groups=GROUPS)(thro)
     thro = kl.ReLU()(thro)
 
@@ -257,9 +264,14 @@ def NaiveUnet(input_shape, n_feat):
 
     out = kl.Concatenate(axis=-1)([up3, x])
     # From zeros, it first predicts no noise at all (loss 1) instead of noise of its own (loss 2).
-    out = kl.Conv2D(input_shape[-1], kernel_size=(3, 3), padding="same", kernel_initializer="zeros", dtype="float32")(
-        out
-    )
+    out = kl.Conv2D(
+        input_shape[-1],
+        kernel_size=(3, 3),
+        padding="same",
+        kernel_initializer="zeros",
+        dtype="float32",
+        **CHANNELS_LAST,
+    )(out)
 
     return km.Model(inputs=[img_in, t_in], outputs=out)
 

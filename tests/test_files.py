@@ -86,6 +86,37 @@ def test_chatter_is_held_back_and_shown_when_something_fails(run):
     assert quiet.stderr == "" and loud.stderr.startswith("chatter\n") and "nowhere" in loud.stderr
 
 
+@pytest.mark.parametrize(
+    "end, shown",
+    [
+        ("os.abort()", True),
+        ("os.kill(os.getpid(), signal.SIGILL)", True),
+        ("ctypes.CDLL(None).exit(3)", True),
+        ("import nowhere", True),
+        ("", False),
+        ("os._exit(143)", False),  # as after a signal, see `interruption.py`
+    ],
+)
+def test_the_last_words_of_tensorflow_are_shown(run, tmp_path, end, shown):
+    (tmp_path / "tensorflow.py").write_text(
+        f"import ctypes, os, signal\nos.write(2, b'no AVX here\\n' * 9999)\n{end}\n"
+        "from types import SimpleNamespace\nconfig = SimpleNamespace(list_physical_devices=lambda kind: [])"
+    )
+    process = run("-c", "import device; device.start_tensorflow()", timeout=20)
+    assert process.stderr.count("no AVX here") == 9999 * shown and (process.returncode != 0) == bool(end)
+
+
+def test_tensorflow_starts_without_standard_streams(tmp_path):
+    (tmp_path / "tensorflow.py").write_text(
+        "import os, types\nconfig = types.SimpleNamespace(list_physical_devices=lambda kind: [])"
+    )
+    done = subprocess.run(
+        ["bash", "-c", '"$0" -c "import device; device.start_tensorflow()" <&- >&- 2>&-', sys.executable],
+        cwd=tmp_path, env=environment(), timeout=20,
+    )  # fmt: skip
+    assert done.returncode == 0
+
+
 def test_settings_that_come_too_late_for_tensorflow_are_not_left_to_child_processes(monkeypatch):
     import tensorflow as tf
 

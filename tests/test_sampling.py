@@ -1,14 +1,23 @@
 """`my_sample` and the sampling script."""
 
 import shutil
+import sys
+import threading
+import types
+import warnings
 
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from PIL import Image
 
+import ddpm
+import device
+import model_file
 import parts
 import reverse_diffusion as rd
+import unet
 
 
 @pytest.fixture
@@ -71,6 +80,170 @@ def test_a_changed_file_is_loaded_anew(model, tmp_path):
 
 def test_a_loaded_model_does_as_well_as_its_path(model):
     np.testing.assert_array_equal(sample(keras.models.load_model(model), 2), sample(model, 2))
+
+
+def forget():
+    rd.load.cache_clear()
+    rd.compiled_step.cache_clear()
+
+
+@pytest.fixture
+def keras_settings():
+    """Puts Keras' settings back after a test."""
+    before = keras.config.floatx(), keras.config.image_data_format()
+    yield
+    keras.config.set_floatx(before[0])
+    keras.config.set_image_data_format(before[1])
+
+
+@pytest.mark.parametrize("floatx, data_format", [("float16", "channels_last"), ("float64", "channels_first")])
+def test_what_the_user_has_set_keras_to_changes_no_picture_and_stays(model, keras_settings, floatx, data_format):
+    before = sample(model, 2)
+    forget()
+    keras.config.set_floatx(floatx)
+    keras.config.set_image_data_format(data_format)
+    np.testing.assert_array_equal(sample(model, 2), before)
+    assert (keras.config.floatx(), keras.config.image_data_format()) == (floatx, data_format)
+
+
+def test_a_program_sets_keras_to_what_its_networks_are_made_for(keras_settings):
+    keras.config.set_floatx("float16")
+    keras.config.set_image_data_format("channels_first")
+    device.start_tensorflow()
+    assert keras.config.floatx() == "float16"
+    device.start_tensorflow(parts=1)
+    assert (keras.config.floatx(), keras.config.image_data_format()) == ("float32", "channels_last")
+
+
+@pytest.mark.parametrize("where", ["environment", "file", "Keras itself"])
+def test_another_backend_of_keras_is_refused_in_a_sentence(monkeypatch, tmp_path, where):
+    monkeypatch.delenv("KERAS_BACKEND", raising=False)
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    monkeypatch.delitem(sys.modules, "keras")
+    device.check_backend()
+    (tmp_path / "keras.json").write_text("{" if where == "environment" else '{"backend": "jax"}')
+    if where == "environment":
+        device.check_backend()
+        monkeypatch.setenv("KERAS_BACKEND", "jax")
+    elif where == "Keras itself":
+        (tmp_path / "keras.json").unlink()
+        other = types.SimpleNamespace(config=types.SimpleNamespace(backend=lambda: "jax"))
+        monkeypatch.setitem(sys.modules, "keras", other)
+    setting = {"environment": "by KERAS_BACKEND", "file": f"by {tmp_path}/keras.json"}.get(where, "jax")
+    for start in device.start_tensorflow, rd.my_sample:
+        with pytest.raises(ValueError, match=setting + ".*set KERAS_BACKEND=tensorflow"):
+            start()
+
+
+def test_the_threads_of_the_users_process_are_left_alone(model, monkeypatch):
+    monkeypatch.setattr(device, "cores", lambda: 8)
+    monkeypatch.delenv("TF_NUM_INTRAOP_THREADS", raising=False)
+    asked = []
+    monkeypatch.setattr(tf.config.threading, "set_intra_op_parallelism_threads", asked.append)
+    sample(model, 2)
+    assert asked == []
+    device.start_tensorflow(parts=4)  # as a program of ours does
+    assert asked == [2] or device.has_gpu()
+
+
+@pytest.mark.parametrize("action", ["default", "error"])
+def test_a_warning_while_a_model_is_loaded_does_not_make_it_a_damaged_one(model, monkeypatch, action):
+    load, seen = keras.models.load_model, []
+
+    def load_and_warn(*arguments, **named):
+        seen.append(list(warnings.filters))
+        warnings.warn("this will go one day", DeprecationWarning, stacklevel=1)
+        return load(*arguments, **named)
+
+    monkeypatch.setattr(keras.models, "load_model", load_and_warn)
+    with warnings.catch_warnings():
+        warnings.simplefilter(action)
+        filters = list(warnings.filters)
+        with warnings.catch_warnings(record=action == "default"):
+            model_file.open_model(model)
+        assert warnings.filters == filters
+        model_file.open_for_training(model)
+    if action == "default":  # other threads see the filters too
+        assert seen[0] == filters
+
+
+def light_model():
+    """A network of a few weights, with a schedule of 20 steps."""
+    image, t = keras.Input((8, 8, 1)), keras.Input((1,))
+    logged = unet.Logbook({"diffusion": {"beta1": 1e-4, "beta2": 0.5, "T": 20}})(t)
+    scale = keras.layers.Reshape((1, 1, 1))(keras.layers.Dense(1)(logged))
+    return keras.Model([image, t], keras.layers.Conv2D(1, 3, padding="same")(image) * scale)
+
+
+def test_threads_may_sample_at_once():
+    light, got = light_model(), {}
+    wanted = {n: sample(light, n, seed=n) for n in (1, 2, 3, 5)}
+    forget()
+    threads = [threading.Thread(target=lambda n=n: got.update({n: sample(light, n, seed=n)})) for n in wanted]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    for n, pictures in wanted.items():
+        np.testing.assert_array_equal(got[n], pictures)
+
+
+def test_few_sizes_of_batches_are_compiled_and_few_models_kept(monkeypatch):
+    """Each compilation costs memory that TensorFlow never gives back."""
+    made, models = [], [light_model() for _ in range(3)]
+
+    def fake_step(model, sched, batch_size, variance, clip):
+        made.append((model, batch_size))
+        return lambda x_t, t, z: x_t
+
+    def fake_process(step, T, shape, seed, index):
+        yield 0, np.zeros((len(index), *shape))
+
+    forget()
+    monkeypatch.setattr(parts, "sampling_step", fake_step)
+    monkeypatch.setattr(ddpm, "reverse_process", fake_process)
+    for n in (*range(1, 65), *range(64, 0, -1), 200, 1000):
+        assert len(sample(models[0], n)) == n
+    assert [size for _, size in made] == list(rd.SIZES)
+    assert all(larger <= 1.5 * size for size, larger in zip(rd.SIZES[1:], rd.SIZES[2:], strict=False))
+    for model in models[0], models[1], models[0]:
+        sample(model, 1)
+    assert len(made) == len(rd.SIZES) + 1
+    sample(models[2], 1)
+    assert list(rd._recent) == [models[2]] and rd.compiled_step.cache_info().currsize == 1
+    forget()
+
+
+def test_sampling_leaves_no_traces_behind_in_functions_that_stay():
+    light = light_model()
+    traces = ddpm.standard_normal.experimental_get_tracing_count()
+    sample(light, 3)
+    step, _ = rd.compiled_step(light, "beta", True, 3)
+    before = step.several
+    sample(light, 3)
+    assert step.several is before
+    assert ddpm.standard_normal.experimental_get_tracing_count() == traces
+
+
+@pytest.mark.parametrize("name", rd.OURS)
+@pytest.mark.parametrize("how", ["beside the notebook", "imported before"])
+def test_a_module_of_the_user_in_the_way_of_ours_is_named(tmp_path, monkeypatch, name, how):
+    path = tmp_path / f"{name}.py"
+    path.write_text("")
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    if how == "imported before":
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+        sys.modules[name].__file__ = str(path)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ImportError, match=rf"{path} is in the way of {name}.py in .*rename it"):
+        rd.my_sample()
+
+
+def test_a_module_of_the_user_is_named_at_import_too(run, tmp_path):
+    (tmp_path / "console.py").write_text("")
+    process = run("-c", "import reverse_diffusion")
+    assert process.returncode == 1
+    assert process.stderr.splitlines()[-1].startswith(f"ImportError: {tmp_path}/console.py is in the way")
 
 
 @keras.saving.register_keras_serializable("Tests")
