@@ -10,25 +10,22 @@ Slides: "Diffusion network example, code, continued even more".
 
 import math
 
-import console
 import data
-import device
-import files
-from console import say
-from interruption import Interruption
-from settings import parse_options
+from support import console, device, files
+from support.console import say
+from support.lock import Lock
+from support.settings import parse_options
+from support.signals import Interruption
 
 
 def main():
     # Options are read before TensorFlow is imported, so that --help and slips of typing are answered at once.
     options = parse_options(__doc__.split("\n")[0])
-    with console.errors_in_a_sentence("diffusion_model.py"), Interruption() as interruption:
+    with console.one_line_errors("diffusion_model.py"), Interruption() as interruption:
         say("diffusion_model.py: starting TensorFlow …")  # the imports below take seconds
         device.start_tensorflow(options.get("parts", 1 if options.get("xla") else device.MOST_PARTS))
-        import model_file
-
         path = options["model"]
-        with model_file.Lock(path) as lock:
+        with Lock(path) as lock:
             interruption.clean_up = lock.release
             if lock.missing:
                 say(lock.missing)
@@ -39,29 +36,29 @@ def run(options, path, interruption):
     """Trains the model at `path`, a new one or the one in the file, to the last epoch."""
     import tensorflow as tf
 
-    import model_file
     from ddpm import ddpm_schedule
-    from keeper import Keeper
-    from preparation import describe, finished, prepare
-    from validation import Validation
+    from evaluation.validation import Validation
+    from support import checkpoint
+    from support.preparation import describe, finished, prepare
+    from support.training_run import TrainingRun
 
     if options.get("deterministic"):  # XLA has no such promise
         tf.config.experimental.enable_op_determinism()
     files.check_writable(path)  # better known now than after an hour
     model, images, held_out = prepare(options, path)
-    book, board = model_file.logbook(model), None
+    book, board = checkpoint.metadata(model), None
     sched = ddpm_schedule(**book["diffusion"])
     if "tensorboard" in options:
-        from board import Board
+        from support.tensorboard import Board
 
         board = Board(options["tensorboard"], model, sched)
     validation = Validation(model, held_out, sched) if held_out is not None else None
-    keeper = Keeper(model, path, options["save_every"], options["keep"], interruption, validation, board)
-    if finished(keeper):
+    run = TrainingRun(model, path, options["save_every"], options["keep"], interruption, validation, board)
+    if finished(run):
         return
     describe(model, path)
     try:
-        train(model, images, keeper)
+        train(model, images, run)
     except FloatingPointError as error:
         give_up(
             book, f"{error}; {path} is as it was saved before. Try a smaller --learning-rate, or another --precision"
@@ -81,18 +78,18 @@ def give_up(book, why):
     )
 
 
-def train(model, images, keeper):
+def train(model, images, run):
     """The loop of the slides: images, noise on them, and the network learns to predict the noise."""
     import tensorflow as tf
 
-    import model_file
     from ddpm import ddpm_schedule
+    from support import checkpoint
 
-    book = model_file.logbook(model)
+    book = checkpoint.metadata(model)
     settings, progress = book["settings"], book["progress"]
     noisy = noising(ddpm_schedule(**book["diffusion"]), settings["seed"])
     for i in range(progress["epoch"], settings["n_epochs"]):
-        keeper.before_epoch()
+        run.before_epoch()
         train_data = data.batches(
             images, settings["batch_size"], settings["seed"], i, progress["images"], settings["flip"]
         )
@@ -104,9 +101,9 @@ def train(model, images, keeper):
             progress["images"] += len(image_batch)
             progress["epoch_steps"] += 1
             progress["step"] += 1
-            keeper.after_step(loss)
-        keeper.after_epoch()
-    keeper.at_the_end()
+            run.after_step(loss)
+        run.after_epoch()
+    run.at_the_end()
 
 
 def noising(sched, seed):
@@ -116,9 +113,11 @@ def noising(sched, seed):
     """
     import tensorflow as tf
 
-    from ddpm import q_sample
+    from ddpm import n_steps, network_time, q_sample
 
-    T = len(sched["beta_t"]) - 1
+    T = n_steps(sched)
+
+    T = n_steps(sched)
 
     @tf.function(autograph=False)  # one call instead of twenty small ones
     def noisy(image_batch, step):
@@ -127,7 +126,7 @@ def noising(sched, seed):
         eps = tf.random.stateless_normal(this_size, key)
         t_ind = tf.random.stateless_uniform(this_size[:1], key - [0, 1], minval=1, maxval=T + 1, dtype=tf.int32)
         x_t = q_sample(image_batch, t_ind, eps, sched)
-        return x_t, tf.cast(t_ind, tf.float32)[:, None] / T, eps
+        return x_t, network_time(t_ind, sched), eps
 
     return noisy
 

@@ -10,9 +10,9 @@ figure, but for `reverse_gif`, which writes a file. Colours are those of Okabe a
 import csv
 import os
 
-import console
 import data
-from console import say
+from support import console
+from support.console import say
 
 BLUE, ORANGE, GREEN, GRAY = "#0072B2", "#D55E00", "#009E73", "#777777"
 ALL = ("forward", "reverse", "gif", "schedule", "network", "interpolation", "training")
@@ -29,9 +29,10 @@ def forward(picture, sched, steps=None, seed=0):
     """
     import tensorflow as tf
 
-    from ddpm import q_sample, standard_normal
+    from ddpm import q_sample
+    from diffusion.sampling import standard_normal
 
-    steps = steps or shares(sched)
+    steps = steps or fractions(sched)
     x_0 = tf.repeat(tf.constant(data.scaled(picture[None])), len(steps), axis=0)
     eps = tf.repeat(standard_normal(seed, 0, tf.range(1), picture.shape), len(steps), axis=0)
     x_t = q_sample(x_0, tf.constant(steps), eps, sched)
@@ -47,21 +48,18 @@ def reverse(model, seed=0, steps=None):
     """
     import tensorflow as tf
 
-    from ddpm import predict_x0, reverse_process
+    from diffusion.denoiser import clipped, denoiser
+    from diffusion.sampling import sample
 
-    sched, T, step = sampler(model, 1)
-    steps = sorted(steps or shares(sched), reverse=True)
-    noisy, guesses = [], []
-    for t, x_t in reverse_process(step, T, model.inputs[0].shape[1:], seed, tf.range(1), at_once=1):
-        if t in steps:
+    sched, reverse_steps = sampler(model, 1)
+    denoise = clipped(denoiser(lambda inputs: model(inputs, training=False), sched), sched)
+    shown = sorted(steps or fractions(sched), reverse=True)
+    noisy, estimates = [], []
+    for t, x_t in sample(reverse_steps, sched, seed, [0], every=True):
+        if t in shown:
             noisy.append(x_t[0])
-            guess = (
-                predict_x0(x_t, tf.constant([t]), model([x_t, tf.fill((1, 1), t / T)], training=False), sched)
-                if t
-                else x_t
-            )
-            guesses.append(tf.clip_by_value(guess[0], -1, 1))
-    return strip([noisy, guesses], [f"t = {t}" for t in steps], ["$x_t$", r"$\hat x_0$"])
+            estimates.append(denoise(x_t, tf.constant([t]))[0][0] if t else x_t[0])
+    return strip([noisy, estimates], [f"t = {t}" for t in shown], ["$x_t$", r"$\hat x_0$"])
 
 
 def interpolation(model, count=8, seed=0):
@@ -73,7 +71,7 @@ def interpolation(model, count=8, seed=0):
     import numpy as np
     import tensorflow as tf
 
-    from ddpm import reverse_process, standard_normal
+    from diffusion.sampling import sample, standard_normal
 
     angle = tf.constant(np.linspace(0, np.pi / 2, count), tf.float32)[:, None, None, None]
 
@@ -81,25 +79,25 @@ def interpolation(model, count=8, seed=0):
         one, other = tf.unstack(standard_normal(seed, t, tf.range(2), image_shape))
         return tf.cos(angle) * one + tf.sin(angle) * other
 
-    _, T, step = sampler(model, count)
-    *_, (_, x_0) = reverse_process(step, T, model.inputs[0].shape[1:], seed, tf.range(count), between)
+    sched, reverse_steps = sampler(model, count, between)
+    *_, (_, x_0) = sample(reverse_steps, sched, seed, range(count))
     return strip([x_0], [f"{100 * k // (count - 1)} %" for k in range(count)], [""])
 
 
 def reverse_gif(model, path, n_sample=16, frames=40, seed=0):
     """Writes the reverse process of a grid of pictures as an animated GIF that rests at its end."""
     import numpy as np
-    import tensorflow as tf
     from PIL import Image
 
-    import files
-    from ddpm import reverse_process, to_pixels
+    from ddpm import n_steps, to_pixels
+    from diffusion.sampling import sample
+    from support import files
 
-    _, T, step = sampler(model, n_sample)
-    shown = {round(T * (1 - k / frames) ** 2) for k in range(frames + 1)}  # more of them where pictures appear
+    sched, reverse_steps = sampler(model, n_sample)
+    shown = {round(n_steps(sched) * (1 - k / frames) ** 2) for k in range(frames + 1)}  # more of them near 0
     scale = max(1, 64 // model.inputs[0].shape[1])
     pictures = []
-    for t, x_t in reverse_process(step, T, model.inputs[0].shape[1:], seed, tf.range(n_sample), at_once=1):
+    for t, x_t in sample(reverse_steps, sched, seed, range(n_sample), every=True):
         if t in shown:
             grid = files.grid(to_pixels(x_t)).repeat(scale, 0).repeat(scale, 1)
             picture = Image.fromarray(grid.squeeze(-1) if grid.shape[-1] == 1 else grid)
@@ -197,20 +195,21 @@ def training(path):
     return figure
 
 
-def shares(sched):
-    """The steps 0, 50, 100, 250, 500, 1000, or the same shares of another T."""
-    T = len(sched["beta_t"]) - 1
-    return [round(t * T / 1000) for t in STEPS]
+def fractions(sched):
+    """The steps 0, 50, 100, 250, 500, 1000, or the same fractions of another T."""
+    from ddpm import n_steps
+
+    return [round(t * n_steps(sched) / 1000) for t in STEPS]
 
 
-def sampler(model, batch_size):
-    """Schedule, T and reverse step of a model."""
-    import model_file
+def sampler(model, batch_size, noise=None):
+    """Schedule and reverse steps of a model."""
     from ddpm import ddpm_schedule
-    from parts import sampling_step
+    from support import checkpoint
+    from support.execution import ReverseSteps
 
-    sched = ddpm_schedule(**model_file.logbook(model)["diffusion"])
-    return sched, len(sched["beta_t"]) - 1, sampling_step(model, sched, batch_size)
+    sched = ddpm_schedule(**checkpoint.metadata(model)["diffusion"])
+    return sched, ReverseSteps(model, sched, batch_size, **({"noise": noise} if noise else {}))
 
 
 def strip(rows, titles, names):
@@ -241,13 +240,13 @@ def parse_options(arguments=None):
     add("--data", metavar="SOURCE", help="where the picture of `forward` comes from (the model's own)")
     add("--out", default="figures", metavar="FOLDER", help="where the files go (figures)")
     add("--only", type=console.some_of(ALL), default=ALL, metavar="NAMES", help=f"some of {','.join(ALL)} (all)")
-    add("--seed", type=console.whole(0), default=0, metavar="N", help="of all noise (0)")
+    add("--seed", type=console.integer(0), default=0, metavar="N", help="of all noise (0)")
     return parser.parse_args(arguments)
 
 
 def prepare_files(folder, names):
     """Makes the folder if it is missing. The path of each figure in it, checked to be writable, by name."""
-    import files
+    from support import files
 
     try:
         os.makedirs(folder, exist_ok=True)
@@ -260,21 +259,20 @@ def prepare_files(folder, names):
 
 
 def main():
-    with console.errors_in_a_sentence("figures.py"):
+    with console.one_line_errors("figures.py"):
         options = parse_options()
         say("figures.py: starting TensorFlow …")
-        import device
+        from support import device
 
         device.start_tensorflow(parts=device.MOST_PARTS)
         import matplotlib
 
         matplotlib.use("agg")
         import data
-        import files
-        import model_file
         from ddpm import ddpm_schedule
+        from support import checkpoint, files
 
-        model, book = model_file.open_with_schedule(options.model)
+        model, book = checkpoint.open_with_schedule(options.model)
         paths = prepare_files(options.out, options.only)  # better known now than after the work
 
         def picture():

@@ -6,7 +6,6 @@
 Slides: "Reverse diffusion example, code". The mathematics of a step is in `ddpm.py`.
 """
 
-import collections
 import functools
 import importlib.util
 import numbers
@@ -15,7 +14,7 @@ import secrets
 import sys
 import threading
 
-OURS = ("console", "device", "ddpm", "files", "model_file", "parts", "unet")
+OURS = ("ddpm", "unet", "diffusion", "support")
 
 
 def check_imports(names=OURS):
@@ -38,14 +37,8 @@ def check_imports(names=OURS):
                 )
 
 
-check_imports()
-
-import console  # noqa: E402
-import device  # noqa: E402
-
 SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)  # of batches, as each costs 10 MiB that TensorFlow never gives back
 MODELS = 2  # of which compiled steps are cached
-_recent = collections.deque()
 _lock = threading.RLock()
 SLIDES = {"beta1": 1e-4, "beta2": 0.02, "T": 1000}
 
@@ -85,19 +78,22 @@ def my_sample(image_shape=None, n_sample=1, model="model.keras", seed=None, vari
         FileNotFoundError, ValueError: for a model that is not there or cannot be used, or an
             `image_shape`, `n_sample`, `seed` or `variance` that is none.
     """
+    check_imports()
+    from support import console, device
+
     if not (isinstance(n_sample, numbers.Integral) and n_sample >= 1):
         raise ValueError(f"n_sample must be a whole number of at least 1, got {n_sample}")
     seed = secrets.randbits(31) if seed is None else seed
     if not (isinstance(seed, numbers.Integral) and 0 <= seed < 2**63):
         raise ValueError(f"seed must be a whole number of at least 0, got {seed}")
 
-    check_imports()
     # Our pre-trained model, and the noise schedule that it was trained with.
     tf = device.start_tensorflow()
     import numpy as np
 
-    from ddpm import reverse_process, to_pixels
-    from parts import even_batches
+    from ddpm import n_steps, to_pixels
+    from diffusion.sampling import sample
+    from support.execution import even_batches
 
     if isinstance(model, str | os.PathLike):
         model = load(*load_key(model))
@@ -108,8 +104,8 @@ def my_sample(image_shape=None, n_sample=1, model="model.keras", seed=None, vari
     _, batch_size = even_batches(model, n_sample)
     batch_size = min((size for size in SIZES if size >= batch_size), default=batch_size)
     batches = -(-n_sample // batch_size)
-    forget_older_models(model)
-    step, T = compiled_step(model, variance, bool(clip), batch_size)
+    sched, steps_for = reverse_steps(model)
+    steps, T = steps_for(bool(clip), batch_size), n_steps(sched)
     pictures = []
     for batch in range(batches):
         # The last batch is filled up, not shorter, and so needs no compilation of its own.
@@ -117,7 +113,7 @@ def my_sample(image_shape=None, n_sample=1, model="model.keras", seed=None, vari
         show = (
             console.Countdown(T, f"{batch + 1}/{batches} " if batches > 1 else "").show if verbose else lambda i: None
         )
-        for i, x_t in reverse_process(step, T, shape, seed, index):
+        for i, x_t in sample(steps, sched, seed, index, variance):
             show(i)
         pictures.extend(to_pixels(x_t))
     return np.array(pictures[:n_sample])
@@ -133,38 +129,34 @@ def load_key(path):
 @functools.lru_cache(maxsize=MODELS)
 def load(path, stamp):
     """The model in a file, cached until others or newer ones are asked for."""
-    import model_file
+    from support import checkpoint
 
-    return model_file.open_model(path)
-
-
-def forget_older_models(model):
-    """Drops what was compiled for other models, and with it the models, when there are too many of them."""
-    if not any(model is known for known in _recent):
-        if len(_recent) == MODELS:
-            _recent.clear()
-            compiled_step.cache_clear()
-        _recent.append(model)
+    return checkpoint.open_model(path)
 
 
-@functools.lru_cache(maxsize=4 * MODELS * len(SIZES))
-def compiled_step(model, variance, clip, batch_size):
-    """The reverse step of a model, cached between calls as it takes seconds to compile, and its T."""
-    import model_file
+@functools.lru_cache(maxsize=MODELS)
+def reverse_steps(model):
+    """The schedule of a model, and a function of (clip, batch_size) that returns its compiled steps.
+
+    They are cached as long as the model is one of the latest, since they take seconds to compile.
+    """
     from ddpm import ddpm_schedule
-    from parts import sampling_step
+    from support import checkpoint
+    from support.execution import ReverseSteps
 
-    sched = ddpm_schedule(**model_file.logbook(model).get("diffusion", SLIDES))
-    return sampling_step(model, sched, batch_size, variance, clip), len(sched["beta_t"]) - 1
+    sched = ddpm_schedule(**checkpoint.metadata(model).get("diffusion", SLIDES))
+    return sched, functools.cache(lambda clip, batch_size: ReverseSteps(model, sched, batch_size, clip))
 
 
 def parse_options(arguments=None):
+    from support import console
+
     parser = console.Parser(description=__doc__.split("\n")[0])
-    parser.add_argument("--n-sample", type=console.whole(1), default=16, metavar="N", help="how many pictures (16)")
+    parser.add_argument("--n-sample", type=console.integer(1), default=16, metavar="N", help="how many pictures (16)")
     parser.add_argument("--out", default="samples.png", metavar="FILE", help="all of them as one grid (samples.png)")
     parser.add_argument("--npy", metavar="FILE.npy", help="the array of the pictures too, int16 0 … 255")
     parser.add_argument(
-        "--seed", type=console.whole(0), metavar="N", help="for the same pictures again (others every time)"
+        "--seed", type=console.integer(0), metavar="N", help="for the same pictures again (others every time)"
     )
     parser.add_argument(
         "--model", default="model.keras", metavar="FILE.keras", help="the trained network (model.keras)"
@@ -173,7 +165,7 @@ def parse_options(arguments=None):
         "--variance", choices=("beta", "posterior"), default="beta", help="of the noise in a step (beta)"
     )
     options = parser.parse_args(arguments)
-    import files
+    from support import files
 
     files.check_image_name("--out", options.out)
     if options.npy and not options.npy.endswith(".npy"):
@@ -182,9 +174,11 @@ def parse_options(arguments=None):
 
 
 def main():
-    with console.errors_in_a_sentence("reverse_diffusion.py"):
+    from support import console, device
+
+    with console.one_line_errors("reverse_diffusion.py"):
         options = parse_options()
-        import files
+        from support import files
 
         for path in filter(None, (options.out, options.npy)):
             files.check_writable(path)  # better known now than after the work

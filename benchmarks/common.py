@@ -14,7 +14,7 @@ from importlib import metadata
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
-import device  # noqa: E402
+from support import device  # noqa: E402
 
 
 def machine(*packages):

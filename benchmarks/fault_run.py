@@ -77,8 +77,8 @@ def kill_once(folder, number, chance):
 CHECK = """
 import warnings
 warnings.simplefilter("error")
-import model_file
-print("step", model_file.logbook(model_file.open_for_training("model.keras"))["progress"]["step"])
+from support import checkpoint
+print("step", checkpoint.metadata(checkpoint.open_for_training("model.keras"))["progress"]["step"])
 """
 
 

@@ -25,7 +25,7 @@ PANELS = [("n_feat", WIDTHS, 0), ("image size", SIZES, 1), ("batch", BATCHES, 2)
 
 def matrix_rate():
     """Multiplications and additions a second of float32 matrices, 2048×2048, the best of some."""
-    import device
+    from support import device
 
     tf = device.start_tensorflow()
     a, best = tf.random.normal((2048, 2048)), math.inf

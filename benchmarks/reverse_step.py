@@ -10,6 +10,7 @@ A picture takes 1,000 such steps. Fresh noise is part of each step everywhere. T
 import argparse
 
 import common
+import numpy as np
 
 T = 1000
 TOGETHER = 10  # steps in a call of our own contenders
@@ -18,11 +19,12 @@ SETTINGS = [(16, 32, 16), (16, 32, 1), (32, 64, 16), (32, 64, 1)]  # n_feat, ima
 
 def ours(n_feat, size, batch, way):
     """Steps as `my_sample` takes them, or with XLA, or what others call first: `model.predict`."""
-    import device
+    from support import device
 
     tf = device.start_tensorflow(parts=min(batch, device.MOST_PARTS) if way == "my_sample" else 1)
     import ddpm
-    import parts
+    from diffusion.samplers import ancestral_coefficients
+    from support import execution
     from unet import NaiveUnet
 
     model, sched = NaiveUnet((size, size, 3), n_feat), ddpm.ddpm_schedule(1e-4, 0.02, T)
@@ -37,19 +39,12 @@ def ours(n_feat, size, batch, way):
 
         return once
 
-    predict_eps = parts.predictor(model, 1)
-    step = ddpm.reverse_step(predict_eps, sched, xla=True) if way == "xla" else parts.sampling_step(model, sched, batch)
-
-    def endless():
-        while True:
-            yield from ddpm.reverse_process(step, T, (size, size, 3), 0, tf.range(batch))
-
-    process = endless()
+    steps = execution.ReverseSteps(model, sched, batch, xla=way == "xla" or None)
+    times = np.arange(500, 500 - TOGETHER - 1, -1, dtype=np.int32)
+    coefficients = ancestral_coefficients(sched, times)
 
     def once():
-        for t, x_t in process:
-            if t < T and t % TOGETHER == 0:
-                return x_t.numpy()
+        return steps(x_t, times[:-1], coefficients, 0, range(batch)).numpy()
 
     return once
 

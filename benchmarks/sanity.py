@@ -4,7 +4,7 @@
     python benchmarks/sanity.py --features efficientnet --data CATS --other DOGS   photographs; some minutes
 
 Every row compares a set of pictures with the same held-out ones. `near-copies` is the share that are nearly training
-pictures (`metrics.copying`).
+pictures (`metrics.copy_ratios`).
 """
 
 import argparse
@@ -14,8 +14,8 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 import data
-import metrics
-from features import extractor
+from evaluation import metrics
+from evaluation.features import extractor
 
 
 def blurred(images):
@@ -64,7 +64,7 @@ def main():
         for metric in metrics.kid, metrics.frechet, metrics.precision, metrics.recall:
             value, error = metrics.with_error(metric, of_held_out, features)
             cells.append(f"{value:.3g} ± {error:.1g}")
-        cells.append(f"{metrics.copying(features, of_training, of_held_out)[1]:.2f}")
+        cells.append(f"{metrics.copy_ratios(features, of_training, of_held_out)[1]:.2f}")
         rows.append((name, *cells))
     common.table(f"{n} pictures each of {options.data}, features: {options.features}", rows)
 

@@ -19,11 +19,13 @@ import time; start = time.perf_counter(); stages = {}
 def stage(name):
     global start
     now = time.perf_counter(); stages[name] = now - start; start = now
-import console, data, device
+import data
+from support import console, device
 stage("NumPy, Pillow, our modules")
 tf = device.start_tensorflow(parts=device.MOST_PARTS); import keras
 stage("TensorFlow and Keras")
-import ddpm, diffusion_model, preparation
+import ddpm, diffusion_model
+from support import preparation
 images, _ = data.load_images("drawings", 32)
 stage("2,048 drawings")
 model, *_ = preparation.prepare({"preset": "first", "data": "pictures.npy"}, "model.keras")
@@ -41,16 +43,18 @@ import time; start = time.perf_counter(); stages = {}
 def stage(name):
     global start
     now = time.perf_counter(); stages[name] = now - start; start = now
-import device
+from support import device
 tf = device.start_tensorflow(parts=N)
 stage("TensorFlow and Keras")
-import reverse_diffusion as rd, ddpm
+import numpy as np, reverse_diffusion as rd
+from diffusion.samplers import ancestral_coefficients
 model = rd.load(*rd.load_key("model.keras"))
 stage("the model from its file")
-step, T = rd.compiled_step(model, "beta", True, N)
-x_t = ddpm.standard_normal(tf.constant(0, tf.int64), tf.constant(T), tf.range(N), (32, 32, 3))
+sched, steps_for = rd.reverse_steps(model)
+steps = steps_for(True, N)
+x_t = steps.start(1000, 0, range(N))
 stage("noise")
-step(x_t, tf.constant(T), x_t)
+steps(x_t, [1000], ancestral_coefficients(sched, np.array([1000, 999])), 0, range(N))
 stage("first step: the graph")
 step(x_t, tf.constant(T), x_t)
 stage("second step")

@@ -21,7 +21,7 @@ SETTINGS = {"first run": (16, 32), "larger": (32, 64)}  # n_feat, image size
 
 def ours(n_feat, size, batch, precision, options):
     """A step as `diffusion_model.train` does it, with what `device.py` chooses, or with `options` instead."""
-    import device
+    from support import device
 
     tf = device.start_tensorflow(parts=options.get("parts", device.MOST_PARTS))
     import keras
@@ -29,8 +29,8 @@ def ours(n_feat, size, batch, precision, options):
 
     import data
     import diffusion_model
-    import model_file
     from ddpm import ddpm_schedule
+    from support import checkpoint
     from unet import NaiveUnet
 
     if options.get("keras_norm"):
@@ -40,9 +40,9 @@ def ours(n_feat, size, batch, precision, options):
     model = NaiveUnet((size, size, 3), n_feat)
     optimizer = keras.optimizers.Adam(1e-3, use_ema=True, ema_momentum=0.99)
     optimizer.build(model.trainable_variables)
-    model_file.logbook(model)["progress"] = {}
+    checkpoint.metadata(model)["progress"] = {}
     parts = options.get("parts", device.parts_for(batch))
-    model_file.compile_for_run(model, optimizer, precision, options.get("xla", device.has_gpu()), parts)
+    checkpoint.compile_for_run(model, optimizer, precision, options.get("xla", device.has_gpu()), parts)
     images = np.random.default_rng(0).integers(0, 256, (64 * batch, size, size, 3), np.uint8)
     noisy = diffusion_model.noising(ddpm_schedule(1e-4, 0.02, 1000), seed=0)
     endless, step = iter(()), 0
@@ -95,7 +95,7 @@ def torchs(n_feat, size, batch, precision, layout, fused, compiled=False):
 
 def matrices(precision):
     """A product of two large matrices."""
-    import device
+    from support import device
 
     tf = device.start_tensorflow()
     a = tf.cast(tf.random.normal((MATRIX, MATRIX)), precision)

@@ -11,7 +11,7 @@ import os
 
 import numpy as np
 
-from data import arrays, drawings, pictures
+from data import arrays, drawings, image_files
 
 CATS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "cats64.npz")
 
@@ -31,7 +31,7 @@ class Report:
     left_out: list = dataclasses.field(default_factory=list)
 
     def __str__(self):
-        return "\n".join([*self.notes, *([pictures.summary(self.left_out)] if self.left_out else [])])
+        return "\n".join([*self.notes, *([image_files.summary(self.left_out)] if self.left_out else [])])
 
 
 def load_images(source, image_size, channels=3):
@@ -59,16 +59,16 @@ def load_images(source, image_size, channels=3):
         images = drawings.draw_cats(image_size, seed=int(source != "drawings"))
         report = Report(source, notes=namesake(source, "the built-in drawings"))
         if channels == 1:
-            images = np.stack([pictures.fit(image, image_size, channels) for image in images])
+            images = np.stack([image_files.fit(image, image_size, channels) for image in images])
         return images, report
 
     source = os.fspath(source)
     path = os.path.abspath(source)
-    name = pictures.printable(source)
+    name = image_files.printable(source)
     if not os.path.exists(path):
         raise FileNotFoundError(f"there is no folder or file {name}")
     if os.path.isdir(path):
-        images, left_out, notes = pictures.read_folder(path, image_size, channels)
+        images, left_out, notes = image_files.read_folder(path, image_size, channels)
         return images, Report(path, photographs=True, notes=notes, left_out=left_out)
     if os.path.isfile(path) and path.endswith((".npy", ".npz")):
         images, photographs, notes = arrays.read_array_file(path, image_size, channels)

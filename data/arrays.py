@@ -2,14 +2,14 @@
 
 import numpy as np
 
-from data import pictures
+from data import image_files
 
 
 def read_array_file(path, image_size, channels):
     """Pictures from an array (N, height, width) or (N, height, width, channels).
 
     Integers are 0 … 255, booleans black and white; floating-point numbers are 0 … 1, -1 … 1 or 0 … 255, see
-    `pictures.value_range`. Of a `.npz` file the only array counts, or the one called `images`.
+    `image_files.value_range`. Of a `.npz` file the only array counts, or the one called `images`.
 
     Returns:
         uint8 (N, image_size, image_size, channels), whether the file says that they are
@@ -19,7 +19,7 @@ def read_array_file(path, image_size, channels):
         ValueError: for any other array, or a damaged file.
     """
     array, photographs = _load(path)
-    name = pictures.printable(path)
+    name = image_files.printable(path)
     if array.ndim == 3 and array.shape[-1] not in (1, 3, 4):
         array = array[..., None]
     if array.ndim != 4 or array.shape[-1] not in (1, 3) or 0 in array.shape:
@@ -36,13 +36,13 @@ def read_array_file(path, image_size, channels):
             values = np.clip(np.rint(levels), 0, 255)
         values = values.astype(np.uint8)
         fits = values.shape == images[k].shape
-        images[k] = values if fits else pictures.fit(values, image_size, channels)
+        images[k] = values if fits else image_files.fit(values, image_size, channels)
     return images, photographs, notes
 
 
 def _load(path):
     """The array in the file, and whether it is marked as photographs."""
-    name = pictures.printable(path)
+    name = image_files.printable(path)
     try:
         loaded = np.load(path, mmap_mode="r", allow_pickle=False)
         if isinstance(loaded, np.ndarray):
@@ -72,10 +72,10 @@ def _value_range(array, name):
     if array.dtype.kind in "ui":
         if low < 0 or high > 255:
             raise ValueError(f"{name} holds whole numbers from {low:g} to {high:g}; pictures have 0 … 255")
-        return *pictures.BYTES, pictures.darkness(name, high, *pictures.BYTES)
+        return *image_files.BYTES, image_files.darkness(name, high, *image_files.BYTES)
     try:
-        black, white = pictures.value_range(array, (pictures.UNIT, pictures.SIGNED, pictures.BYTES))
+        black, white = image_files.value_range(array, (image_files.UNIT, image_files.SIGNED, image_files.BYTES))
     except ValueError as error:
         raise ValueError(f"{name} holds {error}") from None
     notes = [f"{name}: floating-point numbers, taken as {black} … {white}"]
-    return black, white, notes + pictures.darkness(name, high, black, white)
+    return black, white, notes + image_files.darkness(name, high, black, white)

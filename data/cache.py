@@ -14,7 +14,7 @@ import tempfile
 import numpy as np
 import PIL
 
-import files
+from support import files
 
 RULES = 2  # raised whenever the code reads files differently than before
 WORTH = 2.0  # seconds of reading from which on the pictures are kept

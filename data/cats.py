@@ -10,9 +10,8 @@ import zipfile
 
 import numpy as np
 
-import device
-import files
-from data import cache, listing, pictures
+from data import cache, image_files, listing
+from support import device, files
 
 URL = "https://download.microsoft.com/download/3/E/1/3E1C3F21-ECDB-4869-8368-6DEBA77B919F/kagglecatsanddogs_5340.zip"
 ANIMALS = ("cat", "dog")  # the labels 0 and 1
@@ -71,7 +70,7 @@ def prepare(archive, out, animals="cats", image_size=64):
     Raises:
         ValueError: if it is no archive, or holds no such photographs.
     """
-    name = pictures.printable(archive)
+    name = image_files.printable(archive)
     if not _is_archive(archive):
         raise ValueError(f"{name} is not a zip archive, or not all of one")
     wanted = ANIMALS if animals == "both" else (animals.removesuffix("s"),)
@@ -89,11 +88,11 @@ def prepare(archive, out, animals="cats", image_size=64):
                 raise ValueError("empty" if size == 0 else f"{size:,} bytes")
             return io.BytesIO(opened.read(member))
 
-        images, left_out = pictures.read_all(list(labels), open_picture, image_size, channels=3)
+        images, left_out = image_files.read_all(list(labels), open_picture, image_size, channels=3)
     if len(images) == 0:
         raise ValueError(
             f"{name} holds no photographs of {animals} (as PetImages/Cat/0.jpg or train/cat.0.jpg): "
-            + (pictures.summary(left_out) if left_out else "no file of such a name")
+            + (image_files.summary(left_out) if left_out else "no file of such a name")
         )
     missing = {member for member, _ in left_out}
     kept = np.array([label for member, label in labels.items() if member not in missing], np.uint8)

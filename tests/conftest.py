@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 
-import files
+from support import files
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SCRIPTS = ("diffusion_model.py", "reverse_diffusion.py", "evaluate.py", "figures.py", "start.py")
@@ -85,3 +85,22 @@ def model_folder(trained, tmp_path):
     """A copy of that folder, the current one of `run`."""
     shutil.copytree(trained[0], tmp_path, dirs_exist_ok=True)
     return tmp_path
+
+
+class Oracle:
+    """Stands in for a network: any function of [x_t, t/T], for images of a shape."""
+
+    def __init__(self, function, shape):
+        self.function, self.inputs = function, [np.empty((1, *shape)), np.empty((1, 1))]
+
+    def __call__(self, inputs, training=False):
+        return self.function(inputs)
+
+
+def generate(function, sched, shape, count, seed=0, variance="beta", clip=True, **more):
+    """All (t, x_t) of a reverse process in which the noise is predicted by a function."""
+    from diffusion.sampling import sample
+    from support.execution import ReverseSteps
+
+    steps = ReverseSteps(Oracle(function, shape), sched, count, clip, xla=False)
+    return [(t, x_t.numpy()) for t, x_t in sample(steps, sched, seed, range(count), variance, **more)]

@@ -4,9 +4,8 @@ import re
 
 import pytest
 
-import advice
 import ddpm
-import preparation
+from support import advice, preparation
 
 
 @pytest.mark.parametrize(

@@ -27,9 +27,8 @@ import pytest
 from PIL import Image, features
 
 import data
-import device
-import files
-from data import batches, digest, drawings, load_images, pictures
+from data import batches, digest, drawings, image_files, load_images
+from support import device, files
 
 REPO = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 PHOTOS = os.path.join(REPO, "..", "shared", "data", "photos")
@@ -435,13 +434,13 @@ def test_sub_folders_are_included_and_everything_comes_in_the_order_of_its_name(
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         plain((10, 10), (20 * k,) * 3).save(tmp_path / name)
     expected = [20 * k for _, k in sorted((name, k) for k, name in enumerate(names))]
-    read_picture, delays = pictures.read_picture, random.Random(1)
+    read_picture, delays = image_files.read_picture, random.Random(1)
 
     def slowly(file, *arguments, **options):
         time.sleep(delays.choice([0, 0.02, 0.05]))
         return read_picture(file, *arguments, **options)
 
-    monkeypatch.setattr(pictures, "read_picture", slowly)
+    monkeypatch.setattr(image_files, "read_picture", slowly)
     for cores in 1, 2, 9:
         monkeypatch.setattr(device, "cores", lambda cores=cores: cores)
         images, report = load_images(tmp_path, 8)
@@ -451,7 +450,7 @@ def test_sub_folders_are_included_and_everything_comes_in_the_order_of_its_name(
 
 
 def test_large_pictures_keep_their_place_in_the_order(tmp_path, monkeypatch):
-    monkeypatch.setattr(pictures, "LARGE", 500)
+    monkeypatch.setattr(image_files, "LARGE", 500)
     for k, size in enumerate([10, 40, 10, 40, 40]):
         plain((size, size), (20 * k,) * 3).save(tmp_path / f"{k}.png")
     whole = png(40, 40)
@@ -493,9 +492,9 @@ def test_real_photographs_are_all_read():
 
 LOAD_AND_TELL = """
 import json, sys
-from data import load_images, pictures
-import device; device.cores = lambda: 4
-pictures._with_progress = lambda results, count: results  # its bar would bring TensorFlow, and its memory
+from data import load_images, image_files
+from support import device; device.cores = lambda: 4
+image_files._with_progress = lambda results, count: results  # its bar would bring TensorFlow, and its memory
 images, report = load_images(sys.argv[1], 8)
 peak = 0
 try:
@@ -540,12 +539,12 @@ def test_what_gives_no_picture_is_skipped_counted_and_named(tmp_path):
 
 
 def test_the_summary_names_all_where_they_are_few(tmp_path):
-    assert pictures.summary([("a", "empty")]) == "1 file left out: a (empty)"
-    three = pictures.summary([("a", "empty"), ("b", "x"), ("c", "y")])
+    assert image_files.summary([("a", "empty")]) == "1 file left out: a (empty)"
+    three = image_files.summary([("a", "empty"), ("b", "x"), ("c", "y")])
     assert three == "3 files left out: a (empty), b (x), c (y)"
-    four = pictures.summary([("a", "empty"), ("b", "x"), ("c", "y"), ("d", "z")])
+    four = image_files.summary([("a", "empty"), ("b", "x"), ("c", "y"), ("d", "z")])
     assert four == "4 files left out: a (empty), b (x), c (y), and 1 more"
-    same = pictures.summary([("a", "x"), ("b", "x"), ("c", "x"), ("d", "y")])
+    same = image_files.summary([("a", "x"), ("b", "x"), ("c", "x"), ("d", "y")])
     assert same == "4 files left out: a (x), d (y), b (x), and 1 more"
 
 
@@ -684,9 +683,9 @@ def without_codecs(monkeypatch):
     """A Pillow that reads neither HEIF nor AVIF."""
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     monkeypatch.setattr(features, "check", lambda feature: False)
-    pictures.formats.cache_clear()
+    image_files.formats.cache_clear()
     yield monkeypatch
-    pictures.formats.cache_clear()
+    image_files.formats.cache_clear()
 
 
 @pytest.mark.parametrize("name", kinds)
@@ -713,7 +712,7 @@ def test_heif_is_read_where_pillow_heif_is_installed(kept, without_codecs):
     without_codecs.setitem(sys.modules, "pillow_heif", heif)
     without_codecs.setattr(Image, "OPEN", dict(Image.OPEN))
     without_codecs.setattr(Image, "ID", list(Image.ID))
-    pictures.formats.cache_clear()
+    image_files.formats.cache_clear()
     images, report = load_images(folder, 8)  # although the images are cached
     assert len(images) == 4 and report.left_out == [("broken.png", "not a picture")]
     assert [tuple(image[4, 4].tolist()) for image in images if image[4, 4, 1]] == [GREEN]
@@ -828,7 +827,7 @@ def test_what_a_broken_file_makes_pillow_say_is_printable_too(tmp_path, monkeypa
     def fail(*arguments, **options):
         raise ValueError("unknown \x1b[31m token\nof \x07 " + 1000 * "many ")
 
-    monkeypatch.setattr(pictures, "read_picture", fail)
+    monkeypatch.setattr(image_files, "read_picture", fail)
     with pytest.raises(ValueError, match="unknown .* token of ") as error:
         load_images(tmp_path, 8)
     assert_printable_on_one_line(str(error.value))
@@ -1639,8 +1638,8 @@ def kept(tmp_path, monkeypatch):
 
     monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
     monkeypatch.setattr(cache, "WORTH", -1)
-    reads, read_picture = [], pictures.read_picture
-    monkeypatch.setattr(pictures, "read_picture", lambda *a: reads.append(a) or read_picture(*a))
+    reads, read_picture = [], image_files.read_picture
+    monkeypatch.setattr(image_files, "read_picture", lambda *a: reads.append(a) or read_picture(*a))
     folder = tmp_path / "folder"
     folder.mkdir()
     for k in range(3):

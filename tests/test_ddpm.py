@@ -6,9 +6,11 @@ import shutil
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import ROOT
+from conftest import ROOT, generate
 
 import ddpm
+from diffusion.sampling import standard_normal
+from support import execution
 
 BETA1, BETA2, T = 1e-4, 0.02, 1000
 
@@ -57,6 +59,8 @@ def test_tables_are_those_of_the_formulas_in_float64(sched):
     for name, table in expected.items():
         assert sched[name].dtype == np.float32 and sched[name].shape == (T + 1,)
         np.testing.assert_allclose(sched[name][1:], table[1:], rtol=3e-7, atol=1e-12, err_msg=name)
+    assert sched.alphabar.dtype == np.float64
+    np.testing.assert_allclose(sched.alphabar, alphabar, rtol=1e-12)
 
 
 def test_index_zero_is_the_clean_image(sched):
@@ -218,7 +222,7 @@ def test_the_same_inside_and_outside_of_a_graph(sched):
 
 def test_noise_belongs_to_seed_step_and_image():
     def draw(seed, t, index, shape=(4, 4, 2)):
-        return ddpm.standard_normal(tf.constant(seed, tf.int64), tf.constant(t), tf.constant(index), shape).numpy()
+        return standard_normal(tf.constant(seed, tf.int64), tf.constant(t), tf.constant(index), shape).numpy()
 
     first = draw(7, 20, [0, 1, 2])
     np.testing.assert_array_equal(first[1:], draw(7, 20, [1, 2]))
@@ -242,8 +246,7 @@ def test_sampling_with_the_exact_predictor_of_a_gaussian_gives_the_gaussian_of_t
         ab = tf.reshape(tf.gather(tf.constant(alphabar, tf.float32), t), (-1, 1, 1, 1))
         return (1 - ab) ** 0.5 * (x_t - ab**0.5 * m) / (ab * s**2 + 1 - ab)
 
-    step = ddpm.reverse_step(predict_eps, sched, variance, clip=False)
-    *_, (t, x_0) = ddpm.reverse_process(step, T, (64, 64, 1), 3, tf.range(40))
+    *_, (t, x_0) = generate(predict_eps, sched, (64, 64, 1), 40, 3, variance, clip=False)
     assert t == 0
 
     mean, var = 0.0, 1.0
@@ -253,7 +256,6 @@ def test_sampling_with_the_exact_predictor_of_a_gaussian_gives_the_gaussian_of_t
         a, b = (1 - share) / alpha[t] ** 0.5, share * alphabar[t] ** 0.5 * m / alpha[t] ** 0.5
         noise = beta[t] if variance == "beta" else beta[t] * (1 - alphabar[t - 1]) / (1 - alphabar[t])
         mean, var = a * mean + b, a**2 * var + (noise if t > 1 else 0)
-    x_0 = x_0.numpy()
     n = x_0.size
     assert x_0.mean() == pytest.approx(mean, abs=5 * (var / n) ** 0.5)
     assert x_0.var() == pytest.approx(var, rel=5 * (2 / n) ** 0.5)
@@ -270,27 +272,26 @@ def test_sampling_with_the_exact_predictor_gives_the_data_distribution_itself():
         ab = tf.reshape(tf.gather(ab_table, tf.cast(tf.round(t_input * T), tf.int32)), (-1, 1, 1, 1))
         return (1 - ab) ** 0.5 * (x_t - ab**0.5 * m) / (ab * s**2 + 1 - ab)
 
-    step = ddpm.reverse_step(predict_eps, sched, clip=False)
-    *_, (_, x_0) = ddpm.reverse_process(step, T, (32, 32, 1), 0, tf.range(64))
-    assert x_0.numpy().mean() == pytest.approx(m, abs=0.01)
-    assert x_0.numpy().std() == pytest.approx(s, abs=0.01)
+    *_, (_, x_0) = generate(predict_eps, sched, (32, 32, 1), 64, clip=False)
+    assert x_0.mean() == pytest.approx(m, abs=0.01)
+    assert x_0.std() == pytest.approx(s, abs=0.01)
 
 
 def test_steps_that_are_taken_together_are_the_same_steps(monkeypatch):
     sched = ddpm.ddpm_schedule(BETA1, BETA2, 25)
-    step = ddpm.reverse_step(lambda inputs: tf.sin(3 * inputs[0]) * inputs[1][:, None, None], sched)
 
-    def run(at_once):
-        return {t: x_t.numpy() for t, x_t in ddpm.reverse_process(step, 25, (8, 8, 1), 4, tf.range(2), at_once=at_once)}
+    def run(**more):
+        return dict(generate(lambda i: tf.sin(3 * i[0]) * i[1][:, None, None], sched, (8, 8, 1), 2, seed=4, **more))
 
-    one_by_one = run(1)
+    one_by_one = run(every=True)
     assert list(one_by_one) == list(range(25, -1, -1))
-    together = run(10)
-    assert len(together) < 26 and {25, 20, 10, 0} <= set(together)
+    monkeypatch.setattr(execution.ReverseSteps, "QUICK", 100)
+    together = run()
+    assert list(together) == [25, 24, 14, 4, 0]
     for t, x_t in together.items():
         np.testing.assert_array_equal(x_t, one_by_one[t])
-    monkeypatch.setattr(ddpm, "QUICK", 0)  # steps that take long are shown one by one
-    assert list(run(10)) == list(one_by_one)
+    monkeypatch.setattr(execution.ReverseSteps, "QUICK", 0)  # steps that take long are shown one by one
+    assert list(run()) == list(one_by_one)
 
 
 def test_pixels_are_rounded_and_clipped():
@@ -324,7 +325,9 @@ def test_a_term_of_the_bound_is_the_integral_of_the_divergence(sched, variance, 
     q, p = gaussian(x, mean_given(x_0), tilde), (mean_p, b if variance == "beta" else tilde)
     log_p = -((x - p[0]) ** 2) / (2 * p[1]) - 0.5 * np.log(2 * np.pi * p[1])
     nats = np.trapezoid(q * (np.log(np.maximum(q, 1e-300)) - log_p), x)
-    got = ddpm.bound_term(images(x_0), images(x_t), steps(t), images(eps), sched, variance, clip)
+    estimate = ddpm.predict_x0(images(x_t), steps(t), images(eps), sched)
+    estimate = ddpm.clip_estimate(images(x_t), steps(t), estimate, sched)[0] if clip else estimate
+    got = ddpm.bound_term(images(x_0), images(x_t), steps(t), estimate, sched, variance)
     assert float(got[0]) == pytest.approx(nats / np.log(2), rel=2e-4, abs=1e-6)
 
 
@@ -342,8 +345,9 @@ def test_the_decoder_shares_all_probability_among_256_values(sched, variance):
 
     x_1, eps = 0.123, 0.4
     values = tf.reshape(tf.range(256, dtype=tf.float32) / 127.5 - 1, (256, 1, 1, 1))
-    same = [tf.broadcast_to(images(v), values.shape) for v in (x_1, eps)]
-    bits = ddpm.bound_decoder(values, *same, sched, variance).numpy()
+    x_1_of_all, eps_of_all = (tf.broadcast_to(images(v), values.shape) for v in (x_1, eps))
+    estimate = ddpm.predict_x0(x_1_of_all, tf.ones(256, tf.int32), eps_of_all, sched)
+    bits = ddpm.bound_decoder(values, x_1_of_all, estimate, sched, variance).numpy()
     assert np.sum(2.0**-bits) == pytest.approx(1, abs=1e-5)
 
     beta, alpha, alphabar = exact()
@@ -357,16 +361,19 @@ def test_the_decoder_shares_all_probability_among_256_values(sched, variance):
 
 def test_a_program_that_is_running_does_not_care_that_its_source_changes(run, tmp_path):
     shutil.copy(os.path.join(ROOT, "ddpm.py"), tmp_path)
+    for package in "diffusion", "support":
+        shutil.copytree(os.path.join(ROOT, package), tmp_path / package)
     code = (
-        "import sys; sys.path.insert(0, '.')\n"
-        "import ddpm, tensorflow as tf\n"
+        "import glob, sys; sys.path.insert(0, '.')\n"
+        "import ddpm, conftest\n"
         "assert ddpm.__file__.startswith(sys.argv[1])\n"
-        "step = ddpm.reverse_step(lambda inputs: inputs[0] / 2, ddpm.ddpm_schedule(1e-3, 0.3, 40))\n"
-        "open('ddpm.py', 'w').write('# another program\\n' * 1000)\n"
-        "*_, (t, x_0) = ddpm.reverse_process(step, 40, (2, 2, 1), 0, tf.range(3))\n"
+        "sched = ddpm.ddpm_schedule(1e-3, 0.3, 40)\n"
+        "from diffusion import sampling; from support import execution\n"
+        "for path in glob.glob('**/*.py', recursive=True): open(path, 'w').write('# another program\\n' * 1000)\n"
+        "(t, x_0) = conftest.generate(lambda inputs: inputs[0] / 2, sched, (2, 2, 1), 3)[-1]\n"
         "print(t, x_0.shape)"
     )
-    process = run("-c", code, tmp_path, TF_CPP_MIN_LOG_LEVEL="2")
+    process = run("-c", code, tmp_path, TF_CPP_MIN_LOG_LEVEL="2", PYTHONPATH=os.pathsep.join([ROOT, ROOT + "/tests"]))
     assert process.stdout == "0 (3, 2, 2, 1)\n" and "AutoGraph" not in process.stderr, process.stderr
 
 
@@ -381,7 +388,8 @@ def test_the_bound_of_the_exact_predictor_of_a_gaussian_is_the_one_computed_by_h
         noise = rng.standard_normal(x_0.shape).astype(np.float32)
         x_t = ab**0.5 * x_0 + (1 - ab) ** 0.5 * noise
         eps = (1 - ab) ** 0.5 * (x_t - ab**0.5 * m) / (ab * s**2 + 1 - ab)
-        got = ddpm.bound_term(x_0, x_t, tf.fill(64, t), eps.astype(np.float32), sched, variance, clip=False).numpy()
+        estimate = ddpm.predict_x0(x_t, tf.fill(64, t), eps.astype(np.float32), sched)
+        got = ddpm.bound_term(x_0, x_t, tf.fill(64, t), estimate, sched, variance).numpy()
         tilde = beta[t] * (1 - alphabar[t - 1]) / (1 - ab)
         of_p = beta[t] if variance == "beta" else tilde
         error = beta[t] ** 2 / (alpha[t] * (1 - ab)) * ab * s**2 / (ab * s**2 + 1 - ab)

@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 
 import diffusion_model
-import model_file
-import preparation
 import reverse_diffusion as rd
+from support import checkpoint, preparation
 
 FIXTURES = os.path.join(os.path.dirname(__file__), "fixtures")
 MODEL = os.path.join(FIXTURES, "before-packages.keras")
@@ -70,7 +69,7 @@ def test_the_same_images_for_the_same_seed(then, options, name):
 def test_the_same_losses_of_the_next_steps(then, source):
     model, images, _ = preparation.prepare({"data": source}, MODEL)
     np.testing.assert_allclose(train(model, images), then["losses"], rtol=1e-5)
-    progress = model_file.logbook(model)["progress"]
+    progress = checkpoint.metadata(model)["progress"]
     assert progress["step"] == 16 and progress["images"] == 20 and progress["epoch_steps"] == 4
     assert progress["loss"] == pytest.approx(0.948615312576294 + sum(then["losses"]), rel=1e-6)
 
@@ -82,7 +81,7 @@ def test_a_typed_batch_size_counts_at_once_and_another_only_when_typed(source):
         model.train_on_batch = lambda inputs, target, sizes=trained: sizes.append(len(target)) or 0.5
         train(model, images)
         assert trained == sizes
-        progress = model_file.logbook(model)["progress"]
+        progress = checkpoint.metadata(model)["progress"]
         assert progress["images"] == 20 and progress["epoch_steps"] == 1 + len(sizes)  # what means divide by
 
 
@@ -90,4 +89,4 @@ def test_images_that_have_moved_are_found_where_they_are_now(source):
     with pytest.raises(FileNotFoundError, match="/home/user/images.npy, which is not there.*--data NEW"):
         preparation.prepare({}, MODEL)
     model, _, _ = preparation.prepare({"data": source}, MODEL)
-    assert model_file.logbook(model)["data"]["source"] == source
+    assert checkpoint.metadata(model)["data"]["source"] == source

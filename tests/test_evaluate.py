@@ -14,12 +14,16 @@ from PIL import Image
 import data
 import ddpm
 import evaluate
-import features
-import metrics
-import model_file
-import parts
-import validation
 from data import drawings
+from diffusion.denoiser import denoiser
+from evaluation import features, inputs, likelihood, metrics, validation
+from evaluation import samples as samples_module
+from support import checkpoint, execution
+
+
+def measure(network, sched, *more, **named):
+    """`likelihood.measure_denoising` of a network."""
+    return likelihood.measure_denoising(denoiser(network, sched), sched, *more, **named)
 
 
 def test_the_whole_table(run, model_folder, monkeypatch, capsys):
@@ -47,7 +51,7 @@ def test_the_whole_table(run, model_folder, monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert "kid" in printed and "bits" not in printed
 
-    model = model_file.open_model(str(model_folder / "model.keras"))  # another one, after as many steps
+    model = checkpoint.open_model(str(model_folder / "model.keras"))  # another one, after as many steps
     model.set_weights([weight + 0.01 for weight in model.get_weights()])
     model.save(model_folder / "model.keras")
     evaluate.main()
@@ -71,8 +75,8 @@ def test_the_whole_table(run, model_folder, monkeypatch, capsys):
 )
 def test_wrong_usage_gets_one_sentence_before_the_long_work(model_folder, monkeypatch, capsys, options, words):
     monkeypatch.chdir(model_folder)
-    monkeypatch.setattr(evaluate, "likelihood", pytest.fail)
-    monkeypatch.setattr(evaluate, "made", pytest.fail)
+    monkeypatch.setattr(likelihood, "likelihood_rows", pytest.fail)
+    monkeypatch.setattr(samples_module, "generate_samples", pytest.fail)
     monkeypatch.setattr("sys.argv", ["evaluate.py", *options])
     with pytest.raises(SystemExit) as stop:
         evaluate.main()
@@ -94,7 +98,7 @@ def sources(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     images = {name: np.random.default_rng(k).integers(0, 256, (60, 4, 4, 1), np.uint8)
               for k, name in enumerate(("all", "other"))}  # fmt: skip
-    images["training"], images["held"] = validation.held_back(images["all"], 0.5, seed=7)
+    images["training"], images["held"] = validation.split_held_out(images["all"], 0.5, seed=7)
     images["few"] = images["other"][:19]
     images["some"] = np.concatenate([images["other"][:25], images["training"][:5]])
     for name, array in images.items():
@@ -102,7 +106,7 @@ def sources(tmp_path, monkeypatch):
     return images
 
 
-def logbook(training, source, text, noted=None):
+def metadata(training, source, text, noted=None):
     """Of a model that was trained on `training`, from the file `source`, with `--validation text`."""
     return {
         "data": {"source": source, "count": len(training), "digest": data.digest(training)},
@@ -112,8 +116,8 @@ def logbook(training, source, text, noted=None):
     }
 
 
-def inputs(book, *options, only="overfitting"):
-    return evaluate.load_inputs(MODEL, book, evaluate.parse_options([*options, "--only", only]))
+def loaded(book, *options, only="overfitting"):
+    return inputs.load_inputs(MODEL, book, evaluate.parse_options([*options, "--only", only]))
 
 
 def same(one, other):
@@ -140,8 +144,8 @@ def test_training_images_are_those_trained_on_and_held_out_ones_those_held_out(
     of_source = {"source": os.path.abspath("held.npy"), "fraction": None}
     of_fraction = {"source": None, "fraction": 0.5}
     more = (of_fraction if text == "0.5" else of_source) | {"count": 30, "digest": data.digest(sources["held"])}
-    book = logbook(sources["training"], source, text, more if noted and text else None)
-    found, training, *_ = inputs(book, "--data", *options)
+    book = metadata(sources["training"], source, text, more if noted and text else None)
+    found, training, *_ = loaded(book, "--data", *options)
     assert same(found, sources[held_out]) and same(training, sources["training"])
     said = capsys.readouterr().out.splitlines()
     assert len(said) == 1 and f"{len(sources[held_out])} images" in said[0]
@@ -165,7 +169,7 @@ def test_training_images_are_those_trained_on_and_held_out_ones_those_held_out(
 )
 def test_images_that_cannot_be_used_are_one_sentence_with_a_way_out(sources, options, source, text, words):
     with pytest.raises((ValueError, FileNotFoundError)) as error:
-        inputs(logbook(sources["training"], source, text), "--data", *options, only="overfitting,kid,recall")
+        loaded(metadata(sources["training"], source, text), "--data", *options, only="overfitting,kid,recall")
     for word in words:
         assert word in str(error.value)
 
@@ -175,7 +179,7 @@ def test_held_out_images_that_have_changed_are_not_taken_for_them(sources, sourc
     noted = {"source": text if text != "0.5" else None, "fraction": None, "count": 30, "digest": "another"}
     noted["fraction"] = 0.5 if text == "0.5" else None
     with pytest.raises(ValueError, match="held out are not those in .*--data"):
-        inputs(logbook(sources["training"], source, text, noted), "--data", "held-out")
+        loaded(metadata(sources["training"], source, text, noted), "--data", "held-out")
 
 
 @pytest.mark.parametrize(
@@ -193,7 +197,7 @@ def test_held_out_images_that_have_changed_are_not_taken_for_them(sources, sourc
     ],
 )
 def test_held_out_images_that_were_trained_on_are_counted(sources, capsys, options, source, only, sentence):
-    inputs(logbook(sources["training"], source, "0.5"), "--data", *options, only=only)
+    loaded(metadata(sources["training"], source, "0.5"), "--data", *options, only=only)
     said = capsys.readouterr().out
     assert len(said.splitlines()) == 1 + bool(sentence) and (sentence or "") in said
 
@@ -201,9 +205,9 @@ def test_held_out_images_that_were_trained_on_are_counted(sources, capsys, optio
 def test_of_sorted_images_some_of_all_classes_are_taken(sources, monkeypatch):
     classes = np.repeat(np.arange(10, dtype=np.uint8) * 25, 100)[:, None, None, None] * np.ones((4, 4, 1), np.uint8)
     np.save("sorted.npy", classes)
-    book = logbook(classes, "sorted.npy", None)
+    book = metadata(classes, "sorted.npy", None)
     options = ("--data", "sorted.npy", "--count", "100", "--samples", "sorted.npy", "--n-sample", "100")
-    held_out, _, samples, _ = inputs(book, *options, "--features", "pixels", only="kid")
+    held_out, _, samples, _ = loaded(book, *options, "--features", "pixels", only="kid")
     for images in held_out, samples, samples[:20]:
         assert len(set(images[:, 0, 0, 0])) >= 8
     assert len(held_out) == len(samples) == 100
@@ -229,8 +233,8 @@ def test_a_few_steps_for_each_picture_estimate_the_sum_over_all():
     sched = ddpm.ddpm_schedule(1e-3, 0.3, T)
 
     def bits(draws):
-        seen = evaluate.observed(network, sched, images, draws, batch_size=64)
-        return evaluate.of_bound(seen) | evaluate.of_loss(seen, sched, images)
+        seen = measure(network, sched, images, draws, batch_size=64)
+        return likelihood.bound_rows(seen) | likelihood.loss_rows(seen, sched, images)
 
     few, every = bits(6), bits(0)
     for name in (name for name in every if name.startswith("bits")):
@@ -261,21 +265,24 @@ def test_the_estimate_of_the_sum_weighs_every_step_alike(monkeypatch):
     """Terms of t itself, to which L_0 adds a number of its own for every image and way, and L_T 500; at T = 7."""
 
     def of_way(variance, clip):
-        return 1000 * (1 + 2 * (variance == "beta") + clip)
+        return 1000 * (1 + 2 * (variance == "beta") + tf.cast(clip, tf.float32))
 
-    monkeypatch.setattr(ddpm, "bound_term", lambda x_0, x_t, t, *more: tf.cast(t, tf.float32))
-    monkeypatch.setattr(ddpm, "bound_decoder", lambda x_0, x_1, eps, sched, *way: x_0[:, 0, 0, 0] + of_way(*way))
-    monkeypatch.setattr(ddpm, "bound_prior", lambda x_0, sched: tf.fill(tf.shape(x_0)[:1], 500.0))
+    def decoder(x_0, x_1, estimate, sched, variance):
+        return x_0[:, 0, 0, 0] + of_way(variance, tf.reduce_all(tf.abs(estimate) <= 1))
+
+    monkeypatch.setattr(likelihood, "bound_term", lambda x_0, x_t, t, *more: tf.cast(t, tf.float32))
+    monkeypatch.setattr(likelihood, "bound_decoder", decoder)
+    monkeypatch.setattr(likelihood, "bound_prior", lambda x_0, sched: tf.fill(tf.shape(x_0)[:1], 500.0))
     images, sched = (
         np.random.default_rng(0).integers(0, 256, (2900, 1, 1, 1), np.uint8),
         ddpm.ddpm_schedule(1e-3, 0.3, 7),
     )
-    every, few = (evaluate.observed(lambda inputs: 0 * inputs[0], sched, images, draws, 1000) for draws in (0, 4))
+    every, few = (measure(lambda inputs: 0 * inputs[0] - 5, sched, images, draws, 1000) for draws in (0, 4))
 
-    of_images = data.scaled(images).reshape(-1, 1) + [of_way(*way) for way in evaluate.WAYS]
+    of_images = data.scaled(images).reshape(-1, 1) + [float(of_way(*way)) for way in likelihood.WAYS]
     np.testing.assert_allclose(every["bits"], of_images + sum(range(2, 8)), rtol=1e-5)
     np.testing.assert_allclose(few["bits"].mean(axis=0), every["bits"].mean(axis=0), atol=0.2)
-    rows = list(evaluate.of_bound(every).values())
+    rows = list(likelihood.bound_rows(every).values())
     values = every["bits"].mean(axis=0) + 500, every["bits"].std(axis=0, ddof=1) / 2900**0.5
     for k, (mean, error) in enumerate(zip(*values, strict=True)):
         assert rows[k]["value"] == pytest.approx(mean) and rows[k]["error"] == pytest.approx(error)
@@ -292,22 +299,22 @@ def test_the_estimate_of_the_sum_weighs_every_step_alike(monkeypatch):
 def test_of_sorted_training_images_some_of_all_classes_are_compared(monkeypatch):
     compared = []
 
-    def observed(predict_eps, sched, images, *more):
+    def measure_denoising(denoise, sched, images, *more):
         compared.append(images)
         return {"t": np.ones((len(images), 1), int), "error": np.ones((len(images), 1))}
 
-    monkeypatch.setattr(evaluate, "observed", observed)
-    monkeypatch.setattr(parts, "even_batches", lambda *more: (1, 10))
+    monkeypatch.setattr(likelihood, "measure_denoising", measure_denoising)
+    monkeypatch.setattr(execution, "even_batches", lambda *more: (1, 10))
     training, options = np.repeat(np.arange(10), 100), types.SimpleNamespace(only=["overfitting"], draws=1)
     book = {"diffusion": {"beta1": 1e-4, "beta2": 0.5, "T": 20}}
-    evaluate.likelihood(None, book, np.arange(50), training, options, None)
+    likelihood.likelihood_rows(None, book, np.arange(50), training, options, None)
     assert len(compared[1]) == 50 and len(set(compared[1])) == 10
 
 
 def test_a_standard_error_of_two_values_is_that_of_the_formula():
-    row = evaluate.measured(np.array([1.0, 3.0]))
+    row = likelihood.measured(np.array([1.0, 3.0]))
     assert row["value"] == 2 and row["error"] == pytest.approx(1)
-    assert evaluate.measured(np.array([1.0]))["error"] is None
+    assert likelihood.measured(np.array([1.0]))["error"] is None
 
 
 @pytest.mark.parametrize("draws", [0, 13])
@@ -319,11 +326,11 @@ def test_standard_errors_are_those_of_repetitions_with_other_images(draws):
     def network(inputs):
         return 3 * tf.reduce_mean(inputs[0], axis=(1, 2, 3), keepdims=True) + 0 * inputs[0]
 
-    seen, rows = evaluate.observed(network, sched, images, draws, 1000), []
+    seen, rows = measure(network, sched, images, draws, 1000), []
     for k in range(0, 4000, 80):
         one, other = ({name: values[k + j : k + j + 40] for name, values in seen.items()} for j in (0, 40))
-        of_one = evaluate.of_bound(one) | evaluate.of_loss(one, sched, images)
-        rows.append(of_one | evaluate.of_overfitting(one, other, sched))
+        of_one = likelihood.bound_rows(one) | likelihood.loss_rows(one, sched, images)
+        rows.append(of_one | likelihood.overfitting_rows(one, other, sched))
     for name in rows[0]:
         if name != "… of it L_T":
             value, error = (np.array([row[name][key] for row in rows]) for key in ("value", "error"))
@@ -335,7 +342,7 @@ def test_the_remark_beside_a_loss_is_about_the_steps_that_were_measured():
     sched = ddpm.ddpm_schedule(1e-4, 0.02, 1000)
     images = np.random.default_rng(0).integers(0, 256, (50, 2, 2, 1), np.uint8)
     seen = {"t": np.tile([2, 3, 3, 500], (50, 1)), "error": np.ones((50, 4))}
-    rows, v = evaluate.of_loss(seen, sched, images), np.var(data.scaled(images), axis=0)
+    rows, v = likelihood.loss_rows(seen, sched, images), np.var(data.scaled(images), axis=0)
     assert rows.keys() == {"loss, t = 1 … 100", "loss, t = 401 … 500"}
     for name, steps in ("loss, t = 1 … 100", [2, 3, 3]), ("loss, t = 401 … 500", [500]):
         best = np.mean([a * v / (a * v + 1 - a) for a in sched["alphabar_t"][steps]])
@@ -369,15 +376,15 @@ def test_a_model_that_knows_50_pictures_by_heart_is_caught_and_one_of_thousands_
         )
     network = best_for(of_model, sched)
 
-    seen = [evaluate.observed(network, sched, images, 10, 50) for images in (of_model[:300], held_out)]
-    row = evaluate.of_overfitting(*seen, sched)["loss, training / held-out"]
-    assert (row["value"] < evaluate.BY_HEART) == row["remark"].startswith("the training pictures") == by_heart
+    seen = [measure(network, sched, images, 10, 50) for images in (of_model[:300], held_out)]
+    row = likelihood.overfitting_rows(*seen, sched)["loss, training / held-out"]
+    assert (row["value"] < likelihood.MEMORISED_BELOW) == row["remark"].startswith("the training images") == by_heart
     assert row["error"] < 0.1
 
     step = ddpm.reverse_step(network, sched)
     *_, (_, x_0) = ddpm.reverse_process(step, 40, of_model.shape[1:], 0, tf.range(40))
     flat = [images.reshape(len(images), -1) / 255.0 for images in (ddpm.to_pixels(x_0), of_model[:300], held_out)]
-    ratios, share = metrics.copying(*flat)
+    ratios, share = metrics.copy_ratios(*flat)
     if by_heart:
         assert np.median(ratios) < 0.1 and share == 1
     else:
@@ -399,19 +406,19 @@ def test_what_was_observed_before_an_interruption_is_not_observed_again(tmp_path
         eps = tf.numpy_function(count, [inputs[0]], tf.float32)
         return tf.ensure_shape(eps, inputs[0].shape)
 
-    whole = evaluate.observed(network, sched, images, 3, 16)
+    whole = measure(network, sched, images, 3, 16)
     batch = len(calls) // 4
     calls.clear()
     with pytest.raises((KeyboardInterrupt, tf.errors.OpError)):
-        evaluate.observed(lambda inputs: network(inputs, 2 * batch + 1), sched, images, 3, 16, kept)
+        measure(lambda inputs: network(inputs, 2 * batch + 1), sched, images, 3, 16, kept)
     assert len(np.load(kept)["prior"]) == 32
     calls.clear()
-    again = evaluate.observed(network, sched, images, 3, 16, kept)
+    again = measure(network, sched, images, 3, 16, kept)
     assert len(calls) == 2 * batch
     for name, values in whole.items():
         np.testing.assert_array_equal(again[name], values)
     calls.clear()
-    evaluate.observed(network, sched, images, 4, 16, kept)  # something else is asked for
+    measure(network, sched, images, 4, 16, kept)  # something else is asked for
     assert len(calls) == 4 * 5
 
 
@@ -431,7 +438,7 @@ def test_what_was_observed_before_an_interruption_is_not_observed_again(tmp_path
 def test_results_replace_no_input_and_not_each_other(sources, options, words):
     more = ("--data", "other.npy", "--train", "some.npy", "--samples", "held.npy")
     with pytest.raises((ValueError, FileNotFoundError)) as error:
-        evaluate.check_outputs(evaluate.parse_options([*more, *options]), logbook(sources["all"], "all.npy", None))
+        evaluate.check_outputs(evaluate.parse_options([*more, *options]), metadata(sources["all"], "all.npy", None))
     for word in words:
         assert word in str(error.value)
 
@@ -469,8 +476,8 @@ def test_without_a_cache_all_is_computed_and_written_before_it_is_shown(model_fo
     (model_folder / "out").mkdir()
     closed(monkeypatch, model_folder / ".model-step6", model_folder / "out" / ".model-step6")
     monkeypatch.setattr(evaluate, "show", show)
-    monkeypatch.setattr(parts, "predictor", lambda model, parts: lambda inputs: inputs[0])
-    monkeypatch.setattr(parts, "sampling_step", lambda *more: lambda x_t, t, z: x_t)
+    monkeypatch.setattr(execution, "predictor", lambda model, parts: lambda inputs: inputs[0])
+    monkeypatch.setattr(execution, "sampling_step", lambda *more: lambda x_t, t, z: x_t)
     monkeypatch.chdir(model_folder)
     options = ("--data", "pictures.npy", "--only", "loss,overfitting,kid", "--draws", "1", "--features", "pixels")
     monkeypatch.setattr("sys.argv", ["evaluate.py", *options, "--n-sample", "20", "--out", "out/numbers.json"])
@@ -486,7 +493,8 @@ def test_results_that_cannot_be_written_are_said_before_the_work(sources, tmp_pa
     closed(monkeypatch, tmp_path / ".a.json")
     with pytest.raises(OSError, match=r"^a.json cannot be written \(permission denied\); choose another --out$"):
         evaluate.check_outputs(
-            evaluate.parse_options(["--data", "other.npy", "--out", "a.json"]), logbook(sources["all"], "all.npy", None)
+            evaluate.parse_options(["--data", "other.npy", "--out", "a.json"]),
+            metadata(sources["all"], "all.npy", None),
         )
 
 
@@ -495,7 +503,7 @@ def test_the_figure_shows_mirrored_copies_as_they_are_nearest(tmp_path):
     training, held_out = rng.integers(0, 256, (2, 30, 8, 8, 3), np.uint8)
     samples = np.concatenate([training[:2], training[2:4, :, ::-1]])
     options = types.SimpleNamespace(features="small", only=["copies"], figure=str(tmp_path / "copies.png"))
-    rows = evaluate.of_samples(samples, training, held_out, features.extractor("pixels"), options)
+    rows = samples_module.sample_rows(samples, training, held_out, features.extractor("pixels"), options)
     assert rows["near-copies, pixels"]["value"] == rows["near-copies, small"]["value"] == 1
     with Image.open(options.figure) as figure:
         cells = np.asarray(figure).reshape(3, 10, 4, 10, 3).swapaxes(1, 2)[:, :, 1:-1, 1:-1]

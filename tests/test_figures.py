@@ -6,7 +6,8 @@ from PIL import Image
 
 import ddpm
 import figures
-import model_file
+from diffusion import sampling
+from support import checkpoint
 
 
 @pytest.fixture(autouse=True)
@@ -44,19 +45,17 @@ def test_forward_goes_from_the_picture_to_noise():
 
 
 def test_the_ends_of_an_interpolation_are_the_pictures_of_the_two_noises(trained):
-    model = model_file.open_model(str(trained[0] / "model.keras"))
+    model = checkpoint.open_model(str(trained[0] / "model.keras"))
     figure = figures.interpolation(model, count=3)
     first, _, last = (np.asarray(axis.images[0].get_array(), int) for axis in figure.axes)
-    _, T, step = figures.sampler(model, 2)
-    import tensorflow as tf
-
-    *_, (_, x_0) = ddpm.reverse_process(step, T, (32, 32, 3), 0, tf.range(2))
+    sched, steps = figures.sampler(model, 2)
+    *_, (_, x_0) = sampling.sample(steps, sched, 0, range(2))
     assert np.abs(first - ddpm.to_pixels(x_0[0])).max() <= 1
     assert np.abs(last - ddpm.to_pixels(x_0[1])).max() <= 1
 
 
 def test_the_network_is_drawn_with_its_sizes(trained):
-    model = model_file.open_model(str(trained[0] / "model.keras"))
+    model = checkpoint.open_model(str(trained[0] / "model.keras"))
     texts = " ".join(text.get_text() for text in figures.network(model).axes[0].texts)
     for size in "32×32×3", "32×32×8", "16×16×8", "8×8×16", "4×4×16", "1×1×16":
         assert size in texts
@@ -74,7 +73,7 @@ def test_a_place_that_cannot_be_used_is_a_sentence_before_the_work(tmp_path, mon
     (tmp_path / "folder" / "schedule.png").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(
-        model_file, "open_with_schedule", lambda path: (None, {"diffusion": {"beta1": 1e-4, "beta2": 0.5, "T": 20}})
+        checkpoint, "open_with_schedule", lambda path: (None, {"diffusion": {"beta1": 1e-4, "beta2": 0.5, "T": 20}})
     )
     monkeypatch.setattr(figures, "schedule", pytest.fail)
     monkeypatch.setattr("sys.argv", ["figures.py", "--out", out, "--only", "schedule"])

@@ -11,9 +11,7 @@ import pytest
 from conftest import ROOT, environment
 from PIL import Image
 
-import console
-import device
-import files
+from support import console, device, files
 
 
 def test_a_file_is_replaced_only_by_a_complete_one(tmp_path):
@@ -94,7 +92,7 @@ def test_chatter_is_held_back_and_shown_when_something_fails(run):
         ("ctypes.CDLL(None).exit(3)", True),
         ("import nowhere", True),
         ("", False),
-        ("os._exit(143)", False),  # as after a signal, see `interruption.py`
+        ("os._exit(143)", False),  # as after a signal, see `support/signals.py`
     ],
 )
 def test_the_last_words_of_tensorflow_are_shown(run, tmp_path, end, shown):
@@ -102,7 +100,7 @@ def test_the_last_words_of_tensorflow_are_shown(run, tmp_path, end, shown):
         f"import ctypes, os, signal\nos.write(2, b'no AVX here\\n' * 9999)\n{end}\n"
         "from types import SimpleNamespace\nconfig = SimpleNamespace(list_physical_devices=lambda kind: [])"
     )
-    process = run("-c", "import device; device.start_tensorflow()", timeout=20)
+    process = run("-c", "from support import device; device.start_tensorflow()", timeout=20)
     assert process.stderr.count("no AVX here") == 9999 * shown and (process.returncode != 0) == bool(end)
 
 
@@ -111,7 +109,7 @@ def test_tensorflow_starts_without_standard_streams(tmp_path):
         "import os, types\nconfig = types.SimpleNamespace(list_physical_devices=lambda kind: [])"
     )
     done = subprocess.run(
-        ["bash", "-c", '"$0" -c "import device; device.start_tensorflow()" <&- >&- 2>&-', sys.executable],
+        ["bash", "-c", '"$0" -c "from support import device; device.start_tensorflow()" <&- >&- 2>&-', sys.executable],
         cwd=tmp_path, env=environment(), timeout=20,
     )  # fmt: skip
     assert done.returncode == 0
@@ -179,7 +177,7 @@ def test_no_failure_to_print_ends_work(monkeypatch, kind):
         countdown.show(t)
     with pytest.raises(SystemExit, match="2"):
         console.leave(text, 2)
-    with pytest.raises(SystemExit), console.errors_in_a_sentence("x"):
+    with pytest.raises(SystemExit), console.one_line_errors("x"):
         raise FileNotFoundError(text)
     with pytest.raises(SystemExit, match="0"):
         console.Parser(description=text).parse_args(["--help"])
@@ -205,7 +203,8 @@ def test_a_bar_on_a_terminal_that_goes_away_ends_nothing(monkeypatch, kind):
 
 
 PRINTS = """
-import console, sys
+import sys
+from support import console
 console.Parser(prog="x").parse_args([])
 for _ in range(3):
     console.say("β ± 1×2 … \\udcff 漢" * 1000)
@@ -231,7 +230,7 @@ def test_output_that_goes_away_leaves_the_exit_status_alone(where, encoding):
 
 
 def test_no_file_gets_the_descriptor_of_a_stream_that_is_missing():
-    code = "import console; console.Parser().parse_args([]); raise SystemExit(open('/dev/null').fileno())"
+    code = "from support import console; console.Parser().parse_args([]); raise SystemExit(open('/dev/null').fileno())"
     done = subprocess.run(
         ["bash", "-c", '"$0" -c "$1" <&- >&- 2>&-', sys.executable, code], env=environment(), timeout=20
     )

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-import metrics
+from evaluation import metrics
 
 
 @pytest.fixture
@@ -82,10 +82,10 @@ def test_the_standard_error_is_that_of_repetitions(rng):
 
 def test_copies_are_caught_and_new_pictures_are_not(rng):
     training, held_out = rng.normal(size=(2, 300, 20))
-    ratios, share = metrics.copying(rng.normal(size=(100, 20)), training, held_out)
+    ratios, share = metrics.copy_ratios(rng.normal(size=(100, 20)), training, held_out)
     assert np.median(ratios) == pytest.approx(1, abs=0.05) and share == 0
     copies = training[:100] + rng.normal(0, 0.1, (100, 20))
-    ratios, share = metrics.copying(copies, training, held_out)
+    ratios, share = metrics.copy_ratios(copies, training, held_out)
     assert np.median(ratios) < 0.3 and share == 1
     index, distance = metrics.nearest(copies, training, chunk=7)
     np.testing.assert_array_equal(index, range(100))
@@ -109,7 +109,7 @@ def classes(rng, count):
 def test_the_ratio_is_1_also_if_held_out_images_are_sorted_by_class(rng):
     training, held_out, made = classes(rng, 100), classes(rng, 400), classes(rng, 100)
     for one, other in (training, held_out), (held_out, training):
-        ratios, _ = metrics.copying(made, one, other)
+        ratios, _ = metrics.copy_ratios(made, one, other)
         assert 0.8 < np.median(ratios) < 1.25 and np.percentile(ratios, 90) < 4
 
 
@@ -128,9 +128,9 @@ def test_mirrored_copies_are_caught_and_new_images_still_have_a_ratio_of_1(rng):
 
     training, held_out, new = rng.normal(size=(3, 200, 4, 6))
     copies = training[:50, :, ::-1] + rng.normal(0, 0.05, (50, 4, 6))
-    assert metrics.copying(flat(copies), flat(training), flat(held_out))[1] == 0  # in one orientation alone
+    assert metrics.copy_ratios(flat(copies), flat(training), flat(held_out))[1] == 0  # in one orientation alone
     for images, share_expected, ratio in (copies, 1, 0.05), (copies[..., ::-1], 1, 0.05), (new, 0, 1):
-        ratios, share = metrics.copying(flat(images), flat(training), flat(held_out), flat(images[..., ::-1]))
+        ratios, share = metrics.copy_ratios(flat(images), flat(training), flat(held_out), flat(images[..., ::-1]))
         assert share == share_expected and np.median(ratios) == pytest.approx(ratio, abs=0.05)
     index, distance, flipped = metrics.nearest_either_way(flat(copies), flat(copies[..., ::-1]), flat(training))
     np.testing.assert_array_equal(index, range(50))
@@ -148,6 +148,6 @@ def test_ratios_are_those_of_equally_many_and_near_copies_of_all_training_images
     """In two dimensions, where the nearest of ten times as many is three times as near."""
     training, held_out, made = (rng.normal(size=(count, 2)) for count in (3000, 300, 300))
     for one, other in (training, held_out), (held_out, training):
-        assert 0.75 < np.median(metrics.copying(made, one, other)[0]) < 1.33
+        assert 0.75 < np.median(metrics.copy_ratios(made, one, other)[0]) < 1.33
     training, held_out = rng.normal(size=(400, 20)), rng.normal(size=(40, 20))
-    assert metrics.copying(training + 0.01, training, held_out)[1] == 1  # a copy of each
+    assert metrics.copy_ratios(training + 0.01, training, held_out)[1] == 1  # a copy of each

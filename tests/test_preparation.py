@@ -12,10 +12,8 @@ from conftest import write_pictures
 from test_resume import in_a_process
 
 import diffusion_model
-import keeper
-import preparation
-import settings
 from data import drawings
+from support import preparation, settings, training_run
 
 
 @pytest.fixture
@@ -127,7 +125,7 @@ def test_a_seed_that_keras_does_not_take_is_refused_by_name(seed, fits, capsys):
     ],
 )
 def test_grids_carry_the_name_of_their_model(path, suffix, name):
-    assert keeper.grid_name(path, suffix) == os.path.normpath(name)
+    assert training_run.grid_name(path, suffix) == os.path.normpath(name)
 
 
 def test_a_run_leaves_neither_lock_nor_signal_handlers_in_its_process(model_folder, monkeypatch, capsys):

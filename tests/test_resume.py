@@ -18,8 +18,8 @@ import pytest
 from conftest import SMALL, command, environment, write_pictures
 from test_training import assert_equal_to_the_bit, losses
 
-import model_file
 import unet
+from support import checkpoint
 
 LONG = (*SMALL, "--n-epochs", "40", "--sample-every", "0", "--lr-decay", "cosine", "--save-every", "0.005")
 
@@ -66,7 +66,7 @@ def table(path):
 
 
 def progress(path):
-    return model_file.logbook(keras.models.load_model(path))["progress"]
+    return checkpoint.metadata(keras.models.load_model(path))["progress"]
 
 
 def assert_the_same_end(done, lines, at_once, folder):
@@ -185,7 +185,7 @@ def test_usr1_saves_and_training_goes_on_nohup_is_respected_and_ctrl_c_saves_and
 
 def in_a_process(code):
     """Runs lines in the block of an `Interruption`, `i`, in a process of their own, which a signal may end."""
-    begin = "import os, signal, sys, time\nfrom interruption import Interruption\ni = Interruption().__enter__()\n"
+    begin = "import os, signal, sys, time\nfrom support.signals import Interruption\ni = Interruption().__enter__()\n"
     command = [sys.executable, "-c", begin + code + "time.sleep(60)"]
     return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=20)
 
@@ -239,11 +239,11 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_the_file_is_from_before(run
 def test_a_weight_that_is_not_finite_is_never_saved(model_folder, where):
     path = model_folder / "model.keras"
     before = path.read_bytes()
-    model = model_file.open_for_training(path)
+    model = checkpoint.open_for_training(path)
     variable = model.trainable_variables[3] if where == "weight" else model.optimizer.variables[-1]
     variable.assign(np.full(variable.shape, np.inf))
     with pytest.raises(FloatingPointError, match="not finite"):
-        model_file.save(model, path)
+        checkpoint.save(model, path)
     assert path.read_bytes() == before
 
 
@@ -262,15 +262,15 @@ def test_the_file_that_keras_writes_beside_large_models_stays_in_the_private_fol
         seen.append("asked")
         return False
 
-    model = model_file.open_for_training(path)
+    model = checkpoint.open_for_training(path)
     before = sorted(os.listdir(model_folder))
     with monkeypatch.context() as patch:
         patch.setattr(saving_lib, "is_memory_sufficient", no_memory)
         patch.setattr(os, "replace", note_and_replace)
-        model_file.save(model, path)
+        checkpoint.save(model, path)
     assert seen == ["asked", sorted([*before, ".model.keras.saving"])]
     assert sorted(os.listdir(model_folder)) == before
-    for a, b in zip(model.get_weights(), model_file.open_for_training(path).get_weights(), strict=True):
+    for a, b in zip(model.get_weights(), checkpoint.open_for_training(path).get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
@@ -322,10 +322,10 @@ def test_a_damaged_file_is_refused_in_one_sentence_and_left_as_it_is(model_folde
     damage(path, kind)
     before = path.read_bytes()
     with pytest.raises(ValueError, match="model.keras .*(take another file|name another --model|none that takes)"):
-        model_file.open_for_training(path)
+        checkpoint.open_for_training(path)
     if kind not in FOR_TRAINING_ONLY:
         with pytest.raises(ValueError, match="model.keras"):
-            model_file.open_model(path)
+            checkpoint.open_model(path)
     assert path.read_bytes() == before
 
 

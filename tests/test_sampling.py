@@ -12,12 +12,10 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-import ddpm
-import device
-import model_file
-import parts
 import reverse_diffusion as rd
 import unet
+from diffusion import sampling
+from support import checkpoint, device, execution
 
 
 @pytest.fixture
@@ -43,22 +41,23 @@ def test_the_same_seed_gives_the_same_pictures_and_another_seed_others(model):
 
 def test_a_picture_depends_neither_on_their_number_nor_on_the_batches(model, monkeypatch):
     seven = sample(model, 7)
-    monkeypatch.setattr(parts, "LARGEST_BATCH", 3)
+    monkeypatch.setattr(execution, "LARGEST_BATCH", 3)
     in_batches = sample(model, 7)
     assert np.abs(seven - in_batches).max() <= 1  # rounding
     assert np.abs(seven[:2] - sample(model, 2)).max() <= 1
     assert len({picture.tobytes() for picture in seven}) == 7
 
 
-def test_one_compiled_step_is_kept_and_an_incomplete_batch_needs_no_other(model, monkeypatch):
-    monkeypatch.setattr(parts, "LARGEST_BATCH", 4)
-    rd.compiled_step.cache_clear()
+def test_one_compiled_step_is_cached_and_an_incomplete_batch_needs_no_other(model, monkeypatch):
+    monkeypatch.setattr(execution, "LARGEST_BATCH", 4)
+    rd.reverse_steps.cache_clear()
     sample(model, 6)
     sample(model, 5)
     loaded = rd.load(*rd.load_key(model))
-    step, _ = rd.compiled_step(loaded, "beta", True, 3)
-    assert rd.compiled_step.cache_info().misses == 1
-    assert step.experimental_get_tracing_count() == 1
+    _, steps_for = rd.reverse_steps(loaded)
+    steps = steps_for(True, 3)
+    assert steps_for.cache_info().misses == 1
+    assert steps._take.experimental_get_tracing_count() == 1
 
 
 def test_variance_and_clipping_matter(model):
@@ -84,7 +83,7 @@ def test_a_loaded_model_does_as_well_as_its_path(model):
 
 def forget():
     rd.load.cache_clear()
-    rd.compiled_step.cache_clear()
+    rd.reverse_steps.cache_clear()
 
 
 @pytest.fixture
@@ -160,9 +159,9 @@ def test_a_warning_while_a_model_is_loaded_does_not_make_it_a_damaged_one(model,
         warnings.simplefilter(action)
         filters = list(warnings.filters)
         with warnings.catch_warnings(record=action == "default"):
-            model_file.open_model(model)
+            checkpoint.open_model(model)
         assert warnings.filters == filters
-        model_file.open_for_training(model)
+        checkpoint.open_for_training(model)
     if action == "default":  # other threads see the filters too
         assert seen[0] == filters
 
@@ -192,16 +191,16 @@ def test_few_sizes_of_batches_are_compiled_and_few_models_kept(monkeypatch):
     """Each compilation costs memory that TensorFlow never gives back."""
     made, models = [], [light_model() for _ in range(3)]
 
-    def fake_step(model, sched, batch_size, variance, clip):
+    def fake_steps(model, sched, batch_size, clip):
         made.append((model, batch_size))
-        return lambda x_t, t, z: x_t
+        return model.inputs[0].shape[1:]
 
-    def fake_process(step, T, shape, seed, index):
+    def fake_sample(shape, sched, seed, index, variance):
         yield 0, np.zeros((len(index), *shape))
 
     forget()
-    monkeypatch.setattr(parts, "sampling_step", fake_step)
-    monkeypatch.setattr(ddpm, "reverse_process", fake_process)
+    monkeypatch.setattr(execution, "ReverseSteps", fake_steps)
+    monkeypatch.setattr(sampling, "sample", fake_sample)
     for n in (*range(1, 65), *range(64, 0, -1), 200, 1000):
         assert len(sample(models[0], n)) == n
     assert [size for _, size in made] == list(rd.SIZES)
@@ -210,19 +209,19 @@ def test_few_sizes_of_batches_are_compiled_and_few_models_kept(monkeypatch):
         sample(model, 1)
     assert len(made) == len(rd.SIZES) + 1
     sample(models[2], 1)
-    assert list(rd._recent) == [models[2]] and rd.compiled_step.cache_info().currsize == 1
+    assert rd.reverse_steps.cache_info().currsize == rd.MODELS
+    sample(models[0], 1)  # the latest two are still there
+    assert len(made) == len(rd.SIZES) + 2
     forget()
 
 
 def test_sampling_leaves_no_traces_behind_in_functions_that_stay():
     light = light_model()
-    traces = ddpm.standard_normal.experimental_get_tracing_count()
     sample(light, 3)
-    step, _ = rd.compiled_step(light, "beta", True, 3)
-    before = step.several
-    sample(light, 3)
-    assert step.several is before
-    assert ddpm.standard_normal.experimental_get_tracing_count() == traces
+    steps = rd.reverse_steps(light)[1](True, 3)
+    sample(light, 3, variance="posterior", seed=9)
+    assert rd.reverse_steps(light)[1](True, 3) is steps and steps._take.experimental_get_tracing_count() == 1
+    assert not hasattr(sampling.standard_normal, "experimental_get_tracing_count")
 
 
 @pytest.mark.parametrize("name", rd.OURS)
@@ -237,13 +236,6 @@ def test_a_module_of_the_user_in_the_way_of_ours_is_named(tmp_path, monkeypatch,
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ImportError, match=rf"{path} is in the way of {name}.py in .*rename it"):
         rd.my_sample()
-
-
-def test_a_module_of_the_user_is_named_at_import_too(run, tmp_path):
-    (tmp_path / "console.py").write_text("")
-    process = run("-c", "import reverse_diffusion")
-    assert process.returncode == 1
-    assert process.stderr.splitlines()[-1].startswith(f"ImportError: {tmp_path}/console.py is in the way")
 
 
 @keras.saving.register_keras_serializable("Tests")

@@ -4,15 +4,17 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from conftest import generate
 
 import data
 import ddpm
 import diffusion_model
-import evaluate
-import model_file
 import reverse_diffusion as rd
 import unet
-import validation
+from diffusion import sampling
+from diffusion.denoiser import denoiser
+from evaluation import likelihood, validation
+from support import checkpoint
 
 T = 20
 DIFFUSION = {"beta1": 0.01, "beta2": 0.3, "T": T}
@@ -107,7 +109,7 @@ def test_t_over_T_is_the_same_number_wherever_the_network_is_asked(eagerly, witn
     compile_with_ema(model)
     validation.Validation(model, images, sched).measure()
     asked["validation"] = numbers()
-    evaluate.observed(witness.predict, sched, images[:2], 0, 2)
+    likelihood.measure_denoising(denoiser(witness.predict, sched), sched, images[:2], 0, 2)
     asked["evaluation"] = numbers()
     expected = {float(np.float32(t) / np.float32(T)) for t in range(1, T + 1)}
     for where, seen in asked.items():
@@ -117,13 +119,16 @@ def test_t_over_T_is_the_same_number_wherever_the_network_is_asked(eagerly, witn
 def compile_with_ema(model):
     optimizer = keras.optimizers.Adam(use_ema=True)
     optimizer.build(model.trainable_variables)
-    model_file.compile_for_run(model, optimizer, "float32", xla=False)
+    checkpoint.compile_for_run(model, optimizer, "float32", xla=False)
 
 
-def test_x_T_and_the_noise_of_every_step_are_independent():
+def test_x_T_and_the_noise_of_every_step_are_independent(monkeypatch):
     """A step that returns its noise shows all of it: first x_T, then z_T … z_1, for three images each."""
-    drawn = ddpm.reverse_process(lambda x_t, t, z: z, T, (32, 32, 1), 7, tf.range(3), at_once=1)
-    drawn = np.concatenate([x_t.numpy() for _, x_t in drawn])
+    only_noise = np.tile(np.float32([0, 0, 1]), (T, 1))
+    monkeypatch.setattr(sampling, "ancestral_coefficients", lambda *more: only_noise)
+    sched = ddpm.ddpm_schedule(**DIFFUSION)
+    drawn = generate(lambda inputs: inputs[0], sched, (32, 32, 1), 3, seed=7, every=True)
+    drawn = np.concatenate([x_t for _, x_t in drawn])
     assert len(drawn) == 3 * (T + 1)
     assert_independent_noise(drawn)
 

@@ -9,12 +9,10 @@ import types
 
 import pytest
 
-import epoch_log
-import files
-import model_file
 import unet
-from epoch_log import COLUMNS, EpochLog
-from saving import Checkpoints
+from support import checkpoint, files, history
+from support.history import COLUMNS, History
+from support.saving import Checkpoints
 
 
 @pytest.fixture
@@ -29,8 +27,8 @@ def checkpoints(tmp_path, monkeypatch):
         with files.replacing(path) as draft, open(draft, "w") as file:
             file.write(str(progress))
 
-    monkeypatch.setattr(model_file, "save", save)
-    made = Checkpoints(model, path, EpochLog(str(tmp_path / "model.csv"), 0), 10, keep=2, warn=warnings.append)
+    monkeypatch.setattr(checkpoint, "save", save)
+    made = Checkpoints(model, path, History(str(tmp_path / "model.csv"), 0), 10, keep=2, warn=warnings.append)
     return made, warnings
 
 
@@ -181,7 +179,7 @@ def as_text(delimiter=",", decimal=".", columns=12, end="\n", quote=""):
 )
 def test_a_table_that_a_spreadsheet_has_saved_is_read(tmp_path, content):
     (tmp_path / "model.csv").write_bytes(content)
-    table = EpochLog(str(tmp_path / "model.csv"), 2)
+    table = History(str(tmp_path / "model.csv"), 2)
     assert table.rows == ROWS
     assert table.held_out() == [(0.9928, 0.5)]
     table.write()
@@ -190,10 +188,10 @@ def test_a_table_that_a_spreadsheet_has_saved_is_read(tmp_path, content):
 
 def test_a_table_of_an_earlier_version_is_completed_and_rows_of_lost_epochs_go(tmp_path):
     (tmp_path / "model.csv").write_text(as_text(columns=7))
-    assert epoch_log.read_rows(tmp_path / "model.csv") == [row[:7] + [""] * 5 for row in ROWS]
-    assert len(EpochLog(tmp_path / "model.csv", 1).rows) == 1
+    assert history.read_rows(tmp_path / "model.csv") == [row[:7] + [""] * 5 for row in ROWS]
+    assert len(History(tmp_path / "model.csv", 1).rows) == 1
     (tmp_path / "model.csv").write_text("\n")
-    assert EpochLog(tmp_path / "model.csv", 1).rows == []
+    assert History(tmp_path / "model.csv", 1).rows == []
 
 
 @pytest.mark.parametrize(
@@ -212,5 +210,5 @@ def test_a_table_of_an_earlier_version_is_completed_and_rows_of_lost_epochs_go(t
 def test_a_table_of_somebody_else_is_refused_and_stays(tmp_path, content):
     (tmp_path / "model.csv").write_bytes(content)
     with pytest.raises(ValueError, match="model.csv is not a table of epochs.*rename it, or choose another --model"):
-        EpochLog(str(tmp_path / "model.csv"), 5)
+        History(str(tmp_path / "model.csv"), 5)
     assert (tmp_path / "model.csv").read_bytes() == content

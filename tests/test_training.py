@@ -13,13 +13,11 @@ from conftest import SMALL, write_pictures
 from PIL import Image
 from tensorflow.compat.v1.train import summary_iterator
 
-import board
 import data
 import ddpm
-import model_file
-import preparation
 import unet
-import validation
+from evaluation import validation
+from support import checkpoint, preparation, tensorboard
 
 EPOCH_LINE = re.compile(r"^Epoch :(\d+) loss :(\d+\.\d+(?:e-?\d+)?)$", re.MULTILINE)
 
@@ -68,7 +66,7 @@ def test_the_first_loss_is_that_of_predicting_nothing(trained):
 def test_the_model_is_one_compiled_keras_file_with_its_settings(trained):
     model = keras.models.load_model(trained[0] / "model.keras")
     assert int(model.optimizer.iterations) == 6
-    book = model_file.logbook(model)
+    book = checkpoint.metadata(model)
     assert book["diffusion"] == {"beta1": 1e-4, "beta2": 0.5, "T": 20}
     assert book["data"]["count"] == 48
     assert book["progress"] == {"epoch": 2, "images": 0, "loss": 0.0, "seconds": 0.0, "step": 6, "epoch_steps": 0}
@@ -76,7 +74,7 @@ def test_the_model_is_one_compiled_keras_file_with_its_settings(trained):
 
 def test_the_file_holds_the_averages_and_the_raw_weights_apart(trained):
     averages = keras.models.load_model(trained[0] / "model.keras").get_weights()
-    raw = model_file.open_for_training(str(trained[0] / "model.keras")).get_weights()
+    raw = checkpoint.open_for_training(str(trained[0] / "model.keras")).get_weights()
     assert any(np.any(a != r) for a, r in zip(averages, raw, strict=True))
 
 
@@ -94,9 +92,9 @@ def test_going_on_with_many_saves_ends_in_the_same_bits_as_never_having_stopped(
 
     kept = sorted(name for name in os.listdir(model_folder) if re.fullmatch(r"model-epoch\d+\.keras", name))
     assert kept == ["model-epoch0004.keras", "model-epoch0005.keras"]
-    book = model_file.logbook(keras.models.load_model(model_folder / kept[0]))
+    book = checkpoint.metadata(keras.models.load_model(model_folder / kept[0]))
     assert book["progress"]["epoch"] == 4 and book["progress"]["images"] == 16  # the first save after its end
-    assert model_file.open_for_training(model_folder / kept[1])
+    assert checkpoint.open_for_training(model_folder / kept[1])
 
 
 def test_more_epochs_plan_the_fall_of_the_learning_rate_anew(model_folder, monkeypatch, capsys):
@@ -142,11 +140,11 @@ def test_what_contradicts_the_file_is_refused_with_both_values_and_a_way_out(mod
 def test_a_file_older_than_some_settings_takes_their_defaults(model_folder, monkeypatch):
     monkeypatch.chdir(model_folder)
     model = keras.models.load_model("model.keras")
-    book = model_file.logbook(model)
+    book = checkpoint.metadata(model)
     del book["settings"]["flip"], book["progress"]["seconds"]
     model.save("older.keras")
     model, *_ = preparation.prepare({"n_epochs": 3}, "older.keras")
-    book = model_file.logbook(model)
+    book = checkpoint.metadata(model)
     assert not book["settings"]["flip"] and book["settings"]["n_epochs"] == 3
     assert book["progress"]["seconds"] == 0 and book["progress"]["step"] == 6
 
@@ -173,7 +171,7 @@ def test_other_pictures_on_purpose(run, model_folder):
     process = run("diffusion_model.py", *options, "--batch-size", "64")
     assert process.returncode == 0, process.stderr
     model = keras.models.load_model(model_folder / "model.keras")
-    assert model_file.logbook(model)["data"]["count"] == 5
+    assert checkpoint.metadata(model)["data"]["count"] == 5
     assert int(model.optimizer.iterations) == 7  # fewer pictures than a batch are one step
     assert {layer.compute_dtype for layer in model.layers} == {"float32"}
 
@@ -183,7 +181,7 @@ def test_a_model_goes_on_in_float16_and_keeps_to_it(model_folder, monkeypatch):
     model, *_ = preparation.prepare({"n_epochs": 3, "precision": "float16"}, "model.keras")
     x = np.random.default_rng(0).standard_normal((2, 32, 32, 3), np.float32)
     assert np.isfinite(model.train_on_batch([x, np.ones((2, 1), np.float32)], x))
-    model_file.save(model, "model.keras")
+    checkpoint.save(model, "model.keras")
     model, *_ = preparation.prepare({}, "model.keras")
     assert model.dtype_policy.compute_dtype == "float16" and int(model.optimizer.iterations) == 7
 
@@ -295,7 +293,7 @@ def test_held_out_pictures_are_measured_after_every_second_epoch_and_not_trained
     monkeypatch.chdir(tmp_path)
     model, images, held_out = preparation.prepare({"n_epochs": 5}, "model.keras")  # with the same division
     every = data.load_images("pictures.npy", 32, 1)[0]
-    for half, expected in zip((images, held_out), validation.held_back(every, 0.25, seed=0), strict=True):
+    for half, expected in zip((images, held_out), validation.split_held_out(every, 0.25, seed=0), strict=True):
         np.testing.assert_array_equal(half, expected)
     for other in "0.5", "pictures.npy":
         with pytest.raises(ValueError, match=f"--validation 0.25, not {other}.*omit --validation"):
@@ -304,7 +302,7 @@ def test_held_out_pictures_are_measured_after_every_second_epoch_and_not_trained
     if not with_board:
         refused(run("diffusion_model.py", "--n-epochs", "5", "--tensorboard", "board"), 2, "pip install tensorboard")
         return
-    board.Board("board", model, ddpm.ddpm_schedule(1e-4, 0.5, 20)).epoch(4, {"loss": 1.0})  # goes on in that folder
+    tensorboard.Board("board", model, ddpm.ddpm_schedule(1e-4, 0.5, 20)).epoch(4, {"loss": 1.0})  # resumes
     events = [event for path in (tmp_path / "board").iterdir() for event in summary_iterator(str(path))]
     tags = {value.tag for event in events for value in event.summary.value}
     assert {"loss", "learning rate", "held-out/all", "held-out/q4", "pictures from noise"} <= tags
@@ -316,7 +314,7 @@ def test_the_held_out_loss_is_the_loss_of_the_averaged_weights():
     model = unet.NaiveUnet((32, 32, 3), 8)
     optimizer = keras.optimizers.Adam(use_ema=True)
     optimizer.build(model.trainable_variables)
-    model_file.compile_for_run(model, optimizer, "float32", xla=False)
+    checkpoint.compile_for_run(model, optimizer, "float32", xla=False)
     for average in optimizer._model_variables_moving_average:
         average.assign(average * 0)  # such weights predict 0, whose error is the mean square of the noise
     model.layers[-1].bias.assign(model.layers[-1].bias + 5)
@@ -328,11 +326,11 @@ def test_the_held_out_loss_is_the_loss_of_the_averaged_weights():
 
 def test_held_back_pictures_are_a_share_that_depends_on_the_seed():
     images = np.arange(100)
-    training, held_out = validation.held_back(images, 0.1, seed=3)
+    training, held_out = validation.split_held_out(images, 0.1, seed=3)
     assert len(held_out) == 10 and sorted([*training, *held_out]) == list(range(100))
     assert list(training) == sorted(training)
-    assert list(validation.held_back(images, 0.1, seed=3)[1]) == list(held_out)
-    assert list(validation.held_back(images, 0.1, seed=4)[1]) != list(held_out)
+    assert list(validation.split_held_out(images, 0.1, seed=3)[1]) == list(held_out)
+    assert list(validation.split_held_out(images, 0.1, seed=4)[1]) != list(held_out)
 
 
 @pytest.mark.parametrize(
@@ -346,7 +344,7 @@ def test_held_back_pictures_are_a_share_that_depends_on_the_seed():
     ],
 )
 def test_memorising_is_a_falling_loss_with_a_rising_held_out_loss(training, held_out, begun):
-    assert bool(validation.memorising(list(zip(training, held_out, strict=True)))) == begun
+    assert bool(validation.overfitting_warning(list(zip(training, held_out, strict=True)))) == begun
 
 
 @pytest.mark.parametrize("share", ["0", "1.5", "0.001", "nowhere"])

@@ -18,16 +18,11 @@ from PIL import Image
 
 import data
 import ddpm
-import device
 import diffusion_model
-import epoch_log
-import files
-import keeper
-import model_file
-import parts
-import preparation
 import unet
 from data import drawings
+from diffusion import sampling
+from support import checkpoint, device, execution, files, history, lock, preparation, training_run
 
 T = 20
 DIFFUSION = {"beta1": 0.01, "beta2": 0.3, "T": T}
@@ -92,7 +87,7 @@ def test_no_two_draws_of_training_and_sampling_share_their_random_bits(monkeypat
         for step in range(60):
             noisy(np.zeros((2, 1, 1, 1)), step)
         for t in range(1, T + 2):
-            ddpm.standard_normal(5, t, tf.range(3), (1, 1, 1))
+            sampling.standard_normal(5, t, tf.range(3), (1, 1, 1))
     finally:
         tf.config.run_functions_eagerly(False)
     assert len(keys) >= 2 * 60 + 3 * (T + 1)
@@ -187,9 +182,9 @@ def begun(tmp_path, monkeypatch):
     np.save(images, random_images(48))
     model, *_ = preparation.prepare(new_options(images, n_epochs=4), path)
     take_step(model)
-    book = model_file.logbook(model)
+    book = checkpoint.metadata(model)
     book["progress"].update(step=1, images=16, epoch_steps=1, loss=1.25, seconds=2.5)
-    model_file.save(model, path)
+    checkpoint.save(model, path)
     return types.SimpleNamespace(path=path, images=images, book=book)
 
 
@@ -204,10 +199,10 @@ def new_run(begun, precision="float32", n_parts=1, **more):
     book["progress"].update(step=0, images=0, epoch_steps=0, loss=0.0, seconds=0.0)
     for part, values in more.items():
         book[part].update(values)
-    model_file.logbook(model).update(book)
+    checkpoint.metadata(model).update(book)
     optimizer = keras.optimizers.Adam(use_ema=True, ema_momentum=book["settings"]["ema"])
     optimizer.build(model.trainable_variables)
-    model_file.compile_for_run(model, optimizer, precision, xla=False, parts=n_parts)
+    checkpoint.compile_for_run(model, optimizer, precision, xla=False, parts=n_parts)
     return model
 
 
@@ -242,7 +237,7 @@ def steps_of(model, images):
         return 1.0
 
     model.train_on_batch = train_on_batch
-    diffusion_model.train(model, images, Counting(model_file.logbook(model)["progress"]))
+    diffusion_model.train(model, images, Counting(checkpoint.metadata(model)["progress"]))
     return steps
 
 
@@ -323,7 +318,7 @@ def test_three_steps_are_those_of_adam_on_the_mean_squared_error_with_ema(begun,
     model.layers[-1].set_weights([np.full((1, 1, 1, 1), 0.3), np.full(1, -0.2)])
     rates = [step.rate for step in steps_of(model, images)]
     del model.train_on_batch
-    book = model_file.logbook(model)
+    book = checkpoint.metadata(model)
     book["progress"].update(epoch=0, images=0, step=0, loss=0.0)
     counting = Counting(book["progress"])
     diffusion_model.train(model, images, counting)
@@ -341,7 +336,7 @@ def test_three_steps_are_those_of_adam_on_the_mean_squared_error_with_ema(begun,
         weights = weights - rate * m / (v**0.5 + 1e-7)
         average = 0.7 * average + 0.3 * weights if step else weights  # Keras starts its average from the first weights
     np.testing.assert_allclose(flat(model), weights, rtol=1e-4)
-    model_file.exchange_averages(model)
+    checkpoint.swap_ema_weights(model)
     np.testing.assert_allclose(flat(model), average, rtol=1e-4)
 
     assert [loss for loss, _ in counting.seen] == pytest.approx(losses, rel=1e-4)
@@ -375,14 +370,14 @@ def test_ema_weights_follow_the_weights_with_the_requested_momentum(begun, tmp_p
 
 
 def ema_weights(model):
-    model_file.exchange_averages(model)
+    checkpoint.swap_ema_weights(model)
     values = flat(model)
-    model_file.exchange_averages(model)
+    checkpoint.swap_ema_weights(model)
     return values
 
 
 def settings_of(options, path):
-    return model_file.logbook(preparation.prepare(options, str(path))[0])["settings"]
+    return checkpoint.metadata(preparation.prepare(options, str(path))[0])["settings"]
 
 
 def write_photographs(folder):
@@ -415,14 +410,14 @@ def test_new_data_restart_the_epoch_and_choose_flip_again(begun, tmp_path):
     write_photographs(tmp_path / "photographs")
     assert not begun.book["settings"]["flip"]
     model, *_ = preparation.prepare({"data": str(tmp_path / "photographs"), "new_data": True}, begun.path)
-    book = model_file.logbook(model)
+    book = checkpoint.metadata(model)
     assert book["progress"] == {"epoch": 0, "step": 1, "images": 0, "epoch_steps": 0, "loss": 0.0, "seconds": 0.0}
     assert book["settings"]["flip"] is True and book["data"]["count"] == 6
 
 
 def test_the_same_data_resume_inside_the_epoch(begun):
     model, *_ = preparation.prepare({"data": begun.images, "new_data": True}, begun.path)
-    progress = model_file.logbook(model)["progress"]
+    progress = checkpoint.metadata(model)["progress"]
     assert (progress["images"], progress["loss"], progress["seconds"]) == (16, 1.25, 2.5)
 
 
@@ -467,7 +462,7 @@ def test_a_resumed_float16_run_has_its_loss_scale_and_the_age_of_it(begun):
     scaler = model.optimizer
     scaler.dynamic_scale.assign(2.0**11)
     scaler.step_counter.assign(7)
-    model_file.save(model, begun.path)
+    checkpoint.save(model, begun.path)
     assert (
         model.optimizer is scaler and model.dtype_policy.compute_dtype == "float16"
     )  # the run itself continues with it
@@ -490,7 +485,7 @@ def clock(monkeypatch):
 def new_keeper(model, folder, save_every=1e9, keep=0):
     """A keeper of an uninterrupted run."""
     nobody = types.SimpleNamespace(stop=None, save_asked=False, busy=contextlib.nullcontext())
-    return keeper.Keeper(model, str(folder / "model.keras"), save_every, keep, nobody)
+    return training_run.TrainingRun(model, str(folder / "model.keras"), save_every, keep, nobody)
 
 
 def count_step(run, seconds=0.0, clock=None):
@@ -506,7 +501,7 @@ def count_step(run, seconds=0.0, clock=None):
 
 def test_a_run_is_saved_once_in_every_ten_minutes_and_once_when_asked(begun, tmp_path, clock, monkeypatch):
     saved = []
-    monkeypatch.setattr(model_file, "save", lambda model, path: saved.append(run.progress["step"]))
+    monkeypatch.setattr(checkpoint, "save", lambda model, path: saved.append(run.progress["step"]))
     run = new_keeper(new_run(begun), tmp_path, save_every=10)
     for _ in range(25):
         count_step(run, 61, clock)
@@ -535,7 +530,7 @@ def test_failing_saves_are_reported_once_until_one_works_and_the_last_one_ends_t
         if not works:
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(model_file, "save", save)
+    monkeypatch.setattr(checkpoint, "save", save)
     run, reports = new_keeper(new_run(begun), tmp_path, save_every=-1), []
     for works in (True, False, False, True, False, False):
         count_step(run)
@@ -548,12 +543,12 @@ def test_failing_saves_are_reported_once_until_one_works_and_the_last_one_ends_t
 
 def test_a_save_precedes_the_first_compiled_grid_and_grids_show_the_ema_weights(begun, tmp_path, monkeypatch):
     """Predicted noise of -100 in every pixel gives white images, of 100 black ones."""
-    events, save = [], model_file.save
-    monkeypatch.setattr(model_file, "save", lambda *arguments: (events.append("save"), save(*arguments)))
+    events, save = [], checkpoint.save
+    monkeypatch.setattr(checkpoint, "save", lambda *arguments: (events.append("save"), save(*arguments)))
     monkeypatch.setattr(files, "save_grid", lambda images, path, *more, **named: events.append(images))
     model = new_run(begun)
     model.layers[-1].set_weights([np.zeros((1, 1, 1, 1)), np.full(1, -100)])
-    model_file.exchange_averages(model)
+    checkpoint.swap_ema_weights(model)
     model.layers[-1].set_weights([np.zeros((1, 1, 1, 1)), np.full(1, 100)])
     run = new_keeper(model, tmp_path)
     count_step(run)
@@ -626,7 +621,7 @@ def test_keep_removes_only_the_oldest_kept_epochs(begun, tmp_path):
 def test_a_table_without_held_out_columns_is_extended(tmp_path):
     path = tmp_path / "model.csv"
     path.write_text("epoch,step,loss_sum,loss_mean,seconds,images_per_second,learning_rate\n0,3,2.7,0.9,1,48,0.004\n")
-    table = epoch_log.EpochLog(str(path), 1)
+    table = history.History(str(path), 1)
     table.rows.append((1, 6, 2.1, 0.7, "1.000", "48.0", 0.004, 0.8, 0.1, 0.2, 0.3, 0.4))
     assert table.held_out() == [(0.7, 0.8)]
     table.write()
@@ -658,22 +653,22 @@ def test_a_file_is_synced_to_disk_before_it_replaces_the_old_one(tmp_path, monke
     assert happened[:2] == [("on disk", number), ("replaced", number)]
 
 
-@pytest.mark.skipif(model_file.fcntl is None, reason="this system has no locks for files")
+@pytest.mark.skipif(lock.fcntl is None, reason="this system has no locks for files")
 def test_a_lock_file_removed_by_its_owner_meanwhile_is_made_again(tmp_path, monkeypatch):
     """A lock on a file that has no name any more would keep no other run away."""
-    path, flock = str(tmp_path / "model.keras"), model_file.fcntl.flock
+    path, flock = str(tmp_path / "model.keras"), lock.fcntl.flock
 
     def removed_before_it_is_locked(handle, how):
-        monkeypatch.setattr(model_file.fcntl, "flock", flock)
+        monkeypatch.setattr(lock.fcntl, "flock", flock)
         os.remove(tmp_path / ".model.keras.lock")
         flock(handle, how)
 
-    monkeypatch.setattr(model_file.fcntl, "flock", removed_before_it_is_locked)
-    lock = model_file.Lock(path)
+    monkeypatch.setattr(lock.fcntl, "flock", removed_before_it_is_locked)
+    held = lock.Lock(path)
     with pytest.raises(OSError, match=f"process {os.getpid()} "):
-        model_file.Lock(path)
-    lock.release()
-    model_file.Lock(path).release()
+        lock.Lock(path)
+    held.release()
+    lock.Lock(path).release()
     assert os.listdir(tmp_path) == []
 
 
@@ -691,8 +686,8 @@ def test_a_lock_file_removed_by_its_owner_meanwhile_is_made_again(tmp_path, monk
 def test_a_signal_ends_the_program_with_its_status_when_nothing_is_lost(code, status, printed):
     begin = """
 import os, signal, time
-from console import say
-from interruption import Interruption
+from support.console import say
+from support.signals import Interruption
 
 def twice(number):
     for _ in range(2):
@@ -714,16 +709,16 @@ i.farewell = lambda: say("bye")
 
 @pytest.mark.parametrize("count, expected", [(1, (1, 1)), (64, (1, 64)), (65, (2, 33)), (200, (4, 50))])
 def test_batches_of_sampling_are_equal_and_at_most_64(count, expected):
-    assert parts.even_batches(tiny_network(), count) == expected
+    assert execution.even_batches(tiny_network(), count) == expected
 
 
 def test_batches_of_sampling_fit_in_memory(monkeypatch):
     """The largest feature map of this network has 8 × 8 × 3 floats; four such maps are alive at once."""
-    monkeypatch.setattr(parts, "MEMORY", 10 * 4 * 4 * 8 * 8 * 3)
-    assert parts.even_batches(tiny_network((8, 8, 3)), 20) == (2, 10)
-    assert parts.even_batches(tiny_network((8, 8, 3)), 21) == (3, 7)
-    monkeypatch.setattr(parts, "MEMORY", 1)
-    assert parts.even_batches(tiny_network((8, 8, 3)), 3) == (3, 1)
+    monkeypatch.setattr(execution, "MEMORY", 10 * 4 * 4 * 8 * 8 * 3)
+    assert execution.even_batches(tiny_network((8, 8, 3)), 20) == (2, 10)
+    assert execution.even_batches(tiny_network((8, 8, 3)), 21) == (3, 7)
+    monkeypatch.setattr(execution, "MEMORY", 1)
+    assert execution.even_batches(tiny_network((8, 8, 3)), 3) == (3, 1)
 
 
 class ByHand:

@@ -8,6 +8,7 @@ import pytest
 import tensorflow as tf
 
 import unet
+from support import checkpoint
 
 
 def some_inputs(shape, n=2):
@@ -153,17 +154,17 @@ print(model.get_layer("logbook").entries["x"])
 
 
 def test_a_saved_model_loads_in_a_fresh_process_in_float32_and_predicts_the_same_bits(run, tmp_path):
-    import model_file
+    from support import checkpoint
 
     image, t = some_inputs((32, 32, 3))
     model = randomized(unet.NaiveUnet((32, 32, 3), 8))
     optimizer = keras.optimizers.Adam(1e-3, use_ema=True, ema_momentum=0.0)
     optimizer.build(model.trainable_variables)
-    model_file.logbook(model).update(x={"loss": 0.1 + 0.2, "n": [1, 2], "none": None}, progress={})
-    model_file.compile_for_run(model, optimizer, "float16", xla=True)
+    checkpoint.metadata(model).update(x={"loss": 0.1 + 0.2, "n": [1, 2], "none": None}, progress={})
+    checkpoint.compile_for_run(model, optimizer, "float16", xla=True)
     for _ in range(2):
         model.optimizer.apply([keras.ops.sign(w) for w in model.trainable_weights], model.trainable_weights)
-    model_file.save(model, tmp_path / "model.keras")
+    checkpoint.save(model, tmp_path / "model.keras")
 
     assert model.dtype_policy.compute_dtype == "float16" and model.jit_compile  # the run goes on as it was
     np.save(tmp_path / "image.npy", image), np.save(tmp_path / "t.npy", t)
@@ -174,7 +175,7 @@ def test_a_saved_model_loads_in_a_fresh_process_in_float32_and_predicts_the_same
         "{'float32'} 2 False",
         "{'loss': 0.30000000000000004, 'n': [1, 2], 'none': None}",
     ]
-    unet.set_precision(model, "float32")  # momentum 0: the averages are the weights
+    checkpoint.set_precision(model, "float32")  # momentum 0: the averages are the weights
     np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), model([image, t]))
 
 
@@ -198,7 +199,7 @@ def test_mixed_precision_predicts_nearly_the_same_in_float32(precision):
     model = randomized(unet.NaiveUnet((32, 32, 3), 8))
     inputs = some_inputs((32, 32, 3))
     exact = model(inputs).numpy()
-    unet.set_precision(model, precision)
+    checkpoint.set_precision(model, precision)
     rough = model(inputs)
     assert rough.dtype == "float32"
     difference = np.abs(rough.numpy() - exact).max() / exact.std()

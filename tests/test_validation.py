@@ -6,13 +6,13 @@ import tensorflow as tf
 
 import data
 import ddpm
-import model_file
-import validation
+from evaluation import validation
+from support import checkpoint
 
 
 def test_each_held_out_image_is_measured_once_at_its_own_step_and_noise(monkeypatch):
     """70 images are more than a batch and no multiple of one; the network takes x_t itself for the noise."""
-    monkeypatch.setattr(model_file, "exchange_averages", lambda model: None)
+    monkeypatch.setattr(checkpoint, "swap_ema_weights", lambda model: None)
     sched, images = (
         ddpm.ddpm_schedule(1e-3, 0.3, 20),
         np.random.default_rng(0).integers(0, 256, (70, 4, 4, 1), np.uint8),
@@ -36,4 +36,4 @@ def test_each_held_out_image_is_measured_once_at_its_own_step_and_noise(monkeypa
 )
 def test_only_the_last_measurements_say_that_memorising_has_begun(held_out, begun):
     training = [5, 4, 3, 2, 1, 0.9, 0.8]
-    assert bool(validation.memorising(list(zip(training, held_out, strict=True)))) == begun
+    assert bool(validation.overfitting_warning(list(zip(training, held_out, strict=True)))) == begun

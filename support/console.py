@@ -11,7 +11,7 @@ import os
 import sys
 import time
 
-import device
+from support import device
 
 STAND_INS = {"…": "...", "×": "x", "━": "=", "┄": "-", "±": "+-", "β": "beta", "ε": "eps", "\u0303": "~", "\u0302": "^"}
 
@@ -103,7 +103,7 @@ codecs.register_error("console.stand_ins", _stand_ins)
 
 
 @contextlib.contextmanager
-def errors_in_a_sentence(program):
+def one_line_errors(program):
     """Ends the program with one sentence on stderr instead of a traceback.
 
     ValueError and FileNotFoundError stand for wrong usage (exit status 2), other OSErrors for
@@ -213,12 +213,12 @@ class Parser(argparse.ArgumentParser):
         leave(f"{self.prog}: {message}; see {self.prog} --help", 2)
 
 
-def whole(low, high=2**63 - 1):
+def integer(low, high=2**63 - 1):
     """An argparse type: a whole number from `low` to `high`."""
     return _number(int, "a whole number", low, high)
 
 
-def real(low, high=float("inf")):
+def number(low, high=float("inf")):
     """An argparse type: a number from `low` to `high`."""
     return _number(float, "a number", low, high)
 

@@ -109,7 +109,7 @@ def nearest_either_way(made, mirrored, images):
     return np.where(flipped, index_mirrored, index), np.minimum(distance, distance_mirrored), flipped
 
 
-def copying(made, training, held_out, mirrored=None, seed=0):
+def copy_ratios(made, training, held_out, mirrored=None, seed=0):
     """How much nearer the samples are to training than to held-out images: memorisation.
 
     For each, the distance to the nearest training image divided by that to the nearest held-out one. As many training

@@ -111,8 +111,8 @@ def _in_parts(model, prepared):
     """A Keras model as a function of pictures, which are prepared by another."""
     import tensorflow as tf
 
-    import device
-    from parts import predictor
+    from support import device
+    from support.execution import predictor
 
     def of_only_input(inputs, training):  # which a model takes without a list around it
         return model(inputs[0], training=training)

@@ -2,9 +2,8 @@
 
 import argparse
 
-import console
-import device
-from console import real, say, whole
+from support import console, device
+from support.console import integer, number, say
 
 PRESETS = {
     "first": {
@@ -37,35 +36,35 @@ def parse_options(description, arguments=None):
     add("--data", metavar="SOURCE", help="drawings (cartoon cats made by code), a folder of pictures, a .npy or .npz "
         "file (preset slides: data/cats64.npz if it is there, see python -m data cats; else drawings)")
     add("--new-data", action="store_true", help="resume with other images than those the model was trained on")
-    add("--image-size", type=whole(1), metavar="PIXELS", help="square pictures, multiple of 32 (first 32, slides 64)")
+    add("--image-size", type=integer(1), metavar="PIXELS", help="square pictures, multiple of 32 (first 32, slides 64)")
     add("--channels", type=int, choices=(1, 3), help="1 gray, 3 colour (3)")
-    add("--n-feat", type=whole(1), metavar="N", help="width of the network, a multiple of 8 (first 16, slides 512)")
-    add("--batch-size", type=whole(1), metavar="N", help="pictures in a step (first 16, slides 64)")
-    add("--n-epochs", type=whole(1), metavar="N", help="epochs in total, earlier runs included (first: as many "
+    add("--n-feat", type=integer(1), metavar="N", help="width of the network, a multiple of 8 (first 16, slides 512)")
+    add("--batch-size", type=integer(1), metavar="N", help="pictures in a step (first 16, slides 64)")
+    add("--n-epochs", type=integer(1), metavar="N", help="epochs in total, earlier runs included (first: as many "
         f"as make about {STEPS_OF_FIRST} steps, slides 300)")
-    add("--learning-rate", type=real(1e-12), metavar="RATE", help="of Adam, at its highest (first 4e-3, slides 1e-3)")
+    add("--learning-rate", type=number(1e-12), metavar="RATE", help="of Adam, at its highest (first 4e-3, slides 1e-3)")
     add("--lr-decay", choices=("none", "cosine"), help="cosine: falls to 0 over all epochs (first: cosine)")
-    add("--warmup", type=whole(0), metavar="STEPS", help="steps in which the rate rises from 0 (first 50, slides 0)")
-    add("--ema", type=real(0, 0.999999), metavar="MOMENTUM", help="of the averaged weights that make the pictures, "
+    add("--warmup", type=integer(0), metavar="STEPS", help="steps in which the rate rises from 0 (first 50, slides 0)")
+    add("--ema", type=number(0, 0.999999), metavar="MOMENTUM", help="of the averaged weights that make the pictures, "
         "0 for none (first 0.99, slides 0.999)")
     add("--flip", action=argparse.BooleanOptionalAction, help="mirror at random (photographs yes, drawings, arrays no)")
     add("--precision", choices=("float32", "bfloat16", "float16"), help="of the layers; weights stay float32 (float32)")
     add("--xla", action=argparse.BooleanOptionalAction, help="compile the step with XLA (on a GPU yes, on a CPU no)")
-    add("--parts", type=whole(1), metavar="N", help="divide every batch into N parts that are computed side by side "
+    add("--parts", type=integer(1), metavar="N", help="divide every batch into N parts that are computed side by side "
         f"(on a CPU one for each core, at most {device.MOST_PARTS}; on a GPU 1)")
     add("--beta1", type=float, metavar="VARIANCE", help="of the noise of the first step (1e-4)")
     add("--beta2", type=float, metavar="VARIANCE", help="of the noise of the last step (0.02)")
-    add("--T", type=whole(1), metavar="STEPS", help="steps from picture to noise (1000)")
-    add("--seed", type=whole(0, 2**32 - 1), metavar="N", help="of everything random (0)")
+    add("--T", type=integer(1), metavar="STEPS", help="steps from picture to noise (1000)")
+    add("--seed", type=integer(0, 2**32 - 1), metavar="N", help="of everything random (0)")
     add("--model", default="model.keras", metavar="FILE.keras", help="written, or gone on from (model.keras)")
-    add("--save-every", type=real(0), default=10, metavar="MINUTES", help="at most so much is lost to a power cut (10)")
-    add("--keep", type=whole(0), default=0, metavar="K", help="keep the first save after each of the last K epochs (0)")
+    add("--save-every", type=number(0), default=10, metavar="MINUTES", help="between saves (10)")
+    add("--keep", type=integer(0), default=0, metavar="K", help="keep a copy after each of the last K epochs (0)")
     add("--deterministic", action="store_true", help="on a GPU: the same bits in every run, but slower (a CPU is)")
     add("--validation", metavar="SOURCE", help="pictures whose loss is shown, not trained on: a share as 0.1, "
         "or a source of their own like --data (none)")
-    add("--validate-every", type=whole(1), metavar="EPOCHS", help="their loss after every so many epochs (1)")
+    add("--validate-every", type=integer(1), metavar="EPOCHS", help="their loss after every so many epochs (1)")
     add("--tensorboard", metavar="DIR", help="scalars, pictures and graph for tensorboard --logdir DIR (off)")
-    add("--sample-every", type=whole(0), metavar="EPOCHS", help="a grid of pictures beside the model every so many "
+    add("--sample-every", type=integer(0), metavar="EPOCHS", help="a grid of pictures beside the model every so many "
         "epochs, 0 never (first: half-way, slides 10)")
     options = vars(parser.parse_args(arguments))
     if not options["model"].endswith(".keras"):

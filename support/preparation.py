@@ -5,16 +5,14 @@ import os
 
 import keras
 
-import advice
 import data
-import device
-import model_file
-from console import say
 from ddpm import ddpm_schedule
-from keeper import grid_name
-from settings import NOTHING_DONE, STEPS_OF_FIRST, as_fraction, choose_settings, complete
+from evaluation.validation import split_held_out
+from support import advice, checkpoint, device
+from support.console import say
+from support.settings import NOTHING_DONE, STEPS_OF_FIRST, as_fraction, choose_settings, complete
+from support.training_run import grid_name
 from unet import NaiveUnet
-from validation import held_back
 
 
 def prepare(options, path):
@@ -28,8 +26,8 @@ def prepare(options, path):
         ValueError, OSError: for what cannot be used, or contradicts the file.
     """
     resuming = os.path.exists(path)
-    model = model_file.open_for_training(path) if resuming else None
-    book = model_file.logbook(model) if resuming else {}
+    model = checkpoint.open_for_training(path) if resuming else None
+    book = checkpoint.metadata(model) if resuming else {}
     if resuming:
         complete(book)
     settings = choose_settings(options, book, path, preset_for_this_machine)
@@ -49,11 +47,11 @@ def prepare(options, path):
         book["progress"] = dict(NOTHING_DONE)
     book["diffusion"] = {name: settings[name] for name in ("beta1", "beta2", "T")}
     book["settings"] = settings
-    model_file.logbook(model).update(book)
+    checkpoint.metadata(model).update(book)
 
     xla = options.get("xla", device.has_gpu()) and not options.get("deterministic")
     parts = options.get("parts", 1 if xla else device.parts_for(settings["batch_size"]))
-    model_file.compile_for_run(model, optimizer, settings["precision"], xla, min(parts, settings["batch_size"]))
+    checkpoint.compile_for_run(model, optimizer, settings["precision"], xla, min(parts, settings["batch_size"]))
     return model, images, held_out
 
 
@@ -95,7 +93,7 @@ def choose_validation(images, options, settings, book, path):
     if fraction is not None:
         if not 0 < fraction < 1 or not 0 < round(fraction * len(images)) < len(images):
             raise ValueError(f"--validation must leave images on both sides, got {typed} of {len(images):,}")
-        images, held_out = held_back(images, fraction, settings["seed"])
+        images, held_out = split_held_out(images, fraction, settings["seed"])
         now = {"source": None, "fraction": fraction}
     elif typed is not None or before:
         held_out, report = read_images("validation", options, before, None, settings, path)
@@ -150,21 +148,21 @@ def same_images(name, now, before, path, options):
     return False
 
 
-def finished(keeper):
+def finished(run):
     """Whether all epochs are done; if so, says it, and how to train further."""
-    epochs = keeper.progress["epoch"]
-    if epochs < keeper.settings["n_epochs"]:
+    epochs = run.progress["epoch"]
+    if epochs < run.settings["n_epochs"]:
         return False
-    grid = grid_name(keeper.path)
-    if not os.path.exists(grid) or os.path.getmtime(grid) < os.path.getmtime(keeper.path):
-        keeper.make_grid(grid)  # the run was killed between its last save and the grid
-    say(f"{keeper.path} has all its {epochs} epochs; train on with --n-epochs {2 * epochs}, or start --model NEW.keras")
+    grid = grid_name(run.path)
+    if not os.path.exists(grid) or os.path.getmtime(grid) < os.path.getmtime(run.path):
+        run.make_grid(grid)  # the run was killed between its last save and the grid
+    say(f"{run.path} has all its {epochs} epochs; train on with --n-epochs {2 * epochs}, or start --model NEW.keras")
     return True
 
 
 def describe(model, path):
     """The first lines of a run: what it is about to do."""
-    book = model_file.logbook(model)
+    book = checkpoint.metadata(model)
     s, d, done = book["settings"], book["data"], book["progress"]
     steps = math.ceil(d["count"] / s["batch_size"])
     xla = ", XLA" if model.jit_compile else ""

@@ -13,10 +13,8 @@ import warnings
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError, features
 
-import console
-import device
-import files
 from data import cache, listing
+from support import console, device, files
 
 MAX_PIXELS = 100_000_000  # more are taken for a decompression bomb: decoded, they would fill gigabytes
 LARGE = 20_000_000  # pictures of more pixels are decoded one at a time, for the same reason

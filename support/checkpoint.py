@@ -2,7 +2,7 @@
 
 * The layers' weights in the file are the averages of training (Keras' `use_ema`), so that whoever
   loads it with plain Keras samples from them. The raw weights, from which training goes on, stand
-  in their place among the optimizer's variables; `exchange_averages` changes the two.
+  in their place among the optimizer's variables; `swap_ema_weights` changes the two.
 * Settings and progress are the `entries` of the network's `Logbook` layer:
   `diffusion` (beta1, beta2, T), `data` (source, count, digest), `settings` (how it was trained,
   as the options of the script are called) and `progress` (see `diffusion_model.py`).
@@ -12,27 +12,22 @@
 import contextlib
 import hashlib
 import os
-import socket
 import warnings
 import zipfile
 
 import keras
 import numpy as np
 
-import files
-import unet
-from parts import divide_training
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
+from diffusion.layers import Logbook
+from support import files
+from support.execution import divide_training
+from unet import TimeLayer
 
 
-def logbook(model):
+def metadata(model):
     """The dict of settings and progress that a model carries; empty for a model without any."""
     for layer in model.layers:
-        if isinstance(layer, unet.Logbook):
+        if isinstance(layer, Logbook):
             return layer.entries
     return {}
 
@@ -90,9 +85,9 @@ def open_with_schedule(path):
         FileNotFoundError, ValueError: as `open_model`, and if it carries none.
     """
     model = open_model(path)
-    if "diffusion" not in logbook(model):
+    if "diffusion" not in metadata(model):
         raise ValueError(f"{path} carries no noise schedule; train it with diffusion_model.py")
-    return model, logbook(model)
+    return model, metadata(model)
 
 
 def fingerprint(model):
@@ -100,7 +95,7 @@ def fingerprint(model):
     weights = hashlib.blake2b(digest_size=4)
     for weight in model.get_weights():
         weights.update(np.ascontiguousarray(weight))
-    return f"step{logbook(model)['progress']['step']}-{weights.hexdigest()}"
+    return f"step{metadata(model)['progress']['step']}-{weights.hexdigest()}"
 
 
 def open_for_training(path):
@@ -110,7 +105,7 @@ def open_for_training(path):
         FileNotFoundError, ValueError: as `open_model`, and if it was not written by this program.
     """
     model = open_model(path, compile=True)
-    book = logbook(model)
+    book = metadata(model)
     if {"diffusion", "data", "settings", "progress"} - book.keys():
         raise ValueError(f"{path} carries no training settings, so training cannot go on from it; name another --model")
     optimizer = getattr(model, "optimizer", None)
@@ -118,7 +113,7 @@ def open_for_training(path):
         raise ValueError(
             f"{path} has lost its optimizer's state, so training cannot go on from it; name another --model"
         )
-    exchange_averages(model)
+    swap_ema_weights(model)
     return model
 
 
@@ -130,11 +125,11 @@ def compile_for_run(model, optimizer, precision, xla, parts=1):
     model.compile(loss="mse", optimizer=optimizer)  # what the file will say; the rest is this run's
     model.jit_compile = xla
     if precision == "float16":
-        before = logbook(model)["progress"].get("loss_scale", {"scale": 2.0**15, "age": 0})
+        before = metadata(model)["progress"].get("loss_scale", {"scale": 2.0**15, "age": 0})
         model.optimizer = keras.optimizers.LossScaleOptimizer(optimizer, initial_scale=before["scale"])
         model.optimizer.build(model.trainable_variables)
         model.optimizer.step_counter.assign(before["age"])
-    unet.set_precision(model, precision)
+    set_precision(model, precision)
     divide_training(model, parts)
 
 
@@ -148,26 +143,42 @@ def save(model, path):
     scaler, optimizer, precision = model.optimizer, _adam(model), model.dtype_policy.compute_dtype
     if scaler is not optimizer:
         scale = {"scale": float(scaler.dynamic_scale), "age": int(scaler.step_counter)}
-        logbook(model)["progress"]["loss_scale"] = scale
+        metadata(model)["progress"]["loss_scale"] = scale
     for variable in (*model.variables, *optimizer.variables):
         if not keras.ops.all(keras.ops.isfinite(variable)):
             raise FloatingPointError(f"{variable.path} is not finite")
 
     model.optimizer = optimizer
-    unet.set_precision(model, "float32")
-    exchange_averages(model)
+    set_precision(model, "float32")
+    swap_ema_weights(model)
     try:
         with files.replacing(path) as draft:
             model.save(draft)
     except (RuntimeError, ValueError, zipfile.LargeZipFile) as error:  # HDF5's ways to say that a disk is full
         raise OSError(str(error)) from error
     finally:
-        exchange_averages(model)
-        unet.set_precision(model, precision)
+        swap_ema_weights(model)
+        set_precision(model, precision)
         model.optimizer = scaler
 
 
-def exchange_averages(model):
+def set_precision(model, precision):
+    """Lets the layers compute in `precision` from now on; the weights stay float32.
+
+    The precision belongs to a run, not to a file, so a training run sets it after building or
+    loading the model and sets float32 while it saves.
+
+    Args:
+        precision: 'float32', 'bfloat16' or 'float16'.
+    """
+    model.dtype_policy = keras.DTypePolicy("float32" if precision == "float32" else f"mixed_{precision}")
+    for layer in model.layers[:-1]:
+        if not isinstance(layer, (TimeLayer, Logbook)):
+            for part in layer._flatten_layers():
+                part.dtype_policy = model.dtype_policy
+
+
+def swap_ema_weights(model):
     """Puts the averages in the place of the weights, and the weights in theirs."""
     averages = _adam(model)._model_variables_moving_average
     for weight, average in zip(model.trainable_variables, averages, strict=True):
@@ -179,51 +190,3 @@ def exchange_averages(model):
 def _adam(model):
     """The optimizer itself, without the loss scaling that float16 puts around it."""
     return getattr(model.optimizer, "inner_optimizer", model.optimizer)
-
-
-class Lock:
-    """Keeps a second run away from a model file in its `with` block; it ends with its process, however that ends.
-
-    `missing` is a sentence on why there is no lock, where the file system knows none, or None.
-
-    Raises:
-        OSError: if another run holds it.
-    """
-
-    def __init__(self, path):
-        folder, name = os.path.split(os.path.realpath(path))
-        self.path, self.handle, self.missing = os.path.join(folder, f".{name}.lock"), None, None
-        while self.handle is None:
-            try:
-                handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
-            except OSError as error:
-                raise OSError(error.errno, error.strerror, path) from None
-            try:
-                if fcntl is None:
-                    raise OSError("this system has no locks for files")
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                owner = os.read(handle, 200).decode(errors="replace") or "unknown"
-                os.close(handle)
-                raise OSError(
-                    f"{path} is being trained by another run ({owner}); wait for it, stop it, or name another --model"
-                ) from None
-            except OSError as error:
-                self.missing = f"{path} cannot be locked here ({error}), so see to it that no second run trains it"
-            if os.path.exists(self.path) and os.path.samestat(os.fstat(handle), os.stat(self.path)):
-                self.handle = handle
-            else:  # its owner has just removed it
-                os.close(handle)
-        os.ftruncate(self.handle, 0)
-        os.write(self.handle, f"process {os.getpid()} on {socket.gethostname()}".encode())
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        self.release()
-
-    def release(self):
-        with contextlib.suppress(OSError):
-            os.unlink(self.path)
-            os.close(self.handle)

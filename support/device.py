@@ -2,7 +2,7 @@
 
 What is decided here was measured (README, "How fast it is"). A GPU gets whole batches, and XLA compiles what runs
 on it. On a CPU TensorFlow's own kernels are faster than XLA's, and each core does best with a part of the batch to
-itself (`parts.py`): threads that share one operation have to wait for each other after every one of them.
+itself (`execution.py`): threads that share one operation have to wait for each other after every one of them.
 """
 
 import contextlib
@@ -124,7 +124,7 @@ def _stderr_held_back():
     watcher.stdin.close()
     exit_at_once = os._exit
 
-    def exit_on_purpose(status):  # as after a signal, see `interruption.py`
+    def exit_on_purpose(status):  # as after a signal, see `signals.py`
         watcher.kill()
         exit_at_once(status)
 

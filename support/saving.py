@@ -7,17 +7,16 @@ import re
 import shutil
 import time
 
-import files
-import model_file
+from support import checkpoint, files
 
 
 class Checkpoints:
     """Saves a model in training. Model, table and copies are separate attempts; only the model decides what is saved.
 
     Args:
-        model: what `model_file.compile_for_run` has made ready.
+        model: what `checkpoint.compile_for_run` has made ready.
         path: of its file.
-        table: its `EpochLog`.
+        table: its `History`.
         save_every: minutes between saves.
         keep: how many copies to keep, each of the first save after the end of an epoch.
         warn: a function that shows a sentence.
@@ -25,7 +24,7 @@ class Checkpoints:
 
     def __init__(self, model, path, table, save_every, keep, warn):
         self.model, self.path, self.table, self.keep, self.warn = model, path, table, keep, warn
-        self.progress = model_file.logbook(model)["progress"]
+        self.progress = checkpoint.metadata(model)["progress"]
         self.saved, self.kept_epoch = self.place(), self.progress["epoch"]
         self.save_every, self.saved_at, self.seconds = 60 * save_every, time.monotonic(), 0.0
         self.failing = set()  # files that could not be written the last time
@@ -47,7 +46,7 @@ class Checkpoints:
         if self.place() != self.saved:
             # First, so that a kill between the two leaves a row too many, which is dropped, and not one too few.
             self.attempt(self.table.path, self.table.write)
-            if self.attempt(self.path, lambda: model_file.save(self.model, self.path)):
+            if self.attempt(self.path, lambda: checkpoint.save(self.model, self.path)):
                 self.saved = self.place()
                 self.keep_this_epoch()
         self.saved_at = time.monotonic()

@@ -5,25 +5,22 @@ import os
 import statistics
 import time
 
-import tensorflow as tf
-
-import console
-import files
-import model_file
-from ddpm import ddpm_schedule, reverse_process, to_pixels
-from epoch_log import EpochLog
-from parts import sampling_step
-from saving import Checkpoints
-from validation import memorising
+from ddpm import ddpm_schedule, to_pixels
+from diffusion.sampling import sample
+from evaluation.validation import overfitting_warning
+from support import checkpoint, console, files
+from support.execution import ReverseSteps
+from support.history import History
+from support.saving import Checkpoints
 
 N_SAMPLES = 16  # images in a grid
 
 
-class Keeper:
+class TrainingRun:
     """The surroundings of a training loop, told after every step and every epoch.
 
     Args:
-        model: what `model_file.compile_for_run` has made ready, its logbook filled in.
+        model: what `checkpoint.compile_for_run` has made ready, its logbook filled in.
         path: of its file.
         save_every: minutes between saves.
         keep: how many older saves to keep, each the first after the end of an epoch.
@@ -34,9 +31,9 @@ class Keeper:
 
     def __init__(self, model, path, save_every, keep, interruption, validation=None, board=None):
         self.model, self.path, self.validation, self.board = model, path, validation, board
-        book = model_file.logbook(model)
+        book = checkpoint.metadata(model)
         self.settings, self.progress, self.count = book["settings"], book["progress"], book["data"]["count"]
-        self.table = EpochLog(os.path.splitext(path)[0] + ".csv", self.progress["epoch"])
+        self.table = History(os.path.splitext(path)[0] + ".csv", self.progress["epoch"])
         self.steps = Steps(steps_to_go(self.settings, self.progress, self.count))
         self.checkpoints = Checkpoints(model, path, self.table, save_every, keep, self.steps.bar.warn)
         self.grids = Grids(model, interruption)
@@ -79,7 +76,7 @@ class Keeper:
         row = progress["epoch"], progress["step"], progress["loss"], mean, f"{seconds:.3f}", f"{speed:.1f}", rate
         held_out = self.validate()
         self.table.rows.append((*row, *(held_out or [""] * 5)))
-        self.warn_of_memorising()
+        self.warn_of_overfitting()
         if self.board:
             values = {"loss": mean, "images a second": speed, "learning rate": rate}
             if held_out:
@@ -99,9 +96,9 @@ class Keeper:
         self.steps.say(f"held-out loss {mean:.4f}; by quarters of t: " + " ".join(f"{q:.4f}" for q in quarters))
         return mean, *quarters
 
-    def warn_of_memorising(self):
+    def warn_of_overfitting(self):
         """Says once when the network begins to memorise its images."""
-        sentence = None if self.warned or not self.validation else memorising(self.table.held_out())
+        sentence = None if self.warned or not self.validation else overfitting_warning(self.table.held_out())
         if sentence:
             self.steps.say(sentence)
             self.warned = True
@@ -128,7 +125,7 @@ class Keeper:
 
     def make_grid(self, name):
         """Samples a grid of images from the EMA weights into a file."""
-        if not self.grids.compiled():
+        if not self.grids.steps.compiled:
             self.save()  # compiling cannot be interrupted, only ended, and that must lose nothing
         images = self.grids.sample()
         if self.interruption.stop:
@@ -185,21 +182,17 @@ class Grids:
 
     def __init__(self, model, interruption):
         self.model, self.interruption = model, interruption
-        book = model_file.logbook(model)
-        self.T, self.seed = book["diffusion"]["T"], book["settings"]["seed"]
-        self.reverse_step = sampling_step(model, ddpm_schedule(**book["diffusion"]), N_SAMPLES)
-
-    def compiled(self):
-        return self.reverse_step.experimental_get_tracing_count() > 0
+        book = checkpoint.metadata(model)
+        self.sched, self.seed = ddpm_schedule(**book["diffusion"]), book["settings"]["seed"]
+        self.steps = ReverseSteps(model, self.sched, N_SAMPLES)
 
     def sample(self):
         """Images of the EMA weights, int16 (16, height, width, channels); unfinished if a stop was asked for."""
-        model_file.exchange_averages(self.model)
-        shape, index = self.model.input_shape[0][1:], tf.range(N_SAMPLES)
-        for _, x_t in reverse_process(self.reverse_step, self.T, shape, self.seed, index):
+        checkpoint.swap_ema_weights(self.model)
+        for _, x_t in sample(self.steps, self.sched, self.seed, range(N_SAMPLES)):
             if self.interruption.stop:
                 break
-        model_file.exchange_averages(self.model)
+        checkpoint.swap_ema_weights(self.model)
         return to_pixels(x_t)
 
 

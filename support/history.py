@@ -4,7 +4,7 @@ import csv
 import os
 import time
 
-import files
+from support import files
 
 COLUMNS = (
     "epoch", "step", "loss_sum", "loss_mean", "seconds", "images_per_second", "learning_rate",
@@ -14,7 +14,7 @@ FIRST_COLUMNS = 7  # those of the earliest version
 ENCODINGS = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}  # by the first two bytes; else UTF-8
 
 
-class EpochLog:
+class History:
     """The table of a run that resumes after `epoch` epochs; later rows, of epochs that were lost, are dropped.
 
     Raises:

@@ -5,15 +5,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-import device
-import model_file
-import parts
-from unet import GroupNormalization, NaiveUnet
+from diffusion.layers import GroupNormalization
+from support import checkpoint, device, execution
+from unet import NaiveUnet
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 16])
 def test_pieces_are_in_order_and_of_nearly_the_same_size(size):
-    pieces = [piece.numpy() for piece in parts.split(tf.range(size), 3)]
+    pieces = [piece.numpy() for piece in execution.split(tf.range(size), 3)]
     np.testing.assert_array_equal(np.concatenate(pieces), range(size))
     assert max(map(len, pieces)) - min(map(len, pieces)) <= 1
 
@@ -30,8 +29,8 @@ def trained_in(parts, sizes, precision="float32"):
     keras.utils.set_random_seed(0)
     model = NaiveUnet((32, 32, 3), 8)
     optimizer = keras.optimizers.SGD(0.1, use_ema=True, ema_momentum=0.9)  # Adam would hide factors of gradients
-    model_file.logbook(model)["progress"] = {}
-    model_file.compile_for_run(model, optimizer, precision, xla=False, parts=parts)
+    checkpoint.metadata(model)["progress"] = {}
+    checkpoint.compile_for_run(model, optimizer, precision, xla=False, parts=parts)
     losses, weights = [], []
     for inputs, eps in some_batches(sizes):
         losses.append(model.train_on_batch(inputs, eps))
@@ -72,7 +71,7 @@ def test_prediction_in_parts_is_prediction():
     model = NaiveUnet((32, 32, 3), 8)
     model.layers[-1].set_weights([np.random.default_rng(0).normal(size=w.shape) for w in model.layers[-1].weights])
     inputs = [tf.random.normal((5, 32, 32, 3)), tf.random.uniform((5, 1))]
-    np.testing.assert_allclose(parts.predictor(model, 3)(inputs), model(inputs), atol=1e-4)
+    np.testing.assert_allclose(execution.predictor(model, 3)(inputs), model(inputs), atol=1e-4)
 
 
 def test_no_more_parts_than_pictures_or_cores():
@@ -93,7 +92,7 @@ def compiled(parts, optimizer, size):
     keras.utils.set_random_seed(0)
     model = small_network(size)
     optimizer.build(model.trainable_variables)
-    model_file.compile_for_run(model, optimizer, "float32", xla=False, parts=parts)
+    checkpoint.compile_for_run(model, optimizer, "float32", xla=False, parts=parts)
     return model
 
 
@@ -107,7 +106,7 @@ def test_resuming_before_any_batch_gives_the_same_bits(parts, stops):
         model = compiled(parts, keras.optimizers.Adam(0.01), 32)
         for k, (inputs, eps) in enumerate(batches):
             if interrupted and k in stops:
-                model_file.compile_for_run(model, model.optimizer, "float32", xla=False, parts=parts)
+                checkpoint.compile_for_run(model, model.optimizer, "float32", xla=False, parts=parts)
             model.train_on_batch(inputs, eps)
         ends.append([variable.numpy() for variable in (*model.variables, *model.optimizer.variables)])
     for one, other in zip(*ends, strict=True):

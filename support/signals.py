@@ -12,7 +12,7 @@ import socket
 import sys
 import threading
 
-from console import say
+from support.console import say
 
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
 

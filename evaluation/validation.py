@@ -4,10 +4,11 @@ import numpy as np
 import tensorflow as tf
 
 import data
-import device
-import model_file
-from ddpm import q_sample, standard_normal
-from parts import predictor
+from ddpm import n_steps, q_sample
+from diffusion.denoiser import denoiser
+from diffusion.sampling import standard_normal
+from support import checkpoint, device
+from support.execution import predictor
 
 BATCH = 64
 PATIENCE = 3  # measurements in a row that must be worse than the best
@@ -25,15 +26,15 @@ class Validation:
     """
 
     def __init__(self, model, images, sched):
-        self.model, self.images, T = model, images, len(sched["beta_t"]) - 1
+        self.model, self.images, T = model, images, n_steps(sched)
         self.t = (1 + np.random.default_rng(0).permutation(len(images)) * T // len(images)).astype(np.int32)
         self.quarter = (self.t - 1) * QUARTERS // T
-        predict_eps = predictor(model, device.parts_for(BATCH))
+        denoise = denoiser(predictor(model, device.parts_for(BATCH)), sched)
 
         @tf.function(autograph=False)
         def errors(x_0, t, index):
             eps = standard_normal(0, 0, index, x_0.shape[1:])
-            guess = predict_eps([q_sample(x_0, t, eps, sched), tf.cast(t, tf.float32)[:, None] / T])
+            _, guess = denoise(q_sample(x_0, t, eps, sched), t)
             return tf.reduce_mean(tf.square(guess - eps), axis=(1, 2, 3))
 
         self.errors = errors
@@ -41,25 +42,25 @@ class Validation:
     def measure(self):
         """The mean loss of the averaged weights, and that of each quarter of t (NaN for one without pictures)."""
         n, errors = len(self.images), []
-        model_file.exchange_averages(self.model)
+        checkpoint.swap_ema_weights(self.model)
         for first in range(0, n, BATCH):
             index = np.arange(first, first + BATCH) % n  # the last batch is filled up
             x_0 = data.scaled(self.images[index])
             errors.append(self.errors(tf.constant(x_0), self.t[index], index.astype(np.int64)).numpy())
-        model_file.exchange_averages(self.model)
+        checkpoint.swap_ema_weights(self.model)
         errors = np.concatenate(errors)[:n]
         quarters = [errors[self.quarter == q].mean() if np.any(self.quarter == q) else np.nan for q in range(QUARTERS)]
         return float(errors.mean()), [float(q) for q in quarters]
 
 
-def held_back(images, share, seed):
+def split_held_out(images, share, seed):
     """Divides pictures into those to train on, in their order, and a share that is held out; depends on the seed."""
     order = np.random.default_rng([seed, 1]).permutation(len(images))
     count = round(share * len(images))
     return images[np.sort(order[count:])], images[np.sort(order[:count])]
 
 
-def memorising(rows):
+def overfitting_warning(rows):
     """The sentence to say when held-out loss rises while training loss falls, else None.
 
     Args:

@@ -1,0 +1,1 @@
+"""The slide "Improvements" and its links: layers, networks, denoisers and samplers. No files, no printing."""

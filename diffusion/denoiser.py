@@ -1,0 +1,37 @@
+"""Between a network and everything that uses it: one callable.
+
+    denoise(x_t, t) → (x̂_0, ε̂)       x_t, x̂_0, ε̂: (batch, height, width, channels) float32, t: (batch,) int
+
+The two estimates belong together: √ᾱ_t x̂_0 + √(1 - ᾱ_t) ε̂ = x_t. Samplers, the bound, evaluation and figures know only
+this, and no network.
+"""
+
+from ddpm import clip_estimate, network_time, predict_x0
+
+
+def denoiser(network, sched):
+    """The denoiser of a network that predicts the noise: the only place where a network's output is read.
+
+    Args:
+        network: a function of [x_t, t/T], t/T (batch, 1) float32, that returns ε_θ like x_t.
+        sched: what `ddpm_schedule` returned.
+    """
+
+    def denoise(x_t, t):
+        eps = network([x_t, network_time(t, sched)])
+        return predict_x0(x_t, t, eps, sched), eps
+
+    return denoise
+
+
+def clipped(denoise, sched):
+    """A denoiser whose x̂_0 is clipped to [-1, 1], and whose ε̂ goes with that; the outermost wrapper.
+
+    As in the code of DDPM: without it an error of ε̂ near t = T, multiplied by 157, drives colours away.
+    """
+
+    def denoise_and_clip(x_t, t):
+        x_0, _ = denoise(x_t, t)
+        return clip_estimate(x_t, t, x_0, sched)
+
+    return denoise_and_clip

@@ -1,0 +1,58 @@
+"""One run at a time for a model file."""
+
+import contextlib
+import os
+import socket
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+
+class Lock:
+    """Keeps a second run away from a model file in its `with` block; it ends with its process, however that ends.
+
+    `missing` is a sentence on why there is no lock, where the file system knows none, or None.
+
+    Raises:
+        OSError: if another run holds it.
+    """
+
+    def __init__(self, path):
+        folder, name = os.path.split(os.path.realpath(path))
+        self.path, self.handle, self.missing = os.path.join(folder, f".{name}.lock"), None, None
+        while self.handle is None:
+            try:
+                handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, path) from None
+            try:
+                if fcntl is None:
+                    raise OSError("this system has no locks for files")
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                owner = os.read(handle, 200).decode(errors="replace") or "unknown"
+                os.close(handle)
+                raise OSError(
+                    f"{path} is being trained by another run ({owner}); wait for it, stop it, or name another --model"
+                ) from None
+            except OSError as error:
+                self.missing = f"{path} cannot be locked here ({error}), so see to it that no second run trains it"
+            if os.path.exists(self.path) and os.path.samestat(os.fstat(handle), os.stat(self.path)):
+                self.handle = handle
+            else:  # its owner has just removed it
+                os.close(handle)
+        os.ftruncate(self.handle, 0)
+        os.write(self.handle, f"process {os.getpid()} on {socket.gethostname()}".encode())
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.release()
+
+    def release(self):
+        with contextlib.suppress(OSError):
+            os.unlink(self.path)
+            os.close(self.handle)
