@@ -95,11 +95,10 @@ def reverse_gif(model, path, n_sample=16, frames=40, seed=0):
 
     sched, reverse_steps = sampler(model, n_sample)
     shown = {round(n_steps(sched) * (1 - k / frames) ** 2) for k in range(frames + 1)}  # more of them near 0
-    scale = max(1, 64 // model.inputs[0].shape[1])
     pictures = []
     for t, x_t in sample(reverse_steps, sched, seed, range(n_sample), every=True):
         if t in shown:
-            grid = files.grid(to_pixels(x_t)).repeat(scale, 0).repeat(scale, 1)
+            grid = files.grid(files.enlarged(to_pixels(x_t)))
             picture = Image.fromarray(grid.squeeze(-1) if grid.shape[-1] == 1 else grid)
             pictures.append(picture.quantize(64, dither=Image.Dither.NONE))
     durations = np.full(len(pictures), 80)

@@ -85,10 +85,6 @@ class ReverseSteps:
         x, times, coefficients = spec(tf.float32, batch_size, *shape), spec(tf.int32, None), spec(tf.float32, None, 3)
         seed_and_index = spec(tf.int64), spec(tf.int64, batch_size)
 
-        @tf.function(input_signature=[spec(tf.int32), *seed_and_index], autograph=False)
-        def draw(t, seed, index):
-            return noise(seed, t, index, shape)
-
         @tf.function(input_signature=[x, times, coefficients, *seed_and_index], autograph=False)
         def take(x_t, times, coefficients, seed, index):
             def one(k, x_t):
@@ -97,12 +93,13 @@ class ReverseSteps:
             _, x_t = tf.while_loop(lambda k, x_t: k < tf.shape(times)[0], one, (0, x_t))
             return x_t
 
-        self._draw, self._take = draw, take
+        self._take, self._draw = take, lambda seed, t, index: noise(seed, t, index, shape)
         self.at_once, self.compiled = 1, False
 
     def start(self, T, seed, index):
         """x_T, whose noise is that of a step T + 1."""
-        return self._draw(tf.constant(T + 1), *_as_int64(seed, index))
+        seed, index = _as_int64(seed, index)
+        return self._draw(seed, tf.constant(T + 1), index)
 
     def __call__(self, x_t, times, coefficients, seed, index):
         """The image after a step from each of the times, (S,) int, with coefficients (S, 3) float32."""

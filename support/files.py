@@ -15,6 +15,7 @@ from PIL import Image, PngImagePlugin
 
 SAMPLES = "diffusion model samples"  # what a grid names as its software, so that it is no training image
 
+VISIBLE = 96  # pixels that an image in a grid is wide at least
 DAY = 86400  # seconds after which a draft of another computer counts as abandoned
 
 
@@ -139,10 +140,16 @@ def check_image_name(option, path):
         ) from error
 
 
+def enlarged(images, width=VISIBLE):
+    """Images (n, height, width, channels) repeated pixel by pixel until each is at least so many pixels wide."""
+    factor = -(-width // images.shape[2])
+    return images.repeat(factor, axis=1).repeat(factor, axis=2)
+
+
 def save_grid(images, path, columns=None):
-    """Writes images (n, height, width, 1 or 3), 0 … 255, as one picture, see `grid`."""
-    picture, mark = grid(images, columns), PngImagePlugin.PngInfo()
+    """Writes images (n, height, width, 1 or 3), 0 … 255, as one image, enlarged so that a person sees them."""
+    image, mark = grid(enlarged(images), columns), PngImagePlugin.PngInfo()
     if len(images) > 1:
         mark.add_text("Software", SAMPLES)
     with replacing(path) as draft:
-        Image.fromarray(picture.squeeze(axis=-1) if picture.shape[-1] == 1 else picture).save(draft, pnginfo=mark)
+        Image.fromarray(image.squeeze(axis=-1) if image.shape[-1] == 1 else image).save(draft, pnginfo=mark)

@@ -55,11 +55,12 @@ def test_a_place_that_cannot_be_written_to_is_an_error(tmp_path):
 def test_a_grid_shows_every_picture_once(tmp_path, channels):
     images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, channels)).astype(np.int16)
     files.save_grid(images, tmp_path / "grid.png")
-    grid = np.asarray(Image.open(tmp_path / "grid.png")).reshape(20, 30, channels)
-    for k in range(5):
-        row, column = divmod(k, 3)
-        np.testing.assert_array_equal(grid[10 * row + 1 : 10 * row + 9, 10 * column + 1 : 10 * column + 9], images[k])
-    assert np.all(grid[10:, 20:] == 255)
+    grid = np.asarray(Image.open(tmp_path / "grid.png")).reshape(2 * 98, 3 * 98, channels)
+    for k in range(5):  # 8 pixels shown as 96, and a white line around
+        y, x = 98 * (k // 3) + 1, 98 * (k % 3) + 1
+        np.testing.assert_array_equal(grid[y : y + 96 : 12, x : x + 96 : 12], images[k])
+        np.testing.assert_array_equal(grid[y + 11 : y + 96 : 12, x + 11 : x + 96 : 12], images[k])
+    assert np.all(grid[98:, 2 * 98 :] == 255) and np.all(grid[0] == 255)
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,7 @@ def test_a_run_says_what_it_does_and_writes_model_and_pictures(trained):
     assert list(losses(process)) == [0, 1]
     made = sorted(os.listdir(folder))
     assert made == ["model.csv", "model.keras", "pictures.npy", "samples-epoch0001.png", "samples.png"]
-    assert Image.open(folder / "samples.png").size == (4 * 34, 4 * 34)
+    assert Image.open(folder / "samples.png").size == (4 * 98, 4 * 98)  # 32 pixels shown as 96
 
 
 def test_the_first_loss_is_that_of_predicting_nothing(trained):
