@@ -113,7 +113,7 @@ def q_sample(x_0, t, eps, sched):
 
     Args:
         x_0: (batch, height, width, channels) float, clean images in [-1, 1].
-        t: (batch,) int, 0 … T. At 0 the image comes back as it is.
+        t: (batch,) int, 0 … T. At 0 the image is returned unchanged.
         eps: like `x_0`, noise from N(0, 1).
         sched: what `ddpm_schedule` returned.
 
@@ -124,10 +124,10 @@ def q_sample(x_0, t, eps, sched):
 
 
 def predict_x0(x_t, t, eps, sched):
-    """The clean image that `x_t` must come from if `eps` is its noise: `q_sample` solved for x_0.
+    """The clean image if `eps` is the noise in `x_t`: `q_sample` solved for x_0 (DDPM, text below equation 11).
 
-    Shapes and types as in `q_sample` (DDPM, text below equation 11). Not clipped: near t = T an error
-    of `eps` is multiplied by √(1 - ᾱ_T) / √ᾱ_T, which is 157 for the slides' schedule.
+    Shapes and dtypes as in `q_sample`. Not clipped: near t = T an error of `eps` is multiplied by √(1 - ᾱ_T) / √ᾱ_T,
+    which is 157 for the slides' schedule.
     """
     return (x_t - _at(sched["sqrtmab"], t, x_t) * eps) / _at(sched["sqrtab"], t, x_t)
 
@@ -148,15 +148,14 @@ def p_sample(x_t, t, eps, z, sched, variance="beta", clip=True):
 
     Args:
         x_t: (batch, height, width, channels) float, images at step t.
-        t: (batch,) int, 0 … T. At 0 the image comes back as it is.
-        eps: like `x_t`, the noise that the network sees in it.
-        z: like `x_t`, fresh noise from N(0, 1). It is left out at t = 1, the step that ends in x_0.
+        t: (batch,) int, 0 … T. At 0 the image is returned unchanged.
+        eps: like `x_t`, the noise that the network predicts.
+        z: like `x_t`, fresh noise from N(0, 1). It is not added at t = 1, the step that ends in x_0.
         sched: what `ddpm_schedule` returned.
-        variance: σ_t², `'beta'` for β_t as on the slides, `'posterior'` for β̃_t. DDPM section 3.2:
-            the first is best for data that are N(0, 1), the second for data that are one point.
-        clip: clips the estimate of x_0 that is hidden in `eps` to [-1, 1] before the mean is taken
-            from it, as the code of the paper does; without it colours drift. False gives the
-            formula of the slides, equation 11; the two are the same where nothing is clipped.
+        variance: σ_t², `'beta'` for β_t as on the slides, `'posterior'` for β̃_t. DDPM section 3.2: the first is
+            optimal for data from N(0, 1), the second for data that are a single point.
+        clip: clips the estimate of x_0 that follows from `eps` to [-1, 1], as the code of the paper does; without it
+            colours drift. False gives the formula of the slides, equation 11. Both agree where nothing is clipped.
 
     Returns:
         x_{t-1}, of the shape and type of `x_t`.
@@ -192,7 +191,7 @@ def _sigma(sched, variance):
 
 
 def bound_prior(x_0, sched):
-    """L_T of the bound on -log p(x_0): how far x_T is from the noise that sampling starts with.
+    """L_T of the bound on -log p(x_0): the divergence of x_T from the noise that sampling starts with.
 
     Slides "Bayesian inference, again, continued", DDPM equation 5.
 
@@ -200,7 +199,7 @@ def bound_prior(x_0, sched):
         x_0: (batch, height, width, channels) float, clean images in [-1, 1].
 
     Returns:
-        (batch,) float32, bits a dimension.
+        (batch,) float32, bits per dimension.
     """
     mean_squared = float(sched["sqrtab"][-1]) ** 2 * tf.square(x_0)
     variance = float(sched["sqrtmab"][-1]) ** 2
@@ -222,17 +221,17 @@ def bound_term(x_0, x_t, t, estimate, sched, variance="beta"):
     Returns:
         (batch,) float32, bits per dimension.
     """
-    sigma_p = np.maximum(_sigma(sched, variance), 1e-30)  # 0 for t < 2, of which nobody asks
+    sigma_p = np.maximum(_sigma(sched, variance), 1e-30)  # 0 for t < 2, where this term is not defined
     ratio = np.sqrt(np.maximum(sched["posterior_variance"], 1e-30), dtype=np.float64) / sigma_p
     distance = (q_mean(x_0, x_t, t, sched) - q_mean(estimate, x_t, t, sched)) / _at(sigma_p, t, x_t)
     return _bits(0.5 * (tf.square(distance) + _at(ratio**2 - 1 - 2 * np.log(ratio), t, x_t)))
 
 
 def bound_decoder(x_0, x_1, estimate, sched, variance="beta"):
-    """L_0 of the bound, -log p_θ(x_0 | x_1): what a Gaussian gives to each pixel's value out of 256 (DDPM equation 13).
+    """L_0 of the bound, -log p_θ(x_0 | x_1), a Gaussian discretised to the 256 values of a pixel (DDPM equation 13).
 
-    Arguments and result as in `bound_term`, with pixels of 256 values as p / 127.5 - 1. The Gaussian has the variance
-    β_1, or instead of β̃_1, which is 0, β̃_2, as in the code of the paper.
+    Arguments and result as in `bound_term`; pixel p is given as p / 127.5 - 1. The variance is β_1, or β̃_2 in place of
+    β̃_1, which is 0, as in the code of the paper.
     """
     t = tf.ones(tf.shape(x_0)[:1], tf.int32)
     beta = variance == "beta" or n_steps(sched) == 1
@@ -241,22 +240,22 @@ def bound_decoder(x_0, x_1, estimate, sched, variance="beta"):
 
 
 def _log_probability_of_pixel(x, mean, sigma):
-    """log of the share of N(mean, σ²) that falls to a pixel's value: half-way to its neighbours, or to infinity."""
+    """log of the mass of N(mean, σ²) in a pixel's bin: half-way to the neighbouring values, or to infinity."""
     x, mean = tf.cast(x, tf.float64), tf.cast(mean, tf.float64)
     infinity = tf.constant(np.inf, tf.float64)
     low = tf.where(x < -0.999, -infinity, (x - 1 / 255 - mean) / sigma)
     high = tf.where(x > 0.999, infinity, (x + 1 / 255 - mean) / sigma)
-    upper = low + high > 0  # in the upper half of the Gaussian mirror it: differences of small numbers stay exact
+    upper = low + high > 0  # mirrored in the upper half, where erfc is small and differences stay exact
     low, high = tf.where(upper, -high, low), tf.where(upper, -low, high)
-    share = 0.5 * (tf.math.erfc(-high / np.sqrt(2)) - tf.math.erfc(-low / np.sqrt(2)))
-    return tf.cast(tf.math.log(tf.maximum(share, 1e-300)), tf.float32)
+    mass = 0.5 * (tf.math.erfc(-high / np.sqrt(2)) - tf.math.erfc(-low / np.sqrt(2)))
+    return tf.cast(tf.math.log(tf.maximum(mass, 1e-300)), tf.float32)
 
 
 def _bits(nats):
-    """The mean over the dimensions of each image, in bits."""
+    """Mean over the dimensions of each image, in bits."""
     return tf.reduce_mean(nats, axis=(1, 2, 3)) / np.log(2)
 
 
 def to_pixels(x_0):
-    """Images in [-1, 1] as whole numbers 0 … 255, rounded and clipped: an int16 array, as on the slides."""
+    """Images in [-1, 1] as integers 0 … 255, rounded and clipped: an int16 array, as on the slides."""
     return np.clip(np.rint((np.asarray(x_0) + 1) * 127.5), 0, 255).astype("int16")

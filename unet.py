@@ -20,9 +20,9 @@ CHANNELS_LAST = {"data_format": "channels_last"}  # whatever the user has set Ke
 
 @ks.register_keras_serializable(package="MyLayers")
 class Conv3Layer(kl.Layer):
-    """Twice: 3×3 convolution, group normalization, ReLU. (…, channels) → (…, num_chan).
+    """3×3 convolution, group normalization and ReLU, twice: (…, channels) → (…, num_chan).
 
-    With `is_res` the first half is added to the result: a residual connection.
+    With `is_res` the output of the first half is added to the result: a residual connection.
     """
 
     def __init__(self, num_chan, is_res=False, **kwargs):
@@ -55,7 +55,7 @@ class Conv3Layer(kl.Layer):
 
 @ks.register_keras_serializable(package="MyLayers")
 class UnetDownLayer(kl.Layer):
-    """Conv3Layer, then half the size: (h, w, channels) → (h/2, w/2, num_chan)."""
+    """Conv3Layer, then max pooling to half the size: (h, w, channels) → (h/2, w/2, num_chan)."""
 
     def __init__(self, num_chan, **kwargs):
         super().__init__(**kwargs)
@@ -75,10 +75,10 @@ class UnetDownLayer(kl.Layer):
 
 @ks.register_keras_serializable(package="MyLayers")
 class UnetUpLayer(kl.Layer):
-    """Joins [image, skip], doubles the size, twice Conv3Layer: (h, w, a), (h, w, b) → (2h, 2w, num_chan).
+    """Concatenates [image, skip], doubles the size, then Conv3Layer twice: (h, w, a), (h, w, b) → (2h, 2w, num_chan).
 
-    The slides print 3×3 kernels without strides, which double nothing. Kernel = stride lets every
-    pixel of the larger image come from exactly one of the smaller.
+    The slides print 3×3 kernels without strides, which do not upsample. With kernel = stride every pixel of the larger
+    image comes from exactly one of the smaller.
     """
 
     def __init__(self, num_chan, **kwargs):
@@ -111,9 +111,9 @@ class UnetUpLayer(kl.Layer):
 class TimeLayer(kl.Layer):
     """The embedding of t/T: Dense, sine, Dense. (batch, 1) in 0 … 1 → (batch, num_chan).
 
-    The sines start at random frequencies up to `MAX_FREQUENCY`, with random phases, so that
-    neighbouring steps differ from the first. With Glorot's small values each sine would begin as a
-    nearly straight line over the whole of t. (In 1,500 steps on the drawings the loss was the same.)
+    The sines start at random frequencies up to `MAX_FREQUENCY` with random phases, so that neighbouring time steps have
+    distinct embeddings from the start of training; with Glorot's small values each sine would be nearly linear in t.
+    (In 1,500 steps on the drawings the loss was the same.)
     """
 
     MAX_FREQUENCY = 100.0  # radians over the whole of t/T
@@ -150,14 +150,14 @@ def NaiveUnet(input_shape, n_feat):
 
     Returns:
         A Keras model: inputs [image (batch, height, width, channels), t/T (batch, 1)], output ε_θ
-        like the image, float32. Its layers take the global dtype policy, but for the embedding of
-        time (a bfloat16 cannot tell 999/1000 from 1) and the last convolution, which are float32.
+        like the image, float32. Its layers follow the global dtype policy, except for the time embedding (bfloat16
+        cannot represent 999/1000) and the last convolution, which are float32.
 
     Raises:
-        ValueError: for a shape or a width that the layers do not fit.
+        ValueError: if the layers cannot have that shape or width.
     """
     if len(input_shape) != 3 or any(not isinstance(size, int) or size < 1 for size in input_shape):
-        raise ValueError(f"input_shape must be (height, width, channels), three whole numbers, got {input_shape}")
+        raise ValueError(f"input_shape must be (height, width, channels), three integers, got {input_shape}")
     if input_shape[0] % 32 or input_shape[1] % 32:
         raise ValueError(
             "height and width of the images must be multiples of 32 (32, 64, 96, …), "
@@ -192,7 +192,7 @@ def NaiveUnet(input_shape, n_feat):
     up3 = UnetUpLayer(n_feat)([up2, d1])
 
     out = kl.Concatenate(axis=-1)([up3, x])
-    # From zeros, it first predicts no noise at all (loss 1) instead of noise of its own (loss 2).
+    # With zeros the untrained network predicts no noise (loss 1) instead of noise of its own (loss 2).
     out = kl.Conv2D(
         input_shape[-1],
         kernel_size=(3, 3),

@@ -13,11 +13,11 @@ from keras import ops
 
 @ks.register_keras_serializable(package="MyLayers")
 class GroupNormalization(kl.GroupNormalization):
-    """Keras' layer, with the same weights and results, in fewer passes over the image.
+    """Keras' layer with the same weights and results, in fewer passes over the image.
 
-    Sums and sums of squares of each channel give mean and variance of the groups; what is left is
-    one multiplication and one addition per value, y = x·scale + shift. The gradient is written out, as
-    it needs only x, and as few passes. All of it in float32, whatever the precision.
+    Per-channel sums and sums of squares give mean and variance of the groups; what remains is one multiplication and
+    one addition per value, y = x·scale + shift. The gradient is written out, as it needs only x and as few passes. All
+    of it in float32, whatever the precision.
     """
 
     def call(self, inputs):
@@ -53,21 +53,20 @@ class GroupNormalization(kl.GroupNormalization):
 
             return y, gradient
 
-        return normalize(inputs, self.gamma + 0, self.beta + 0)  # + 0: their values, not the variables
+        return normalize(inputs, self.gamma + 0, self.beta + 0)  # + 0: values, not variables
 
 
 @ks.register_keras_serializable(package="MyLayers")
 class Logbook(kl.Layer):
-    """Passes its input through and carries a dict, `entries`, into the saved file and back.
+    """An identity layer that carries the metadata of a model, the dict `entries`, into its file and back.
 
-    A Keras file keeps nothing but its layers when it is loaded and saved again. What belongs to a
-    model and is no weight (its noise schedule, how far its training is) therefore lives in a layer.
-    `entries` holds strings, numbers, lists and dicts of such.
+    A Keras file keeps only layers when it is loaded and saved again, so what is no weight (the noise schedule, the
+    progress of training) lives in a layer. `entries` holds strings, numbers, lists and dicts of such.
     """
 
     def __init__(self, entries=None, **kwargs):
         super().__init__(**kwargs)
-        self._kept = types.SimpleNamespace(entries=entries or {})  # a dict itself Keras would wrap, to track it
+        self._kept = types.SimpleNamespace(entries=entries or {})  # Keras would wrap a plain dict to track it
 
     @property
     def entries(self):

@@ -1,126 +1,206 @@
-"""The options of `diffusion_model.py`, its presets, and the settings that follow from both and from the file."""
+"""The options of `diffusion_model.py`: one table, from which the parser, the presets and `docs/options.md` are made.
+
+python -m support.settings > docs/options.md
+"""
 
 import argparse
+import dataclasses
+from typing import Any
 
 from support import console, device
 from support.console import integer, number, say
 
-PRESETS = {
-    "first": {
-        "image_size": 32, "n_feat": 16, "batch_size": 16, "n_epochs": None, "learning_rate": 4e-3,
-        "lr_decay": "cosine", "warmup": 50, "ema": 0.99, "sample_every": None,
-    },
-    "slides": {
-        "image_size": 64, "n_feat": 512, "batch_size": 64, "n_epochs": 300, "learning_rate": 1e-3,
-        "lr_decay": "none", "warmup": 0, "ema": 0.999, "sample_every": 10,
-    },
-}  # fmt: skip
-BOTH_PRESETS = {
-    "channels": 3, "flip": None, "precision": "float32", "validation": None, "validate_every": 1,
-    "beta1": 1e-4, "beta2": 0.02, "T": 1000, "seed": 0,
-}  # fmt: skip
-FIXED_BY_FILE = ("preset", "image_size", "channels", "n_feat", "beta1", "beta2", "T", "seed")
 STEPS_OF_FIRST = 4800
-# What the logbook knows of the progress: epochs and steps done, and of the epoch that is under way the images used, the
-# steps taken, their sum of losses, and the seconds they took.
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """One option.
+
+    Args:
+        name: as in Python and in the metadata, `n_feat`; on the command line it is `--n-feat`.
+        help: what it means.
+        first, slides: its defaults in the presets.
+        default: in words, where the default follows from something else.
+        stored: whether it is a setting, which the file of a model keeps for later runs.
+        fixed: whether that setting cannot change when a run resumes.
+        how: further arguments of `ArgumentParser.add_argument`.
+    """
+
+    name: str
+    help: str
+    first: Any = None
+    slides: Any = None
+    default: str = ""
+    stored: bool = True
+    fixed: bool = False
+    how: dict = dataclasses.field(default_factory=dict)
+
+    @property
+    def flag(self) -> str:
+        return "--" + self.name.replace("_", "-")
+
+    def default_of(self, preset: str) -> str:
+        """Its default in a preset, in words."""
+        value = getattr(self, preset)
+        return self.default if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+    def help_with_default(self) -> str:
+        """Its line in `--help`."""
+        defaults = [(preset, self.default_of(preset)) for preset in ("first", "slides")]
+        if defaults[0][1] == defaults[1][1]:
+            return f"{self.help} ({defaults[0][1]})" if defaults[0][1] else self.help
+        return f"{self.help} ({', '.join(f'{preset}: {text}' for preset, text in defaults)})"
+
+
+def setting(name, help, both=None, **more):
+    """An option that the file keeps; `both` is its default in both presets."""
+    how = {key: more.pop(key) for key in ("type", "choices", "metavar", "action") if key in more}
+    return Option(name, help, more.pop("first", both), more.pop("slides", both), how=how, **more)
+
+
+def of_run(name, help, default="", **how):
+    """An option of a single run, which no file keeps."""
+    return Option(name, help, default=default, stored=False, how=how)
+
+
+YES_OR_NO = argparse.BooleanOptionalAction
+OPTIONS = (
+    setting("preset", "first: no GPU needed, minutes; slides: the lecture's values, days on a GPU", default="slides if "
+            "there are a GPU with 28 GB and data/cats64.npz, else first", choices=("first", "slides"), fixed=True),
+    of_run("data", "images to train on: drawings (cartoon cats), a folder, or a .npy or .npz file", "drawings; with "
+           "preset slides data/cats64.npz if it is there", metavar="SOURCE"),
+    of_run("new_data", "resume with other images than those the model was trained on", action="store_true"),
+    setting("image_size", "height and width in pixels, a multiple of 32", first=32, slides=64, fixed=True,
+            type=integer(1), metavar="PIXELS"),
+    setting("channels", "1 for grey, 3 for colour", 3, fixed=True, type=int, choices=(1, 3)),
+    setting("n_feat", "width of the network, a multiple of 8", first=16, slides=512, fixed=True, type=integer(1),
+            metavar="N"),
+    setting("batch_size", "images in a step", first=16, slides=64, type=integer(1), metavar="N"),
+    setting("n_epochs", "epochs in total, those of earlier runs included", slides=300, default="as many as make about "
+            f"{STEPS_OF_FIRST} steps", type=integer(1), metavar="N"),
+    setting("learning_rate", "of Adam, at its highest", first=4e-3, slides=1e-3, type=number(1e-12), metavar="RATE"),
+    setting("lr_decay", "cosine: the learning rate falls to 0 over all epochs", first="cosine", slides="none",
+            choices=("none", "cosine")),
+    setting("warmup", "steps in which the learning rate rises from 0", first=50, slides=0, type=integer(0),
+            metavar="STEPS"),
+    setting("ema", "momentum of the EMA weights, from which images are sampled; 0 for none", first=0.99, slides=0.999,
+            type=number(0, 0.999999), metavar="MOMENTUM"),
+    setting("flip", "mirror images at random", default="photographs yes; drawings and arrays no", action=YES_OR_NO),
+    setting("precision", "of the layers; weights stay float32", "float32",
+            choices=("float32", "bfloat16", "float16")),
+    setting("beta1", "variance of the noise of the first step", 1e-4, fixed=True, type=float, metavar="VARIANCE"),
+    setting("beta2", "variance of the noise of the last step", 0.02, fixed=True, type=float, metavar="VARIANCE"),
+    setting("T", "steps from image to noise", 1000, fixed=True, type=integer(1), metavar="STEPS"),
+    setting("seed", "of everything random", 0, fixed=True, type=integer(0, 2**32 - 1), metavar="N"),
+    of_run("model", "file to write, or to resume if it exists", "model.keras", metavar="FILE.keras"),
+    setting("validation", "held-out images, whose loss is reported: a fraction of the images such as 0.1, or a source "
+            "of their own like --data", default="none", metavar="FRACTION|SOURCE"),
+    setting("validate_every", "epochs from one held-out loss to the next", 1, type=integer(1), metavar="EPOCHS"),
+    setting("sample_every", "epochs from one grid of samples to the next, 0 for none", slides=10,
+            default="once, half-way", type=integer(0), metavar="EPOCHS"),
+    of_run("save_every", "minutes between saves: at most this much is lost to a power cut", "10", type=number(0),
+           metavar="MINUTES"),
+    of_run("keep", "copies to keep, each of the first save after the end of an epoch", "0", type=integer(0),
+           metavar="K"),
+    of_run("tensorboard", "folder for scalars, images and graph; see tensorboard --logdir DIR", "none", metavar="DIR"),
+    of_run("xla", "compile the training step with XLA", "on a GPU yes, on a CPU no", action=YES_OR_NO),
+    of_run("parts", "divide every batch into N parts that are computed side by side", "on a CPU one for each core, at "
+           f"most {device.MOST_PARTS}; on a GPU 1", type=integer(1), metavar="N"),
+    of_run("deterministic", "on a GPU: the same bits in every run, but slower (a CPU is deterministic as it is)",
+           action="store_true"),
+)  # fmt: skip
+SETTINGS = [option for option in OPTIONS if option.stored]
+PRESETS = {name: {option.name: getattr(option, name) for option in SETTINGS} for name in ("first", "slides")}
+# Progress in the metadata: epochs and steps done, and of the running epoch the images used, the steps taken, the sum of
+# their losses, and the seconds they took.
 NOTHING_DONE = {"epoch": 0, "step": 0, "images": 0, "epoch_steps": 0, "loss": 0.0, "seconds": 0.0}
 
 
-# fmt: off
-def parse_options(description, arguments=None):
-    """The options that were typed, as a dict; what was not typed is not in it."""
+def parse_options(description: str, arguments: list[str] | None = None) -> dict:
+    """The options that were typed, and `model`, `save_every` and `keep` in any case."""
     parser = console.Parser(description=description, argument_default=argparse.SUPPRESS)
-    add = parser.add_argument
-    add("--preset", choices=PRESETS, help="first: no GPU needed, minutes; slides: the lecture's values, days on a GPU. "
-        "If not given: slides where there are a large GPU and data/cats64.npz, else first")
-    add("--data", metavar="SOURCE", help="drawings (cartoon cats made by code), a folder of pictures, a .npy or .npz "
-        "file (preset slides: data/cats64.npz if it is there, see python -m data cats; else drawings)")
-    add("--new-data", action="store_true", help="resume with other images than those the model was trained on")
-    add("--image-size", type=integer(1), metavar="PIXELS", help="square pictures, multiple of 32 (first 32, slides 64)")
-    add("--channels", type=int, choices=(1, 3), help="1 gray, 3 colour (3)")
-    add("--n-feat", type=integer(1), metavar="N", help="width of the network, a multiple of 8 (first 16, slides 512)")
-    add("--batch-size", type=integer(1), metavar="N", help="pictures in a step (first 16, slides 64)")
-    add("--n-epochs", type=integer(1), metavar="N", help="epochs in total, earlier runs included (first: as many "
-        f"as make about {STEPS_OF_FIRST} steps, slides 300)")
-    add("--learning-rate", type=number(1e-12), metavar="RATE", help="of Adam, at its highest (first 4e-3, slides 1e-3)")
-    add("--lr-decay", choices=("none", "cosine"), help="cosine: falls to 0 over all epochs (first: cosine)")
-    add("--warmup", type=integer(0), metavar="STEPS", help="steps in which the rate rises from 0 (first 50, slides 0)")
-    add("--ema", type=number(0, 0.999999), metavar="MOMENTUM", help="of the averaged weights that make the pictures, "
-        "0 for none (first 0.99, slides 0.999)")
-    add("--flip", action=argparse.BooleanOptionalAction, help="mirror at random (photographs yes, drawings, arrays no)")
-    add("--precision", choices=("float32", "bfloat16", "float16"), help="of the layers; weights stay float32 (float32)")
-    add("--xla", action=argparse.BooleanOptionalAction, help="compile the step with XLA (on a GPU yes, on a CPU no)")
-    add("--parts", type=integer(1), metavar="N", help="divide every batch into N parts that are computed side by side "
-        f"(on a CPU one for each core, at most {device.MOST_PARTS}; on a GPU 1)")
-    add("--beta1", type=float, metavar="VARIANCE", help="of the noise of the first step (1e-4)")
-    add("--beta2", type=float, metavar="VARIANCE", help="of the noise of the last step (0.02)")
-    add("--T", type=integer(1), metavar="STEPS", help="steps from picture to noise (1000)")
-    add("--seed", type=integer(0, 2**32 - 1), metavar="N", help="of everything random (0)")
-    add("--model", default="model.keras", metavar="FILE.keras", help="written, or gone on from (model.keras)")
-    add("--save-every", type=number(0), default=10, metavar="MINUTES", help="between saves (10)")
-    add("--keep", type=integer(0), default=0, metavar="K", help="keep a copy after each of the last K epochs (0)")
-    add("--deterministic", action="store_true", help="on a GPU: the same bits in every run, but slower (a CPU is)")
-    add("--validation", metavar="SOURCE", help="pictures whose loss is shown, not trained on: a share as 0.1, "
-        "or a source of their own like --data (none)")
-    add("--validate-every", type=integer(1), metavar="EPOCHS", help="their loss after every so many epochs (1)")
-    add("--tensorboard", metavar="DIR", help="scalars, pictures and graph for tensorboard --logdir DIR (off)")
-    add("--sample-every", type=integer(0), metavar="EPOCHS", help="a grid of pictures beside the model every so many "
-        "epochs, 0 never (first: half-way, slides 10)")
+    for option in OPTIONS:
+        parser.add_argument(option.flag, help=option.help_with_default(), **option.how)
+    parser.set_defaults(model="model.keras", save_every=10.0, keep=0)
     options = vars(parser.parse_args(arguments))
     if not options["model"].endswith(".keras"):
         parser.error(f"--model must end in .keras, got {options['model']}")
     return options
-# fmt: on
 
 
-def choose_settings(options, book, path, automatic):
-    """All settings: what was typed, else what the file was trained with, else the preset's.
+def options_page() -> str:
+    """`docs/options.md`."""
+    lines = [
+        "# Options of `diffusion_model.py`",
+        "",
+        "Written by `python -m support.settings > docs/options.md`. A resumed run takes every setting from its model file",
+        "unless another is typed. A setting marked *fixed* cannot change; a contradiction is an error that names both",
+        "values. What is marked *run* is not stored in the file.",
+        "",
+        "| option | meaning | preset `first` | preset `slides` | |",
+        "|---|---|---|---|---|",
+    ]
+    for option in OPTIONS:
+        flag = f"{option.flag} {option.how['metavar']}" if "metavar" in option.how else option.flag
+        flag += f" {'|'.join(map(str, option.how['choices']))}" if "choices" in option.how else ""
+        flag = f"`{flag}`" + (f", `--no-{option.flag[2:]}`" if option.how.get("action") is YES_OR_NO else "")
+        kind = "fixed" if option.fixed else "" if option.stored else "run"
+        cells = flag, option.help, option.default_of("first"), option.default_of("slides"), kind
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def choose_settings(options: dict, book: dict, path: str, automatic) -> dict:
+    """All settings of a run: what was typed, else what the file was trained with, else the preset's.
 
     Args:
         options: what `parse_options` returned.
-        book: the logbook of the model in the file, `complete`; empty for a new one.
+        book: the metadata of the model in the file, `complete`; empty for a new one.
         path: of the file.
         automatic: a function that names the preset of a new model where none is typed.
 
     Raises:
         ValueError: if an option contradicts the file.
     """
-    names = {"preset", *BOTH_PRESETS, *PRESETS["first"]}
-    typed = {name: value for name, value in options.items() if name in names}
+    typed = {option.name: options[option.name] for option in SETTINGS if option.name in options}
     if not book:
         preset = typed.get("preset") or automatic()
-        return {"preset": preset, **BOTH_PRESETS, **PRESETS[preset], **typed}
+        return {**PRESETS[preset], "preset": preset, **typed}
 
     before = book["settings"]
-    for name in FIXED_BY_FILE:
-        if typed.get(name, before[name]) != before[name]:
-            option = "--" + name.replace("_", "-")
+    for option in SETTINGS:
+        name = option.name
+        if option.fixed and typed.get(name, before[name]) != before[name]:
             raise ValueError(
-                f"{path} was trained with {option} {before[name]}, not {typed[name]}; omit {option} to resume, or "
-                "choose another --model to start a new run"
+                f"{path} was trained with {option.flag} {before[name]}, not {typed[name]}; omit {option.flag} to "
+                "resume, or choose another --model to start a new run"
             )
     settings = {**before, **typed}
     if settings["lr_decay"] == "cosine" and settings["n_epochs"] != before["n_epochs"]:
-        say(f"the learning rate's fall to 0 is planned anew, over {settings['n_epochs']} epochs")
+        say(f"the learning rate now falls to 0 over all {settings['n_epochs']} epochs")
     return settings
 
 
-def complete(book):
-    """Adds what files of earlier versions lack, so that nothing else has to ask whether it is there."""
-    settings = book["settings"] = {**BOTH_PRESETS, **book["settings"]}
+def complete(book: dict) -> None:
+    """Adds to the metadata what files of earlier versions lack, so that nothing else asks whether it is there."""
+    settings = book["settings"] = {**PRESETS["first"], **book["settings"]}
     progress = book["progress"] = {**NOTHING_DONE, **book["progress"]}
     if batch_size := progress.pop("batch_size", None):  # until steps were counted, all of an epoch had one size
         progress["epoch_steps"] = -(-progress["images"] // batch_size)
     if "validation" not in book:
-        source, fraction = settings["validation"], None
-        if source is not None:
-            fraction = as_fraction(source)
+        source = settings["validation"]
+        fraction = as_fraction(source)
         book["validation"] = source and {"source": None if fraction else source, "fraction": fraction}
 
 
-def as_fraction(text):
-    """The number in `--validation 0.1`, or None for a source of images."""
+def as_fraction(text: str | None) -> float | None:
+    """The number in `--validation 0.1`; None for a source of images."""
     try:
         return float(text)
-    except ValueError:
+    except (TypeError, ValueError):
         return None
+
+
+if __name__ == "__main__":
+    print(options_page(), end="")

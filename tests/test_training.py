@@ -100,7 +100,7 @@ def test_going_on_with_many_saves_ends_in_the_same_bits_as_never_having_stopped(
 def test_more_epochs_plan_the_fall_of_the_learning_rate_anew(model_folder, monkeypatch, capsys):
     monkeypatch.chdir(model_folder)
     preparation.prepare({"n_epochs": 12, "lr_decay": "cosine"}, "model.keras")
-    assert "planned anew, over 12 epochs" in capsys.readouterr().out
+    assert "over all 12 epochs" in capsys.readouterr().out
 
 
 def test_a_finished_model_says_so_and_how_to_go_on(run, model_folder):
