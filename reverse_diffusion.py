@@ -1,4 +1,4 @@
-"""Makes pictures with a trained network, from nothing but noise.
+"""Generates images with a trained network, starting from noise.
 
     import reverse_diffusion as rd; a = rd.my_sample(); plt.imshow(a[0])        in IPython
     python reverse_diffusion.py --n-sample 16 --out samples.png
@@ -18,10 +18,10 @@ OURS = ("ddpm", "unet", "diffusion", "support")
 
 
 def check_imports(names=OURS):
-    """Says which file or package is in the way of ours, as one of the same name beside a notebook is.
+    """Checks that Python finds our modules and not some of the same name, beside a notebook for example.
 
     Raises:
-        ImportError: names it, and says what to do.
+        ImportError: names the file that is in the way, and says what to do.
     """
     folder = os.path.dirname(os.path.realpath(__file__))
     for name in names:
@@ -44,7 +44,7 @@ SLIDES = {"beta1": 1e-4, "beta2": 0.02, "T": 1000}
 
 
 def one_at_a_time(function):
-    """Lets other threads wait: Keras cannot trace a model in two threads, and memory is for one batch."""
+    """Makes a function wait while another thread runs it: Keras cannot trace a model in two threads."""
 
     @functools.wraps(function)
     def locked(*arguments, **named):
@@ -56,36 +56,36 @@ def one_at_a_time(function):
 
 @one_at_a_time
 def my_sample(image_shape=None, n_sample=1, model="model.keras", seed=None, variance="beta", clip=True, verbose=1):
-    """Pictures from noise (DDPM algorithm 2).
+    """Samples images (DDPM algorithm 2).
+
+    The first call for a model and a batch size compiles, which takes seconds. Compiled steps are cached for the two
+    latest models and twelve batch sizes, to the next of which a batch is filled up. Threads may call it at once.
 
     Args:
         image_shape: (height, width, channels), only to check the model's.
-        n_sample: how many pictures.
-        model: a path, or a Keras model that takes [x_t, t/T] and predicts the noise. The noise
-            schedule comes from the model; one that carries none gets that of the slides.
-        seed: a whole number; picture k of a seed is the same however many are made. None for
-            others every time.
+        n_sample: how many images.
+        model: a path, or a Keras model that takes [x_t, t/T] and predicts the noise. The noise schedule comes from the
+            metadata of the model; without metadata it is that of the slides.
+        seed: an integer; image k of a seed is the same however many are sampled. None for different ones every time.
         variance, clip: see `ddpm.p_sample`.
         verbose: 0 for silence, 1 for a bar that counts t down.
-
-    The first call for a model and a size of batch compiles, which takes seconds. What is compiled is cached for the
-    two latest models and twelve sizes of batch, to the next of which a batch is filled up.
 
     Returns:
         int16 array (n_sample, height, width, channels), values 0 … 255.
 
     Raises:
-        FileNotFoundError, ValueError: for a model that is not there or cannot be used, or an
-            `image_shape`, `n_sample`, `seed` or `variance` that is none.
+        FileNotFoundError: if there is no such model.
+        ValueError: if the model cannot be used, or image_shape, n_sample, seed or variance is invalid.
+        ImportError: if a module of another name is in the way of ours.
     """
     check_imports()
     from support import console, device
 
     if not (isinstance(n_sample, numbers.Integral) and n_sample >= 1):
-        raise ValueError(f"n_sample must be a whole number of at least 1, got {n_sample}")
+        raise ValueError(f"n_sample must be an integer of at least 1, got {n_sample}")
     seed = secrets.randbits(31) if seed is None else seed
     if not (isinstance(seed, numbers.Integral) and 0 <= seed < 2**63):
-        raise ValueError(f"seed must be a whole number of at least 0, got {seed}")
+        raise ValueError(f"seed must be an integer of at least 0, got {seed}")
 
     # Our pre-trained model, and the noise schedule that it was trained with.
     tf = device.start_tensorflow()
@@ -99,14 +99,14 @@ def my_sample(image_shape=None, n_sample=1, model="model.keras", seed=None, vari
         model = load(*load_key(model))
     shape = model.inputs[0].shape[1:]
     if image_shape is not None and tuple(image_shape) != shape:
-        raise ValueError(f"this model makes pictures of shape {shape}, not {tuple(image_shape)}")
+        raise ValueError(f"this model generates images of shape {shape}, not {tuple(image_shape)}")
 
     _, batch_size = even_batches(model, n_sample)
     batch_size = min((size for size in SIZES if size >= batch_size), default=batch_size)
     batches = -(-n_sample // batch_size)
     sched, steps_for = reverse_steps(model)
     steps, T = steps_for(bool(clip), batch_size), n_steps(sched)
-    pictures = []
+    images = []
     for batch in range(batches):
         # The last batch is filled up, not shorter, and so needs no compilation of its own.
         index = tf.range(batch * batch_size, (batch + 1) * batch_size)
@@ -115,12 +115,12 @@ def my_sample(image_shape=None, n_sample=1, model="model.keras", seed=None, vari
         )
         for i, x_t in sample(steps, sched, seed, index, variance):
             show(i)
-        pictures.extend(to_pixels(x_t))
-    return np.array(pictures[:n_sample])
+        images.extend(to_pixels(x_t))
+    return np.array(images[:n_sample])
 
 
 def load_key(path):
-    """The file that a path means, and a stamp that is another when the file has changed."""
+    """The real path of a file, and a stamp that differs when the file has changed."""
     path = os.path.realpath(path)
     status = os.stat(path) if os.path.exists(path) else None
     return path, status and (status.st_ino, status.st_mtime_ns, status.st_size)
@@ -128,7 +128,7 @@ def load_key(path):
 
 @functools.lru_cache(maxsize=MODELS)
 def load(path, stamp):
-    """The model in a file, cached until others or newer ones are asked for."""
+    """The model in a file, cached until two others or newer ones are asked for."""
     from support import checkpoint
 
     return checkpoint.open_model(path)
@@ -152,11 +152,13 @@ def parse_options(arguments=None):
     from support import console
 
     parser = console.Parser(description=__doc__.split("\n")[0])
-    parser.add_argument("--n-sample", type=console.integer(1), default=16, metavar="N", help="how many pictures (16)")
-    parser.add_argument("--out", default="samples.png", metavar="FILE", help="all of them as one grid (samples.png)")
-    parser.add_argument("--npy", metavar="FILE.npy", help="the array of the pictures too, int16 0 … 255")
+    parser.add_argument("--n-sample", type=console.integer(1), default=16, metavar="N", help="how many images (16)")
     parser.add_argument(
-        "--seed", type=console.integer(0), metavar="N", help="for the same pictures again (others every time)"
+        "--out", metavar="FILE", help="one grid of all images (samples.png; of a model NAME.keras, NAME-samples.png)"
+    )
+    parser.add_argument("--npy", metavar="FILE.npy", help="also write the exact pixels, int16 0 … 255")
+    parser.add_argument(
+        "--seed", type=console.integer(0), metavar="N", help="for the same images again (different ones every time)"
     )
     parser.add_argument(
         "--model", default="model.keras", metavar="FILE.keras", help="the trained network (model.keras)"
@@ -167,6 +169,7 @@ def parse_options(arguments=None):
     options = parser.parse_args(arguments)
     from support import files
 
+    options.out = options.out or os.path.basename(files.grid_name(options.model))
     files.check_image_name("--out", options.out)
     if options.npy and not options.npy.endswith(".npy"):
         parser.error(f"--npy must end in .npy, got {options.npy}")
@@ -184,11 +187,11 @@ def main():
             files.check_writable(path)  # better known now than after the work
         console.say("reverse_diffusion.py: starting TensorFlow …")
         device.start_tensorflow(parts=min(options.n_sample, device.MOST_PARTS))
-        pictures = my_sample(None, options.n_sample, options.model, options.seed, options.variance)
-        files.save_grid(pictures, options.out)
+        images = my_sample(None, options.n_sample, options.model, options.seed, options.variance)
+        files.save_grid(images, options.out)
         if options.npy:
-            files.save_array(pictures, options.npy)
-        console.say(f"{options.n_sample} pictures in {options.out}" + (f" and {options.npy}" if options.npy else ""))
+            files.save_array(images, options.npy)
+        console.say(f"{options.n_sample} images in {options.out}" + (f" and {options.npy}" if options.npy else ""))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""A batch divided into parts that go through the network side by side, each on a core of its own.
+"""How steps are executed: batches in parts side by side, one per core; several reverse steps in one call.
 
-The sums over a batch do not care how it is divided, but for rounding; the same number of parts gives the same bits.
+The result does not depend on the number of parts, except for rounding; the same number gives the same bits.
 """
 
 import functools
@@ -27,15 +27,15 @@ def split(tensor, parts):
 
 
 def even_batches(model, count):
-    """How many batches to make of `count` pictures when nothing is trained, and how large: equal and fit for memory."""
+    """Number and size of equal batches that fit in memory, for `count` images when nothing is trained."""
     maps = [tensor.shape[1:] for layer in model.layers for tensor in keras.tree.flatten(layer.output)]
-    floats = 4 * max(math.prod(shape) for shape in maps)  # a few of the largest feature maps are alive at once
+    floats = 4 * max(math.prod(shape) for shape in maps)  # a few of the largest feature maps exist at once
     batches = math.ceil(count / max(1, min(LARGEST_BATCH, MEMORY // (4 * floats))))
     return batches, math.ceil(count / batches)
 
 
 def predictor(model, parts):
-    """A network where nothing is trained, as a function of its list of inputs, [x_t, t/T] say, with batches divided."""
+    """A network for inference, as a function of its list of inputs such as [x_t, t/T], with batches in parts."""
 
     @tf.function(reduce_retracing=True, autograph=False)  # traced once for all pieces
     def of_piece(*inputs):
@@ -49,18 +49,18 @@ def predictor(model, parts):
 
 
 class ReverseSteps:
-    """Reverse steps of a model for batches of one size, executed as is fast on this machine.
+    """The reverse steps of a model for batches of one size, as is fast on this machine.
 
-    Several steps are one call of TensorFlow where they are quick, as its own loop saves a millisecond on each. All
-    numbers of steps, times, coefficients and seeds share one trace, which takes a second and lives as long as this.
+    Where steps are quick, several are one call of TensorFlow, whose own loop saves a millisecond on each. One trace,
+    which takes a second, serves all numbers of steps, times, coefficients and seeds.
 
     Args:
         model: a network, see `diffusion.denoiser.denoiser`.
         sched: what `ddpm_schedule` returned.
         batch_size: how many images.
         clip: whether the estimate of x_0 is clipped.
-        noise: a function with the arguments and the result of `standard_normal`, from which all noise comes.
-        xla: whether XLA compiles a step; None for what is fast.
+        noise: where all noise comes from, a function like `standard_normal`.
+        xla: whether XLA compiles a step; None for what is faster.
 
     Attributes:
         at_once: how many steps the next call should take.
@@ -71,7 +71,7 @@ class ReverseSteps:
 
     def __init__(self, model, sched, batch_size, clip=True, noise=standard_normal, xla=None):
         shape = tuple(model.inputs[0].shape[1:])
-        xla = device.has_gpu() or batch_size == 1 if xla is None else xla  # a single image is nothing to divide
+        xla = device.has_gpu() or batch_size == 1 if xla is None else xla  # a single image cannot be divided
         denoise = denoiser(predictor(model, 1 if xla else device.parts_for(batch_size)), sched)
         denoise = clipped(denoise, sched) if clip else denoise
 
@@ -97,12 +97,12 @@ class ReverseSteps:
         self.at_once, self.compiled = 1, False
 
     def start(self, T, seed, index):
-        """x_T, whose noise is that of a step T + 1."""
+        """x_T, drawn as the noise of a step T + 1."""
         seed, index = _as_int64(seed, index)
         return self._draw(seed, tf.constant(T + 1), index)
 
     def __call__(self, x_t, times, coefficients, seed, index):
-        """The image after a step from each of the times, (S,) int, with coefficients (S, 3) float32."""
+        """The images after one step from each of the times, (S,) int, with coefficients (S, 3) float32."""
         start = time.perf_counter()
         x_t = self._take(x_t, times, coefficients, *_as_int64(seed, index))
         quick = time.perf_counter() - start < self.QUICK * len(times)
@@ -115,12 +115,12 @@ def _as_int64(seed, index):
 
 
 def divide_training(model, parts):
-    """Gives a compiled model a training step in which a batch is divided into parts, for its `train_on_batch`.
+    """Replaces the training step of a compiled model by one that computes a batch in parts, for its `train_on_batch`.
 
-    Each part has its own gradient, so that none waits for the others before the weights change. The step is traced
-    for batches of every size at once: otherwise the order in which sizes come would decide which graph computes them,
-    and a resumed run would differ in the last bits. The loss is the mean of the squared errors, each multiplied by
-    the `sample_weight` of its image, (batch, 1, 1, 1), if there is one.
+    Each part has its own gradient, so that none waits for the others before the weights change. One trace serves
+    batches of all sizes: otherwise the order in which sizes come would decide which graph computes them, and a resumed
+    run would differ in the last bits. The loss is the mean of the squared errors, each multiplied by the
+    `sample_weight` of its image, (batch, 1, 1, 1), if given.
     """
     model.parts = parts
     x_t, t = ([None, *tensor.shape[1:]] for tensor in model.inputs)

@@ -153,3 +153,9 @@ def save_grid(images, path, columns=None):
         mark.add_text("Software", SAMPLES)
     with replacing(path) as draft:
         Image.fromarray(image.squeeze(axis=-1) if image.shape[-1] == 1 else image).save(draft, pnginfo=mark)
+
+
+def grid_name(path, suffix=""):
+    """`samples.png` beside `model.keras`, `NAME-samples.png` beside another `NAME.keras`."""
+    folder, name = os.path.split(os.path.splitext(path)[0])
+    return os.path.join(folder, "-".join(filter(None, [name if name != "model" else "", "samples", suffix])) + ".png")

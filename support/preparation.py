@@ -1,4 +1,4 @@
-"""What a training run starts with: the model, new or from its file, its settings, and its images."""
+"""What a training run starts with: a model, new or from its file, its settings, and its images."""
 
 import math
 import os
@@ -8,22 +8,21 @@ import keras
 import data
 from ddpm import ddpm_schedule
 from evaluation.validation import split_held_out
-from support import advice, checkpoint, device
+from support import advice, checkpoint, device, files
 from support.console import say
 from support.settings import NOTHING_DONE, STEPS_OF_FIRST, as_fraction, choose_settings, complete
-from support.training_run import grid_name
 from unet import NaiveUnet
 
 
 def prepare(options, path):
-    """A model ready to train, with its settings and progress in its logbook, its images, and held-out ones or None.
+    """A compiled model with settings and progress in its metadata, its training images, and held-out ones or None.
 
     Args:
         options: what `settings.parse_options` returned.
         path: of the model's file.
 
     Raises:
-        ValueError, OSError: for what cannot be used, or contradicts the file.
+        ValueError, OSError: if something cannot be used, or contradicts the file.
     """
     resuming = os.path.exists(path)
     model = checkpoint.open_for_training(path) if resuming else None
@@ -31,7 +30,7 @@ def prepare(options, path):
     if resuming:
         complete(book)
     settings = choose_settings(options, book, path, preset_for_this_machine)
-    ddpm_schedule(settings["beta1"], settings["beta2"], settings["T"])  # says what is wrong with them
+    ddpm_schedule(settings["beta1"], settings["beta2"], settings["T"])  # checks them
     if not resuming and (sentence := advice.on_schedule(settings["beta1"], settings["beta2"], settings["T"])):
         say(sentence)
     images, held_out = choose_data(options, settings, book, path)
@@ -56,12 +55,12 @@ def prepare(options, path):
 
 
 def preset_for_this_machine():
-    """The lecture's setting where its images and a GPU that it fits are there, else the first run."""
+    """`slides` if its images and a large enough GPU are there, else `first`."""
     return "slides" if device.large_gpu() and os.path.exists(data.CATS) else "first"
 
 
 def choose_data(options, settings, book, path):
-    """Reads the images, notes them in the logbook, and settles what depends on them. Held-out ones or None too."""
+    """Reads training and held-out images (or None), records them in the metadata, settles what depends on them."""
     before = book.get("data")
     default = data.CATS if settings["preset"] == "slides" and os.path.exists(data.CATS) else "drawings"
     images, report = read_images("data", options, before, default, settings, path)
@@ -82,7 +81,7 @@ def choose_data(options, settings, book, path):
 
 
 def choose_validation(images, options, settings, book, path):
-    """The images to train on, and held-out ones: a fraction of them, those of another source, or None."""
+    """Training images, and held-out ones: a fraction of the images, those of another source, or None."""
     before, typed = book.get("validation"), options.get("validation")
     fraction = as_fraction(typed) if typed is not None else before and before["fraction"]
     if book and fraction != (before and before["fraction"]):
@@ -109,12 +108,12 @@ def choose_validation(images, options, settings, book, path):
 
 
 def describe_validation(validation):
-    """What `--validation` means by it: a fraction or a source."""
+    """The value of `--validation` that stands for this: a fraction or a source."""
     return str(validation["fraction"] or validation["source"])
 
 
 def read_images(name, options, before, default, settings, path):
-    """The images of the source typed as the option of that name, else of the one in the file, else of a default."""
+    """Images from the source typed as `--data` or `--validation`, else the one in the file, else a default."""
     source = options.get(name) or (before["source"] if before else default)
     try:
         images, report = data.load_images(source, settings["image_size"], settings["channels"])
@@ -131,10 +130,10 @@ def read_images(name, options, before, default, settings, path):
 
 
 def same_images(name, now, before, path, options):
-    """Whether a source holds the images that the file knows.
+    """Whether a source holds the images that the model was trained with.
 
     Raises:
-        ValueError: if it does not, and `--new-data` does not say that this is wanted.
+        ValueError: if it does not and `--new-data` was not given.
     """
     if now["digest"] == before.get("digest", now["digest"]):
         return True
@@ -149,11 +148,11 @@ def same_images(name, now, before, path, options):
 
 
 def finished(run):
-    """Whether all epochs are done; if so, says it, and how to train further."""
+    """Whether all epochs are done; if so, says so, and how to train further."""
     epochs = run.progress["epoch"]
     if epochs < run.settings["n_epochs"]:
         return False
-    grid = grid_name(run.path)
+    grid = files.grid_name(run.path)
     if not os.path.exists(grid) or os.path.getmtime(grid) < os.path.getmtime(run.path):
         run.make_grid(grid)  # the run was killed between its last save and the grid
     say(f"{run.path} has all its {epochs} epochs; train on with --n-epochs {2 * epochs}, or start --model NEW.keras")
@@ -161,7 +160,7 @@ def finished(run):
 
 
 def describe(model, path):
-    """The first lines of a run: what it is about to do."""
+    """Prints what the run is about to do."""
     book = checkpoint.metadata(model)
     s, d, done = book["settings"], book["data"], book["progress"]
     steps = math.ceil(d["count"] / s["batch_size"])
@@ -173,7 +172,7 @@ def describe(model, path):
     say(f"data      {d['source']}: {d['count']:,} images, {s['image_size']}×{s['image_size']}×{s['channels']}")
     say(f"network   n_feat {s['n_feat']}, {model.count_params():,} parameters")
     say(f"training  {s['n_epochs']} epochs of {steps:,} steps of {s['batch_size']} images, {rate}")
-    say(f"files     {path}, {grid_name(path)}")
+    say(f"files     {path}, {files.grid_name(path)}")
     if done["step"]:
         say(f"resuming after {done['epoch']} epochs, {done['step']:,} steps")
     if device.has_gpu() and d["source"] == "drawings" and not os.path.exists(data.CATS):

@@ -134,9 +134,9 @@ def options_page() -> str:
     lines = [
         "# Options of `diffusion_model.py`",
         "",
-        "Written by `python -m support.settings > docs/options.md`. A resumed run takes every setting from its model file",
-        "unless another is typed. A setting marked *fixed* cannot change; a contradiction is an error that names both",
-        "values. What is marked *run* is not stored in the file.",
+        "Written by `python -m support.settings > docs/options.md`. A resumed run takes every setting from its model",
+        "file unless another is typed. A setting marked *fixed* cannot change; a contradiction is an error that names",
+        "both values. What is marked *run* is not stored in the file.",
         "",
         "| option | meaning | preset `first` | preset `slides` | |",
         "|---|---|---|---|---|",

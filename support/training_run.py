@@ -1,4 +1,4 @@
-"""What happens around the training loop: progress shown, the model saved, grids sampled, signals acted on."""
+"""What surrounds the training loop: progress, checkpoints, sample grids, held-out loss, signals."""
 
 import math
 import os
@@ -17,13 +17,13 @@ N_SAMPLES = 16  # images in a grid
 
 
 class TrainingRun:
-    """The surroundings of a training loop, told after every step and every epoch.
+    """Progress output, checkpoints, sample grids and signal handling around the training loop, which calls it.
 
     Args:
-        model: what `checkpoint.compile_for_run` has made ready, its logbook filled in.
+        model: compiled by `checkpoint.compile_for_run`, with complete metadata.
         path: of its file.
         save_every: minutes between saves.
-        keep: how many older saves to keep, each the first after the end of an epoch.
+        keep: how many copies to keep, each of the first save after the end of an epoch.
         interruption: an `Interruption`.
         validation: a `Validation`, or None.
         board: a `Board`, or None.
@@ -43,18 +43,18 @@ class TrainingRun:
         interruption.farewell = self.say_where_it_stopped
 
     def before_epoch(self):
-        """The grid of the epochs so far, if one is due, and no interrupted run has made it before."""
+        """Samples the grid of the last epoch if one is due and no interrupted run has already written it."""
         epoch, every = self.progress["epoch"], self.settings["sample_every"]
-        name = grid_name(self.path, f"epoch{epoch:04d}")
+        name = files.grid_name(self.path, f"epoch{epoch:04d}")
         due = every and epoch and epoch % every == 0 and self.progress["images"] == 0
         if due and (self.steps.done or not os.path.exists(name)):
             self.make_grid(name)
 
     def after_step(self, loss):
-        """Counts a step, and acts on what came while it ran.
+        """Counts a step, and acts on signals and on the clock.
 
         Raises:
-            FloatingPointError: if its loss is not finite, or a weight when it comes to saving.
+            FloatingPointError: if its loss is not finite, or a weight is not when the model is saved.
         """
         progress = self.progress
         seconds = self.steps.lap()
@@ -68,7 +68,7 @@ class TrainingRun:
             self.save()
 
     def after_epoch(self):
-        """The line of the slides, and a row of the table."""
+        """Prints the line of the slides, measures held-out loss if due, and adds a row to the table."""
         progress = self.progress
         self.steps.say(f"Epoch :{progress['epoch']} loss :{progress['loss']}")
         seconds, mean = progress["seconds"], progress["loss"] / progress["epoch_steps"]
@@ -88,45 +88,48 @@ class TrainingRun:
             self.checkpoints.attempt(self.table.path, self.table.write)
 
     def validate(self):
-        """The loss on held-out images and that of the quarters of t, said and returned, if it is their turn."""
+        """Measures and prints the held-out loss and that of each quarter of t; None if it is not due."""
         if not self.validation or (self.progress["epoch"] + 1) % self.settings["validate_every"]:
             return None
         mean, quarters = self.validation.measure()
-        self.steps.lap()  # it is not part of the next step
+        self.steps.lap()  # the time it took belongs to no step
         self.steps.say(f"held-out loss {mean:.4f}; by quarters of t: " + " ".join(f"{q:.4f}" for q in quarters))
         return mean, *quarters
 
     def warn_of_overfitting(self):
-        """Says once when the network begins to memorise its images."""
+        """Says once that the network begins to overfit."""
         sentence = None if self.warned or not self.validation else overfitting_warning(self.table.held_out())
         if sentence:
             self.steps.say(sentence)
             self.warned = True
 
     def at_the_end(self):
+        """Saves, samples the last grid, and says where everything is."""
         self.save(last=True)
-        self.make_grid(grid_name(self.path))
+        self.make_grid(files.grid_name(self.path))
         seconds = self.checkpoints.seconds
         console.say(
             f"saving took {seconds:.1f} s, {100 * seconds / (time.monotonic() - self.started):.1f} % of the run"
         )
-        console.say(f"{self.path} has all its {self.progress['epoch']} epochs; their images: {grid_name(self.path)}")
+        console.say(
+            f"{self.path} has all its {self.progress['epoch']} epochs; their images: {files.grid_name(self.path)}"
+        )
         console.say(f"more: python reverse_diffusion.py --model {self.path} --n-sample 64 --out more.png")
 
     def save(self, last=False):
-        """Saves what has been learnt since the last time. If it fails there is a next time, unless this is the last."""
+        """Saves the model if it was trained since the last save. A failed save is tried again later, unless `last`."""
         with self.interruption.busy:
             saved = self.checkpoints.save()
         self.interruption.save_asked = False
         self.steps.lap()
         if last and not saved:
-            after = f"after step {self.checkpoints.saved[0]:,}"
-            console.leave(f"diffusion_model.py: what was learnt {after} is not saved", 1)
+            lost = f"all steps after {self.checkpoints.saved[0]:,} are lost"
+            console.leave(f"diffusion_model.py: {self.path} is not saved; {lost}", 1)
 
     def make_grid(self, name):
         """Samples a grid of images from the EMA weights into a file."""
         if not self.grids.steps.compiled:
-            self.save()  # compiling cannot be interrupted, only ended, and that must lose nothing
+            self.save()  # a signal during compilation can only end the process, which must lose nothing
         images = self.grids.sample()
         if self.interruption.stop:
             self.save_and_end()
@@ -136,15 +139,17 @@ class TrainingRun:
         self.steps.lap()
 
     def save_and_end(self):
+        """Ends the program as a signal asked for."""
         self.save(last=True)
         self.interruption.end()
 
     def say_where_it_stopped(self):
+        """The last line of an interrupted run."""
         self.steps.say(f"stopped after {self.checkpoints.saved[0]:,} steps; the same command resumes {self.path}")
 
 
 class Steps:
-    """The steps of this run as a user sees them: a bar, the time that is left, and how long a step takes."""
+    """Progress of this run on the screen: a bar, the time that is left, and how long a step takes."""
 
     def __init__(self, count):
         self.count, self.done, self.first = count, 0, []
@@ -153,13 +158,13 @@ class Steps:
         self.lap_at = time.monotonic()
 
     def lap(self):
-        """Seconds since the last call; what was no step is left out by calling it in between."""
+        """Seconds since the last call. A call after anything that is not a step excludes it from the next one."""
         now = time.monotonic()
         seconds, self.lap_at = now - self.lap_at, now
         return seconds
 
     def show(self, seconds, loss):
-        """Counts a step that took so long, and shows the mean loss of the epoch."""
+        """Counts a step that took `seconds`, and shows the mean loss of the epoch."""
         self.done += 1
         self.bar.update(self.done, loss=loss)
         if self.done <= 20:
@@ -178,7 +183,7 @@ def steps_to_go(settings, progress, count):
 
 
 class Grids:
-    """Samples of a model in training, always from the same noise, so that grids can be compared."""
+    """Samples from a model in training, always from the same noise, so that grids can be compared."""
 
     def __init__(self, model, interruption):
         self.model, self.interruption = model, interruption
@@ -187,16 +192,10 @@ class Grids:
         self.steps = ReverseSteps(model, self.sched, N_SAMPLES)
 
     def sample(self):
-        """Images of the EMA weights, int16 (16, height, width, channels); unfinished if a stop was asked for."""
+        """Images sampled with the EMA weights, int16 (16, height, width, channels); unfinished if a signal came."""
         checkpoint.swap_ema_weights(self.model)
         for _, x_t in sample(self.steps, self.sched, self.seed, range(N_SAMPLES)):
             if self.interruption.stop:
                 break
         checkpoint.swap_ema_weights(self.model)
         return to_pixels(x_t)
-
-
-def grid_name(path, suffix=""):
-    """`samples.png` beside `model.keras`, `NAME-samples.png` beside another `NAME.keras`."""
-    folder, name = os.path.split(os.path.splitext(path)[0])
-    return os.path.join(folder, "-".join(filter(None, [name if name != "model" else "", "samples", suffix])) + ".png")

@@ -13,7 +13,7 @@ from test_resume import in_a_process
 
 import diffusion_model
 from data import drawings
-from support import preparation, settings, training_run
+from support import files, preparation, settings
 
 
 @pytest.fixture
@@ -125,7 +125,7 @@ def test_a_seed_that_keras_does_not_take_is_refused_by_name(seed, fits, capsys):
     ],
 )
 def test_grids_carry_the_name_of_their_model(path, suffix, name):
-    assert training_run.grid_name(path, suffix) == os.path.normpath(name)
+    assert files.grid_name(path, suffix) == os.path.normpath(name)
 
 
 def test_a_run_leaves_neither_lock_nor_signal_handlers_in_its_process(model_folder, monkeypatch, capsys):

@@ -538,7 +538,7 @@ def test_failing_saves_are_reported_once_until_one_works_and_the_last_one_ends_t
     assert reports == [0, 1, 0, 0, 1, 0]
     with pytest.raises(SystemExit) as end:
         run.save(last=True)
-    assert end.value.code == 1 and "after step 4 is not saved" in capsys.readouterr().err
+    assert end.value.code == 1 and "is not saved; all steps after 4 are lost" in capsys.readouterr().err
 
 
 def test_a_save_precedes_the_first_compiled_grid_and_grids_show_the_ema_weights(begun, tmp_path, monkeypatch):
