@@ -104,3 +104,46 @@ def generate(function, sched, shape, count, seed=0, variance="beta", clip=True, 
 
     steps = ReverseSteps(Oracle(function, shape), sched, count, clip, xla=False)
     return [(t, x_t.numpy()) for t, x_t in sample(steps, sched, seed, range(count), variance, **more)]
+
+
+def tiny_network(shape, n_feat=None):
+    """ε̂ = w (x_t + t/T) + b for each channel: what a step makes of such a network can be computed by hand."""
+    import keras
+
+    from diffusion.layers import Logbook
+
+    image, t = keras.Input(shape), keras.Input((1,))
+    t_image = keras.layers.Reshape((1, 1, 1))(Logbook(name="logbook")(t))
+    return keras.Model([image, t], keras.layers.Conv2D(shape[-1], 1)(keras.layers.Add()([t_image, image])))
+
+
+@pytest.fixture
+def tiny_networks(monkeypatch):
+    """`prepare` starts with such networks, which are built in no time, instead of the slides'."""
+    from support import preparation
+
+    monkeypatch.setattr(preparation, "NaiveUnet", tiny_network)
+
+
+# 17 grey images of 8×8 pixels in batches of 12, so that the second batch of an epoch is a smaller one.
+TINY = ("--data", "images.npy", "--image-size", "8", "--channels", "1", "--batch-size", "12", "--T", "20",
+        "--beta2", "0.5", "--lr-decay", "cosine", "--sample-every", "0")  # fmt: skip
+
+
+@pytest.fixture
+def train_tiny(tiny_networks, tmp_path, monkeypatch, capsys):
+    """A function that trains a tiny network here as the script does, in a temporary folder; returns what it says."""
+    import diffusion_model
+    from support import settings
+    from support.signals import Interruption
+
+    monkeypatch.chdir(tmp_path)
+    np.save("images.npy", np.random.default_rng(0).integers(0, 256, (17, 8, 8)).astype(np.uint8))
+
+    def train(*words):
+        options = settings.parse_options("", [str(word) for word in words])
+        capsys.readouterr()
+        diffusion_model.run(options, options["model"], Interruption())
+        return capsys.readouterr().out
+
+    return train

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from diffusion.layers import GroupNormalization
+from diffusion.layers import GroupNormalization, Logbook
 from support import checkpoint, device, execution
 from unet import NaiveUnet
 
@@ -27,9 +27,8 @@ def some_batches(counts, size=32):
 def trained_in(parts, sizes, precision="float32"):
     """The losses and the weights after each of some batches, trained in a number of parts."""
     keras.utils.set_random_seed(0)
-    model = NaiveUnet((32, 32, 3), 8)
+    model = small_network(32)
     optimizer = keras.optimizers.SGD(0.1, use_ema=True, ema_momentum=0.9)  # Adam would hide factors of gradients
-    checkpoint.metadata(model)["progress"] = {}
     checkpoint.compile_for_run(model, optimizer, precision, xla=False, parts=parts)
     losses, weights = [], []
     for inputs, eps in some_batches(sizes):
@@ -41,7 +40,7 @@ def trained_in(parts, sizes, precision="float32"):
 def trained_by_hand(sizes):
     """The same without Keras' training and without parts."""
     keras.utils.set_random_seed(0)
-    model = NaiveUnet((32, 32, 3), 8)
+    model = small_network(32)
     losses, weights = [], []
     for inputs, eps in some_batches(sizes):
         with tf.GradientTape() as tape:
@@ -83,9 +82,11 @@ def small_network(size):
     """Two convolutions and a normalization: what a step is made of, and traced in a moment."""
     image, t = keras.Input((size, size, 3)), keras.Input((1,))
     x = keras.layers.Conv2D(8, 3, padding="same")(image)
-    x = keras.layers.Add()([x, keras.layers.Reshape((1, 1, 8))(keras.layers.Dense(8)(t))])
+    t_emb = keras.layers.Dense(8)(Logbook({"progress": {}})(t))
+    x = keras.layers.Add()([x, keras.layers.Reshape((1, 1, 8))(t_emb)])
     x = keras.layers.ReLU()(GroupNormalization(groups=2)(x))
-    return keras.Model([image, t], keras.layers.Conv2D(3, 3, padding="same")(x))
+    x = keras.layers.Conv2D(3, 3, padding="same", dtype="float32")(x)
+    return keras.Model([image, t], x)
 
 
 def compiled(parts, optimizer, size):

@@ -4,16 +4,16 @@ import csv
 import importlib.util
 import os
 import re
+import shutil
 import sys
 
 import keras
 import numpy as np
 import pytest
-from conftest import SMALL, write_pictures
+from conftest import TINY
 from PIL import Image
 from tensorflow.compat.v1.train import summary_iterator
 
-import data
 import ddpm
 import unet
 from evaluation import validation
@@ -78,23 +78,45 @@ def test_the_file_holds_the_averages_and_the_raw_weights_apart(trained):
     assert any(np.any(a != r) for a, r in zip(averages, raw, strict=True))
 
 
-def test_going_on_with_many_saves_ends_in_the_same_bits_as_never_having_stopped(run, trained, model_folder):
-    def train(model, *options):
-        options = (*SMALL, "--n-epochs", "5", "--sample-every", "0", "--model", model, *options)
-        process = run("diffusion_model.py", *options)
-        assert process.returncode == 0, process.stderr
-        return losses(process)
+@pytest.mark.parametrize("parts", [1, 2])
+def test_resuming_with_many_saves_ends_in_the_same_bits_as_an_uninterrupted_run(train_tiny, tmp_path, parts):
+    options = (*TINY, "--parts", parts, "--ema", "0.9")
+    at_once = train_tiny(*options, "--n-epochs", "5", "--model", "at-once.keras")
+    first = train_tiny(*options, "--n-epochs", "2")
+    resumed = train_tiny(*options, "--n-epochs", "5", "--keep", "2", "--save-every", "0", "--lr-decay", "cosine")
+    assert "over all 5 epochs" in resumed
+    assert EPOCH_LINE.findall(at_once)[:1] == EPOCH_LINE.findall(first)[:1] and len(EPOCH_LINE.findall(at_once)) == 5
 
-    at_once, resumed = train("at-once.keras"), train("model.keras", "--keep", "2", "--save-every", "0")
-    assert list(resumed) == [2, 3, 4]
-    assert {**losses(trained[1]), **resumed} == at_once
-    assert_equal_to_the_bit(model_folder / "at-once.keras", model_folder / "model.keras")
+    inside = checkpoint.metadata(keras.models.load_model("model-epoch0004.keras"))["progress"]
+    assert (inside["epoch"], inside["images"], inside["epoch_steps"]) == (4, 12, 1)  # the first save after its end
+    shutil.copy("model-epoch0004.keras", "again.keras")
+    shutil.copy("model.csv", "again.csv")
+    lines = EPOCH_LINE.findall(train_tiny(*options, "--model", "again.keras"))  # from inside an epoch
+    assert lines == EPOCH_LINE.findall(resumed)[-1:]
+    assert_equal_to_the_bit("again.keras", "model.keras")
+    assert sorted(name for name in os.listdir() if "-epoch" in name) == [
+        "model-epoch0004.keras",
+        "model-epoch0005.keras",
+    ]
 
-    kept = sorted(name for name in os.listdir(model_folder) if re.fullmatch(r"model-epoch\d+\.keras", name))
-    assert kept == ["model-epoch0004.keras", "model-epoch0005.keras"]
-    book = checkpoint.metadata(keras.models.load_model(model_folder / kept[0]))
-    assert book["progress"]["epoch"] == 4 and book["progress"]["images"] == 16  # the first save after its end
-    assert checkpoint.open_for_training(model_folder / kept[1])
+
+def test_stopping_between_any_two_steps_changes_no_bit(train_tiny):
+    options = (*TINY, "--n-epochs", "3", "--parts", "1")
+    train_tiny(*options, "--model", "at-once.keras", "--save-every", "0", "--keep", "9")
+    for epoch in 1, 2:
+        shutil.copy(f"at-once-epoch{epoch:04d}.keras", "model.keras")
+        shutil.copy("at-once.csv", "model.csv")
+        train_tiny(*options)
+        assert_equal_to_the_bit("at-once.keras", "model.keras")
+        assert rows_of("model.csv") == rows_of("at-once.csv")
+
+
+def rows_of(path):
+    """The rows of a table without the times in it."""
+    with open(path, newline="") as file:
+        return [
+            {k: v for k, v in row.items() if k not in ("seconds", "images_per_second")} for row in csv.DictReader(file)
+        ]
 
 
 def test_more_epochs_plan_the_fall_of_the_learning_rate_anew(model_folder, monkeypatch, capsys):
@@ -103,17 +125,21 @@ def test_more_epochs_plan_the_fall_of_the_learning_rate_anew(model_folder, monke
     assert "over all 12 epochs" in capsys.readouterr().out
 
 
-def test_a_finished_model_says_so_and_how_to_go_on(run, model_folder):
-    before, made = (model_folder / "model.keras").read_bytes(), (model_folder / "samples.png").stat().st_mtime
-    process = run("diffusion_model.py")
-    assert process.returncode == 0 and process.stderr == ""
-    assert "2 epochs" in process.stdout and "--n-epochs 4" in process.stdout
-    assert (model_folder / "model.keras").read_bytes() == before
-    assert (model_folder / "samples.png").stat().st_mtime == made
+def test_a_finished_model_says_so_and_how_to_train_further(train_tiny):
+    train_tiny(*TINY, "--n-epochs", "2")
+    before, sampled = read("model.keras"), os.stat("samples.png").st_mtime_ns
+    said = train_tiny()
+    assert "2 epochs" in said and "--n-epochs 4" in said
+    assert read("model.keras") == before and os.stat("samples.png").st_mtime_ns == sampled
 
-    os.utime(model_folder / "samples.png", (0, 0))  # as if the run had been killed before it made its last pictures
-    run("diffusion_model.py")
-    assert (model_folder / "samples.png").stat().st_mtime > made
+    os.utime("samples.png", (0, 0))  # as if the run had been killed before it sampled its last grid
+    train_tiny()
+    assert os.stat("samples.png").st_mtime_ns > 0 and read("model.keras") == before
+
+
+def read(path):
+    with open(path, "rb") as file:
+        return file.read()
 
 
 @pytest.mark.parametrize(
@@ -155,35 +181,21 @@ def test_a_contradiction_ends_the_script_with_one_sentence_and_the_file_as_it_wa
     assert (model_folder / "model.keras").read_bytes() == before
 
 
-def test_other_pictures_on_purpose(run, model_folder):
-    np.save(model_folder / "others.npy", np.zeros((5, 32, 32, 3), np.uint8))
-    options = (
-        "--data",
-        "others.npy",
-        "--new-data",
-        "--n-epochs",
-        "3",
-        "--sample-every",
-        "0",
-        "--precision",
-        "bfloat16",
-    )
-    process = run("diffusion_model.py", *options, "--batch-size", "64")
-    assert process.returncode == 0, process.stderr
-    model = keras.models.load_model(model_folder / "model.keras")
+def test_other_images_on_purpose_and_another_precision(train_tiny):
+    train_tiny(*TINY, "--n-epochs", "1")
+    np.save("others.npy", np.zeros((5, 8, 8), np.uint8))
+    train_tiny("--data", "others.npy", "--new-data", "--n-epochs", "2", "--precision", "bfloat16", "--batch-size", "64")
+    model = keras.models.load_model("model.keras")
     assert checkpoint.metadata(model)["data"]["count"] == 5
-    assert int(model.optimizer.iterations) == 7  # fewer pictures than a batch are one step
+    assert int(model.optimizer.iterations) == 3  # fewer images than a batch are one step
     assert {layer.compute_dtype for layer in model.layers} == {"float32"}
 
 
-def test_a_model_goes_on_in_float16_and_keeps_to_it(model_folder, monkeypatch):
-    monkeypatch.chdir(model_folder)
-    model, *_ = preparation.prepare({"n_epochs": 3, "precision": "float16"}, "model.keras")
-    x = np.random.default_rng(0).standard_normal((2, 32, 32, 3), np.float32)
-    assert np.isfinite(model.train_on_batch([x, np.ones((2, 1), np.float32)], x))
-    checkpoint.save(model, "model.keras")
-    model, *_ = preparation.prepare({}, "model.keras")
-    assert model.dtype_policy.compute_dtype == "float16" and int(model.optimizer.iterations) == 7
+def test_a_model_resumes_in_float16_and_keeps_to_it(train_tiny):
+    train_tiny(*TINY, "--n-epochs", "1")
+    assert "float16" in train_tiny("--n-epochs", "2", "--precision", "float16")
+    assert "float16" in train_tiny("--n-epochs", "3")
+    assert int(keras.models.load_model("model.keras").optimizer.iterations) == 6
 
 
 @pytest.mark.slow
@@ -269,38 +281,32 @@ def test_a_folder_that_cannot_be_written_to_is_failed_work(run):
 # --- held-out pictures ------------------------------------------------------------------------------------------------
 
 
-def test_held_out_pictures_are_measured_after_every_second_epoch_and_not_trained_on(run, tmp_path, monkeypatch):
-    """Gray ones, for which no other test spends a run."""
-    write_pictures(tmp_path, count=64)
+def test_held_out_images_are_measured_after_every_second_epoch_and_not_trained_on(train_tiny, tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (64, 8, 8)).astype(np.uint8)
+    np.save("images.npy", images)
     with_board = importlib.util.find_spec("tensorboard") is not None
-    options = (*SMALL, "--validation", "0.25", "--validate-every", "2", "--channels", "1", "--sample-every", "1")
+    options = (*TINY, "--batch-size", "16", "--validation", "0.25", "--validate-every", "2", "--sample-every", "1")
     if with_board:
         options += ("--tensorboard", "board")
-    process = run("diffusion_model.py", *options, "--n-epochs", "4")
-    assert process.returncode == 0, process.stderr
-    assert process.stderr == "" and "48 images" in process.stdout
-    said = re.findall(r"^held-out loss (\S+); by quarters of t: (.*)$", process.stdout, re.MULTILINE)
-    assert len(said) == 2
-    assert keras.models.load_model(tmp_path / "model.keras").output_shape == (None, 32, 32, 1)
+    said = train_tiny(*options, "--n-epochs", "4")
+    assert "48 images" in said
+    held_out_lines = re.findall(r"^held-out loss (\S+); by quarters of t: (.*)$", said, re.MULTILINE)
+    assert len(held_out_lines) == 2
+    assert keras.models.load_model("model.keras").output_shape == (None, 8, 8, 1)
 
-    with open(tmp_path / "model.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = rows_of("model.csv")
     assert [row["held_out_loss"] != "" for row in rows] == [False, True, False, True]
     quarters = [float(rows[3][f"held_out_q{q}"]) for q in (1, 2, 3, 4)]
-    assert np.mean(quarters) == pytest.approx(float(rows[3]["held_out_loss"]), rel=1e-5)  # 4 pictures in each
-    assert said[1][1].split() == [f"{q:.4f}" for q in quarters]
+    assert np.mean(quarters) == pytest.approx(float(rows[3]["held_out_loss"]), rel=1e-5)  # 4 images in each
+    assert held_out_lines[1][1].split() == [f"{q:.4f}" for q in quarters]
 
-    monkeypatch.chdir(tmp_path)
-    model, images, held_out = preparation.prepare({"n_epochs": 5}, "model.keras")  # with the same division
-    every = data.load_images("pictures.npy", 32, 1)[0]
-    for half, expected in zip((images, held_out), validation.split_held_out(every, 0.25, seed=0), strict=True):
+    model, *halves = preparation.prepare({"n_epochs": 5}, "model.keras")  # divided as before
+    for half, expected in zip(halves, validation.split_held_out(images[..., None], 0.25, seed=0), strict=True):
         np.testing.assert_array_equal(half, expected)
-    for other in "0.5", "pictures.npy":
-        with pytest.raises(ValueError, match=f"--validation 0.25, not {other}.*omit --validation"):
-            preparation.prepare({"n_epochs": 5, "validation": other}, "model.keras")
 
     if not with_board:
-        refused(run("diffusion_model.py", "--n-epochs", "5", "--tensorboard", "board"), 2, "pip install tensorboard")
+        with pytest.raises(ValueError, match="pip install tensorboard"):
+            train_tiny("--n-epochs", "5", "--tensorboard", "board")
         return
     tensorboard.Board("board", model, ddpm.ddpm_schedule(1e-4, 0.5, 20)).epoch(4, {"loss": 1.0})  # resumes
     events = [event for path in (tmp_path / "board").iterdir() for event in summary_iterator(str(path))]

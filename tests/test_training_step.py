@@ -13,7 +13,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import environment
+from conftest import environment, tiny_network
 from PIL import Image
 
 import data
@@ -148,17 +148,7 @@ def test_the_learning_rate_at_points_computed_by_hand(decay, warmup, epoch, imag
 SHAPE = (8, 8, 1)
 
 
-def tiny_network(shape=SHAPE, n_feat=None):
-    """ε̂ = w (x_t + t/T) + b for each channel: what a step makes of such a network can be computed by hand."""
-    image, t = keras.Input(shape), keras.Input((1,))
-    t_image = keras.layers.Reshape((1, 1, 1))(unet.Logbook(name="logbook")(t))
-    return keras.Model([image, t], keras.layers.Conv2D(shape[-1], 1)(keras.layers.Add()([t_image, image])))
-
-
-@pytest.fixture(autouse=True)
-def tiny_networks(monkeypatch):
-    """`prepare` begins with such networks, which are built in no time, instead of the slides'."""
-    monkeypatch.setattr(preparation, "NaiveUnet", tiny_network)
+pytestmark = pytest.mark.usefixtures("tiny_networks")
 
 
 def random_images(count, shape=SHAPE, seed=0):
@@ -195,7 +185,7 @@ def take_step(model):
 
 def new_run(begun, precision="float32", n_parts=1, **more):
     """A tiny network at the beginning of a run with the metadata of `begun`, but for what `more` changes in them."""
-    model, book = tiny_network(), copy.deepcopy(begun.book)
+    model, book = tiny_network(SHAPE), copy.deepcopy(begun.book)
     book["progress"].update(step=0, images=0, epoch_steps=0, loss=0.0, seconds=0.0)
     for part, values in more.items():
         book[part].update(values)
@@ -709,7 +699,7 @@ i.farewell = lambda: say("bye")
 
 @pytest.mark.parametrize("count, expected", [(1, (1, 1)), (64, (1, 64)), (65, (2, 33)), (200, (4, 50))])
 def test_batches_of_sampling_are_equal_and_at_most_64(count, expected):
-    assert execution.even_batches(tiny_network(), count) == expected
+    assert execution.even_batches(tiny_network(SHAPE), count) == expected
 
 
 def test_batches_of_sampling_fit_in_memory(monkeypatch):

@@ -61,7 +61,7 @@ def test_neighbouring_steps_have_different_embeddings():
 
 @pytest.mark.parametrize("shape", [(48, 64, 3), (64, 16, 3), (0, 32, 3), (64, 64), (None, None, 3), (32.0, 32, 3)])
 def test_sizes_that_do_not_fit_are_refused_with_those_that_do(shape):
-    with pytest.raises(ValueError, match="multiples of 32|three whole numbers"):
+    with pytest.raises(ValueError, match="multiples of 32|three integers"):
         unet.NaiveUnet(shape, 8)
 
 
