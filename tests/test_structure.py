@@ -1,0 +1,104 @@
+"""The shape of the project: imports go one way, nothing heavy is imported early, options are documented."""
+
+import ast
+import graphlib
+import os
+import platform
+import subprocess
+
+import pytest
+from conftest import ROOT, SCRIPTS
+
+from support import settings
+
+PACKAGES = ("data", "diffusion", "evaluation", "support")
+# What the modules of a package, or a module at the top level, may import of ours.
+ALLOWED = {
+    "ddpm": (),
+    "unet": ("diffusion.layers",),
+    "data": ("data", "support.console", "support.device", "support.files"),
+    "diffusion": ("ddpm", "unet", "diffusion"),
+    "evaluation": ("ddpm", "data", "diffusion", "evaluation", "support"),
+    "support": ("ddpm", "unet", "data", "diffusion", "evaluation.validation", "support"),
+}
+LIGHT = ("support.console", "support.device", "support.files")  # what everything may build on
+
+
+def modules():
+    """All modules but the tests and benchmarks, with the paths of their files."""
+    found = {name[:-3]: os.path.join(ROOT, name) for name in os.listdir(ROOT) if name.endswith(".py")}
+    for package in PACKAGES:
+        for name in os.listdir(os.path.join(ROOT, package)):
+            if name.endswith(".py"):
+                module = package if name == "__init__.py" else f"{package}.{name[:-3]}"
+                found[module] = os.path.join(ROOT, package, name)
+    return found
+
+
+MODULES = modules()
+
+
+def imports(module, anywhere):
+    """Modules of ours that a module imports, at its top level or anywhere."""
+    with open(MODULES[module], encoding="utf-8") as file:
+        tree = ast.parse(file.read())
+    found = set()
+    for node in ast.walk(tree) if anywhere else tree.body:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name if name in MODULES else node.module for name in names}
+    return found & MODULES.keys()
+
+
+@pytest.mark.parametrize("module", sorted(set(MODULES) - {name[:-3] for name in SCRIPTS}))
+def test_imports_go_one_way(module):
+    owner = module.split(".")[0]
+    allowed = () if module in ("support", "diffusion", "evaluation") else ALLOWED[owner]
+    allowed = LIGHT if module in LIGHT else () if module == "diffusion.layers" else allowed
+    for imported in imports(module, anywhere=True):
+        assert imported in allowed or imported.split(".")[0] in allowed, imported
+
+
+def test_scripts_do_not_import_each_other_and_nothing_imports_them():
+    scripts = {name[:-3] for name in SCRIPTS}
+    for module in MODULES:
+        assert not imports(module, anywhere=True) & scripts
+
+
+def test_any_module_can_be_imported_first():
+    """Imports at the top level form no circle."""
+    graphlib.TopologicalSorter({module: imports(module, anywhere=False) for module in MODULES}).prepare()
+
+
+def test_help_and_imports_of_the_scripts_are_light(run):
+    code = (
+        "import contextlib, io, os, runpy, sys\n"
+        f"for script in {SCRIPTS!r}[:-1]:\n"
+        "    sys.argv = [script, '--help']\n"
+        f"    path = os.path.join({ROOT!r}, script)\n"
+        "    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.suppress(SystemExit):\n"
+        "        runpy.run_path(path, run_name='__main__')\n"
+        "    assert out.getvalue().startswith('usage: ' + script), script\n"
+        "assert not {'tensorflow', 'keras', 'matplotlib'} & sys.modules.keys()\n"
+        "import reverse_diffusion, diffusion_model, evaluate, figures\n"
+        "assert not {'tensorflow', 'keras', 'matplotlib'} & sys.modules.keys()\n"
+        "from support import device; device.start_tensorflow()\n"
+        "print(os.environ.get('TF_ENABLE_ONEDNN_OPTS'))"
+    )
+    process = run("-c", code)
+    assert process.returncode == 0, process.stderr
+    if platform.machine() == "x86_64":
+        assert process.stdout == "1\n"
+
+
+def test_the_page_of_options_is_fresh():
+    with open(os.path.join(ROOT, "docs", "options.md"), encoding="utf-8") as file:
+        assert file.read() == settings.options_page(), "run python -m support.settings > docs/options.md"
+
+
+def test_no_file_of_the_project_is_ignored_by_git():
+    """`.gitignore` leaves out what users make, and must not leave out fixtures."""
+    tracked = subprocess.run(["git", "ls-files", "-ci", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True)
+    assert tracked.returncode != 0 or tracked.stdout == ""
