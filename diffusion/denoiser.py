@@ -6,15 +6,21 @@ The two estimates belong together: √ᾱ_t x̂_0 + √(1 - ᾱ_t) ε̂ = x_t. S
 this, and no network.
 """
 
-from ddpm import clip_estimate, network_time, predict_x0
+from collections.abc import Callable
+
+import tensorflow as tf
+
+from ddpm import Schedule, clip_estimate, network_time, predict_x0
+
+Denoiser = Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
 
 
-def denoiser(network, sched):
+def denoiser(network: Callable, sched: Schedule) -> Denoiser:
     """The denoiser of a network that predicts the noise: the only place where a network's output is read.
 
     Args:
         network: a function of [x_t, t/T], t/T (batch, 1) float32, that returns ε_θ like x_t.
-        sched: what `ddpm_schedule` returned.
+        sched: the schedule that it was trained with.
     """
 
     def denoise(x_t, t):
@@ -24,7 +30,7 @@ def denoiser(network, sched):
     return denoise
 
 
-def clipped(denoise, sched):
+def clipped(denoise: Denoiser, sched: Schedule) -> Denoiser:
     """A denoiser whose x̂_0 is clipped to [-1, 1], and whose ε̂ goes with that; the outermost wrapper.
 
     As in the code of DDPM: without it an error of ε̂ near t = T, multiplied by 157, drives colours away.

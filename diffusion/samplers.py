@@ -7,12 +7,15 @@ and passed to the step, so that a compiled step serves all of them.
 import numpy as np
 import tensorflow as tf
 
+from ddpm import Schedule
+from diffusion.denoiser import Denoiser
 
-def ancestral_coefficients(sched, times, variance="beta"):
+
+def ancestral_coefficients(sched: Schedule, times: np.ndarray, variance: str = "beta") -> np.ndarray:
     """The steps of DDPM (algorithm 2): a and b give the mean of q(x_s | x_t, x_0), equation 7 for s = t - 1.
 
     Args:
-        sched: what `ddpm_schedule` returned.
+        sched: the noise schedule.
         times: (S + 1,) int, falling from T to 0.
         variance: σ², `'beta'` for 1 - ᾱ_t / ᾱ_s, the slides' β_t, `'posterior'` for the variance of q(x_s | x_t, x_0),
             β̃_t. It is 0 in the step that ends in x_0.
@@ -34,7 +37,7 @@ def ancestral_coefficients(sched, times, variance="beta"):
     return np.stack([a, b, sigma], axis=1).astype(np.float32)
 
 
-def step(denoise, x_t, t, coefficients, z):
+def step(denoise: Denoiser, x_t: tf.Tensor, t: tf.Tensor, coefficients: tf.Tensor, z: tf.Tensor) -> tf.Tensor:
     """x_s, (batch, height, width, channels) float32.
 
     Args:

@@ -1,13 +1,15 @@
 """From noise to images: where the noise comes from, and the one loop (slides "Reverse diffusion example, code")."""
 
+from collections.abc import Callable, Iterator, Sequence
+
 import numpy as np
 import tensorflow as tf
 
-from ddpm import n_steps
+from ddpm import Schedule, n_steps
 from diffusion.samplers import ancestral_coefficients
 
 
-def standard_normal(seed, t, index, image_shape):
+def standard_normal(seed: int, t: int, index: Sequence[int], image_shape: tuple[int, int, int]) -> tf.Tensor:
     """Standard normal noise determined only by (seed, t, image index), independent of batching.
 
     Args:
@@ -24,12 +26,19 @@ def standard_normal(seed, t, index, image_shape):
     return tf.stack([tf.random.stateless_normal(image_shape, key) for key in tf.unstack(keys)])
 
 
-def sample(steps, sched, seed, index, variance="beta", every=False):
+def sample(
+    steps: Callable[..., tf.Tensor],
+    sched: Schedule,
+    seed: int,
+    index: Sequence[int],
+    variance: str = "beta",
+    every: bool = False,
+) -> Iterator[tuple[int, tf.Tensor]]:
     """The reverse process (DDPM algorithm 2): yields (t, x_t) from t = T down to t = 0.
 
     Args:
         steps: a `support.execution.ReverseSteps`, which computes several steps at once where they are quick.
-        sched: what `ddpm_schedule` returned.
+        sched: the noise schedule.
         seed: an integer, see `standard_normal`.
         index: (batch,) int, the numbers of the images.
         variance: see `ancestral_coefficients`.

@@ -6,10 +6,13 @@ The result does not depend on the number of parts, except for rounding; the same
 import functools
 import math
 import time
+from collections.abc import Callable, Sequence
 
 import keras
+import numpy as np
 import tensorflow as tf
 
+from ddpm import Schedule
 from diffusion import samplers
 from diffusion.denoiser import clipped, denoiser
 from diffusion.sampling import standard_normal
@@ -19,14 +22,14 @@ MEMORY = 2 * 2**30  # bytes that the feature maps of a batch may fill when nothi
 LARGEST_BATCH = 64
 
 
-def split(tensor, parts):
+def split(tensor: tf.Tensor, parts: int) -> list[tf.Tensor]:
     """The tensor in `parts` pieces along its first axis, of sizes that differ by one at most."""
     size = tf.shape(tensor)[0]
     bounds = [size * k // parts for k in range(parts + 1)]
     return tf.split(tensor, [end - start for start, end in zip(bounds, bounds[1:], strict=False)], num=parts)
 
 
-def even_batches(model, count):
+def even_batches(model: keras.Model, count: int) -> tuple[int, int]:
     """Number and size of equal batches that fit in memory, for `count` images when nothing is trained."""
     maps = [tensor.shape[1:] for layer in model.layers for tensor in keras.tree.flatten(layer.output)]
     floats = 4 * max(math.prod(shape) for shape in maps)  # a few of the largest feature maps exist at once
@@ -34,7 +37,7 @@ def even_batches(model, count):
     return batches, math.ceil(count / batches)
 
 
-def predictor(model, parts):
+def predictor(model: Callable, parts: int) -> Callable[[list[tf.Tensor]], tf.Tensor]:
     """A network for inference, as a function of its list of inputs such as [x_t, t/T], with batches in parts."""
 
     @tf.function(reduce_retracing=True, autograph=False)  # traced once for all pieces
@@ -69,7 +72,15 @@ class ReverseSteps:
 
     MOST_AT_ONCE, QUICK = 10, 0.025  # steps, seconds for a step
 
-    def __init__(self, model, sched, batch_size, clip=True, noise=standard_normal, xla=None):
+    def __init__(
+        self,
+        model: keras.Model,
+        sched: Schedule,
+        batch_size: int,
+        clip: bool = True,
+        noise: Callable[..., tf.Tensor] = standard_normal,
+        xla: bool | None = None,
+    ):
         shape = tuple(model.inputs[0].shape[1:])
         xla = device.has_gpu() or batch_size == 1 if xla is None else xla  # a single image cannot be divided
         denoise = denoiser(predictor(model, 1 if xla else device.parts_for(batch_size)), sched)
@@ -96,12 +107,14 @@ class ReverseSteps:
         self._take, self._draw = take, lambda seed, t, index: noise(seed, t, index, shape)
         self.at_once, self.compiled = 1, False
 
-    def start(self, T, seed, index):
+    def start(self, T: int, seed: int, index: Sequence[int]) -> tf.Tensor:
         """x_T, drawn as the noise of a step T + 1."""
         seed, index = _as_int64(seed, index)
         return self._draw(seed, tf.constant(T + 1), index)
 
-    def __call__(self, x_t, times, coefficients, seed, index):
+    def __call__(
+        self, x_t: tf.Tensor, times: np.ndarray, coefficients: np.ndarray, seed: int, index: Sequence[int]
+    ) -> tf.Tensor:
         """The images after one step from each of the times, (S,) int, with coefficients (S, 3) float32."""
         start = time.perf_counter()
         x_t = self._take(x_t, times, coefficients, *_as_int64(seed, index))
@@ -114,7 +127,7 @@ def _as_int64(seed, index):
     return tf.constant(seed, tf.int64), tf.cast(index, tf.int64)
 
 
-def divide_training(model, parts):
+def divide_training(model: keras.Model, parts: int) -> None:
     """Replaces the training step of a compiled model by one that computes a batch in parts, for its `train_on_batch`.
 
     Each part has its own gradient, so that none waits for the others before the weights change. One trace serves

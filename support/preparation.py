@@ -4,6 +4,7 @@ import math
 import os
 
 import keras
+import numpy as np
 
 import data
 from ddpm import ddpm_schedule
@@ -11,10 +12,11 @@ from evaluation.validation import split_held_out
 from support import advice, checkpoint, device, files
 from support.console import say
 from support.settings import NOTHING_DONE, STEPS_OF_FIRST, as_fraction, choose_settings, complete
+from support.training_run import TrainingRun
 from unet import NaiveUnet
 
 
-def prepare(options, path):
+def prepare(options: dict, path: str) -> tuple[keras.Model, np.ndarray, np.ndarray | None]:
     """A compiled model with settings and progress in its metadata, its training images, and held-out ones or None.
 
     Args:
@@ -54,12 +56,12 @@ def prepare(options, path):
     return model, images, held_out
 
 
-def preset_for_this_machine():
+def preset_for_this_machine() -> str:
     """`slides` if its images and a large enough GPU are there, else `first`."""
     return "slides" if device.large_gpu() and os.path.exists(data.CATS) else "first"
 
 
-def choose_data(options, settings, book, path):
+def choose_data(options: dict, settings: dict, book: dict, path: str) -> tuple[np.ndarray, np.ndarray | None]:
     """Reads training and held-out images (or None), records them in the metadata, settles what depends on them."""
     before = book.get("data")
     default = data.CATS if settings["preset"] == "slides" and os.path.exists(data.CATS) else "drawings"
@@ -80,7 +82,9 @@ def choose_data(options, settings, book, path):
     return images, held_out
 
 
-def choose_validation(images, options, settings, book, path):
+def choose_validation(
+    images: np.ndarray, options: dict, settings: dict, book: dict, path: str
+) -> tuple[np.ndarray, np.ndarray | None]:
     """Training images, and held-out ones: a fraction of the images, those of another source, or None."""
     before, typed = book.get("validation"), options.get("validation")
     fraction = as_fraction(typed) if typed is not None else before and before["fraction"]
@@ -107,12 +111,14 @@ def choose_validation(images, options, settings, book, path):
     return images, held_out
 
 
-def describe_validation(validation):
+def describe_validation(validation: dict) -> str:
     """The value of `--validation` that stands for this: a fraction or a source."""
     return str(validation["fraction"] or validation["source"])
 
 
-def read_images(name, options, before, default, settings, path):
+def read_images(
+    name: str, options: dict, before: dict | None, default: str | None, settings: dict, path: str
+) -> tuple[np.ndarray, data.Report]:
     """Images from the source typed as `--data` or `--validation`, else the one in the file, else a default."""
     source = options.get(name) or (before["source"] if before else default)
     try:
@@ -129,7 +135,7 @@ def read_images(name, options, before, default, settings, path):
     return images, report
 
 
-def same_images(name, now, before, path, options):
+def same_images(name: str, now: dict, before: dict, path: str, options: dict) -> bool:
     """Whether a source holds the images that the model was trained with.
 
     Raises:
@@ -147,7 +153,7 @@ def same_images(name, now, before, path, options):
     return False
 
 
-def finished(run):
+def finished(run: TrainingRun) -> bool:
     """Whether all epochs are done; if so, says so, and how to train further."""
     epochs = run.progress["epoch"]
     if epochs < run.settings["n_epochs"]:
@@ -159,7 +165,7 @@ def finished(run):
     return True
 
 
-def describe(model, path):
+def describe(model: keras.Model, path: str) -> None:
     """Prints what the run is about to do."""
     book = checkpoint.metadata(model)
     s, d, done = book["settings"], book["data"], book["progress"]

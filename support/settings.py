@@ -5,6 +5,7 @@ python -m support.settings > docs/options.md
 
 import argparse
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 from support import console, device
@@ -53,13 +54,13 @@ class Option:
         return f"{self.help} ({', '.join(f'{preset}: {text}' for preset, text in defaults)})"
 
 
-def setting(name, help, both=None, **more):
+def setting(name: str, help: str, both: Any = None, **more: Any) -> Option:
     """An option that the file keeps; `both` is its default in both presets."""
     how = {key: more.pop(key) for key in ("type", "choices", "metavar", "action") if key in more}
     return Option(name, help, more.pop("first", both), more.pop("slides", both), how=how, **more)
 
 
-def of_run(name, help, default="", **how):
+def of_run(name: str, help: str, default: str = "", **how: Any) -> Option:
     """An option of a single run, which no file keeps."""
     return Option(name, help, default=default, stored=False, how=how)
 
@@ -151,7 +152,7 @@ def options_page() -> str:
     return "\n".join(lines) + "\n"
 
 
-def choose_settings(options: dict, book: dict, path: str, automatic) -> dict:
+def choose_settings(options: dict, book: dict, path: str, automatic: Callable[[], str]) -> dict:
     """All settings of a run: what was typed, else what the file was trained with, else the preset's.
 
     Args:

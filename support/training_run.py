@@ -5,13 +5,18 @@ import os
 import statistics
 import time
 
+import keras
+import numpy as np
+
 from ddpm import ddpm_schedule, to_pixels
 from diffusion.sampling import sample
-from evaluation.validation import overfitting_warning
+from evaluation.validation import Validation, overfitting_warning
 from support import checkpoint, console, files
 from support.execution import ReverseSteps
 from support.history import History
 from support.saving import Checkpoints
+from support.signals import Interruption
+from support.tensorboard import Board
 
 N_SAMPLES = 16  # images in a grid
 
@@ -29,7 +34,16 @@ class TrainingRun:
         board: a `Board`, or None.
     """
 
-    def __init__(self, model, path, save_every, keep, interruption, validation=None, board=None):
+    def __init__(
+        self,
+        model: keras.Model,
+        path: str,
+        save_every: float,
+        keep: int,
+        interruption: Interruption,
+        validation: Validation | None = None,
+        board: Board | None = None,
+    ):
         self.model, self.path, self.validation, self.board = model, path, validation, board
         book = checkpoint.metadata(model)
         self.settings, self.progress, self.count = book["settings"], book["progress"], book["data"]["count"]
@@ -42,7 +56,7 @@ class TrainingRun:
         interruption.nothing_to_lose = self.checkpoints.nothing_to_lose
         interruption.farewell = self.say_where_it_stopped
 
-    def before_epoch(self):
+    def before_epoch(self) -> None:
         """Samples the grid of the last epoch if one is due and no interrupted run has already written it."""
         epoch, every = self.progress["epoch"], self.settings["sample_every"]
         name = files.grid_name(self.path, f"epoch{epoch:04d}")
@@ -50,7 +64,7 @@ class TrainingRun:
         if due and (self.steps.done or not os.path.exists(name)):
             self.make_grid(name)
 
-    def after_step(self, loss):
+    def after_step(self, loss: float) -> None:
         """Counts a step, and acts on signals and on the clock.
 
         Raises:
@@ -67,7 +81,7 @@ class TrainingRun:
         if self.interruption.save_asked or self.checkpoints.due():
             self.save()
 
-    def after_epoch(self):
+    def after_epoch(self) -> None:
         """Prints the line of the slides, measures held-out loss if due, and adds a row to the table."""
         progress = self.progress
         self.steps.say(f"Epoch :{progress['epoch']} loss :{progress['loss']}")
@@ -87,7 +101,7 @@ class TrainingRun:
         if time.monotonic() - self.table.written_at > 2:  # the rows of short epochs are gathered
             self.checkpoints.attempt(self.table.path, self.table.write)
 
-    def validate(self):
+    def validate(self) -> tuple[float, ...] | None:
         """Measures and prints the held-out loss and that of each quarter of t; None if it is not due."""
         if not self.validation or (self.progress["epoch"] + 1) % self.settings["validate_every"]:
             return None
@@ -96,14 +110,14 @@ class TrainingRun:
         self.steps.say(f"held-out loss {mean:.4f}; by quarters of t: " + " ".join(f"{q:.4f}" for q in quarters))
         return mean, *quarters
 
-    def warn_of_overfitting(self):
+    def warn_of_overfitting(self) -> None:
         """Says once that the network begins to overfit."""
         sentence = None if self.warned or not self.validation else overfitting_warning(self.table.held_out())
         if sentence:
             self.steps.say(sentence)
             self.warned = True
 
-    def at_the_end(self):
+    def at_the_end(self) -> None:
         """Saves, samples the last grid, and says where everything is."""
         self.save(last=True)
         self.make_grid(files.grid_name(self.path))
@@ -116,7 +130,7 @@ class TrainingRun:
         )
         console.say(f"more: python reverse_diffusion.py --model {self.path} --n-sample 64 --out more.png")
 
-    def save(self, last=False):
+    def save(self, last: bool = False) -> None:
         """Saves the model if it was trained since the last save. A failed save is tried again later, unless `last`."""
         with self.interruption.busy:
             saved = self.checkpoints.save()
@@ -126,7 +140,7 @@ class TrainingRun:
             lost = f"all steps after {self.checkpoints.saved[0]:,} are lost"
             console.leave(f"diffusion_model.py: {self.path} is not saved; {lost}", 1)
 
-    def make_grid(self, name):
+    def make_grid(self, name: str) -> None:
         """Samples a grid of images from the EMA weights into a file."""
         if not self.grids.steps.compiled:
             self.save()  # a signal during compilation can only end the process, which must lose nothing
@@ -138,12 +152,12 @@ class TrainingRun:
             self.checkpoints.attempt(self.board.folder, lambda: self.board.grid(epoch, name))
         self.steps.lap()
 
-    def save_and_end(self):
+    def save_and_end(self) -> None:
         """Ends the program as a signal asked for."""
         self.save(last=True)
         self.interruption.end()
 
-    def say_where_it_stopped(self):
+    def say_where_it_stopped(self) -> None:
         """The last line of an interrupted run."""
         self.steps.say(f"stopped after {self.checkpoints.saved[0]:,} steps; the same command resumes {self.path}")
 
@@ -151,19 +165,19 @@ class TrainingRun:
 class Steps:
     """Progress of this run on the screen: a bar, the time that is left, and how long a step takes."""
 
-    def __init__(self, count):
+    def __init__(self, count: int):
         self.count, self.done, self.first = count, 0, []
         self.bar = console.Bar(count, "step")
         self.say = self.bar.say
         self.lap_at = time.monotonic()
 
-    def lap(self):
+    def lap(self) -> float:
         """Seconds since the last call. A call after anything that is not a step excludes it from the next one."""
         now = time.monotonic()
         seconds, self.lap_at = now - self.lap_at, now
         return seconds
 
-    def show(self, seconds, loss):
+    def show(self, seconds: float, loss: float) -> None:
         """Counts a step that took `seconds`, and shows the mean loss of the epoch."""
         self.done += 1
         self.bar.update(self.done, loss=loss)
@@ -175,7 +189,7 @@ class Steps:
             self.say(f"about {left} to go, {1000 * seconds:.0f} ms a step")
 
 
-def steps_to_go(settings, progress, count):
+def steps_to_go(settings: dict, progress: dict, count: int) -> int:
     """How many steps are left of all epochs."""
     this_epoch = math.ceil((count - progress["images"]) / settings["batch_size"])
     later_epochs = settings["n_epochs"] - progress["epoch"] - 1
@@ -185,13 +199,13 @@ def steps_to_go(settings, progress, count):
 class Grids:
     """Samples from a model in training, always from the same noise, so that grids can be compared."""
 
-    def __init__(self, model, interruption):
+    def __init__(self, model: keras.Model, interruption: Interruption):
         self.model, self.interruption = model, interruption
         book = checkpoint.metadata(model)
         self.sched, self.seed = ddpm_schedule(**book["diffusion"]), book["settings"]["seed"]
         self.steps = ReverseSteps(model, self.sched, N_SAMPLES)
 
-    def sample(self):
+    def sample(self) -> np.ndarray:
         """Images sampled with the EMA weights, int16 (16, height, width, channels); unfinished if a signal came."""
         checkpoint.swap_ema_weights(self.model)
         for _, x_t in sample(self.steps, self.sched, self.seed, range(N_SAMPLES)):

@@ -72,6 +72,28 @@ def test_any_module_can_be_imported_first():
     graphlib.TopologicalSorter({module: imports(module, anywhere=False) for module in MODULES}).prepare()
 
 
+def public_functions(module):
+    """Functions and methods of a module that others may call."""
+    with open(MODULES[module], encoding="utf-8") as file:
+        tree = ast.parse(file.read())
+    bodies = [("", tree.body), *((node.name + ".", node.body) for node in tree.body if isinstance(node, ast.ClassDef))]
+    for owner, body in bodies:
+        for node in body:
+            if isinstance(node, ast.FunctionDef) and (node.name == "__init__" or not node.name.startswith("_")):
+                yield owner + node.name, node
+
+
+@pytest.mark.parametrize("module", sorted(module for module in MODULES if module.split(".")[0] in PACKAGES))
+def test_public_functions_carry_type_hints(module):
+    """But for the layers, which are written like those of the slides."""
+    if module == "diffusion.layers":
+        return
+    for name, node in public_functions(module):
+        arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+        bare = [a.arg for a in arguments if a.annotation is None and a.arg not in ("self", "cls")]
+        assert not bare and (node.returns is not None or name.endswith("__init__")), f"{name}: {bare or 'its result'}"
+
+
 def test_help_and_imports_of_the_scripts_are_light(run):
     code = (
         "import contextlib, io, os, runpy, sys\n"
