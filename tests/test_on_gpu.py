@@ -1,0 +1,153 @@
+"""`benchmarks/on_gpu.py` on the CPU: every part in small, what its checks need, and a report that nothing can lose."""
+
+import dataclasses
+import json
+import sys
+
+import numpy as np
+import pytest
+from conftest import ROOT, tiny_network
+
+sys.path.insert(0, f"{ROOT}/benchmarks")
+import common  # noqa: E402
+import on_gpu  # noqa: E402
+
+TINY = dataclasses.replace(on_gpu.TINY, image_size=8, batch=2, steps=3, matrix=8)
+
+
+@pytest.fixture
+def tiny(monkeypatch, tiny_networks):
+    """Networks of two weights, and scripts that run in this process."""
+    import tensorflow as tf
+
+    import diffusion_model
+    import unet
+    from support import settings
+    from support.signals import Interruption
+
+    monkeypatch.setattr(unet, "NaiveUnet", tiny_network)
+    monkeypatch.setattr(common, "operations", lambda *setting: 1e3)
+
+    def script(name, *words, folder, **more):
+        monkeypatch.chdir(folder)
+        options = settings.parse_options("", [str(word) for word in words])
+        diffusion_model.run(options, options["model"], Interruption())
+        return 0, "device    CPU\nEpoch :0 loss :3.0\n", None
+
+    monkeypatch.setattr(on_gpu, "script", script)
+    before = tf.config.experimental.tensor_float_32_execution_enabled()
+    yield
+    tf.config.experimental.enable_tensor_float_32_execution(before)
+
+
+FAST = ("find_device", "train_in_bfloat16", "resume_exactly", "training_tf32_xla", "training_bfloat16_in_two_parts",
+        "reverse_steps", "losses_bfloat16")  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FAST)
+def test_a_check_runs_in_small(tiny, name):
+    result = on_gpu.CHECKS[name][3](TINY)
+    assert result and json.loads(json.dumps(result)) == result
+    numbers = [value for value in result.values() if isinstance(value, float)]
+    assert np.all(np.isfinite(numbers)) and all(number >= 0 for number in numbers)
+
+
+def test_the_profile_names_what_runs(tiny):
+    result = on_gpu.profile_of_training(TINY)
+    assert 0 <= result["fraction of the time the device waits"] < 1 and result["busy, ms a step"] > 0
+    assert len(result) == 13
+
+
+def test_a_resumed_run_that_differs_is_a_failure(tiny, monkeypatch):
+    script, runs = on_gpu.script, []
+
+    def forgetful(name, *words, folder, **more):
+        runs.append(words)
+        return script(name, *words, "--learning-rate", 1e-3 * len(runs), folder=folder)
+
+    monkeypatch.setattr(on_gpu, "script", forgetful)
+    with pytest.raises(RuntimeError, match="differ by up to"):
+        on_gpu.resume_exactly(TINY)
+
+
+def test_advice_is_followed_until_it_fits(monkeypatch):
+    tried = []
+
+    def training(size, folder, *words):
+        tried.append(size.batch)
+        (np.save(f"{folder}/images.npy", np.zeros(1)), None)
+        fits = size.batch <= 4
+        return (0, "", None) if fits else (1, f"do not fit in memory; add --batch-size {size.batch // 2}", None)
+
+    monkeypatch.setattr(on_gpu, "training", training)
+    assert on_gpu.run_out_of_memory(dataclasses.replace(TINY, absurd_batch=16)) == {"tried": [16, 8, 4], "fits": 4}
+    monkeypatch.setattr(on_gpu, "training", lambda *more: (1, "Killed", None))
+    with pytest.raises(RuntimeError, match="no advice at batches of 16:\nKilled"):
+        on_gpu.run_out_of_memory(dataclasses.replace(TINY, absurd_batch=16))
+
+
+def test_what_intervals_cover_together():
+    assert on_gpu.union([(0, 2), (1, 3), (5, 6), (5.5, 5.7)]) == 4
+    assert on_gpu.union([]) == 0
+
+
+@pytest.mark.parametrize(
+    "needs, facts, why",
+    [
+        (("tensorflow",), {}, None),
+        (("tensorflow", "gpu"), {"gpus": 1}, None),
+        (("tensorflow", "gpu"), {"gpus": 0}, "needs a GPU"),
+        (("tensorflow", "gpu"), {}, "needs a GPU"),
+        (("no_such_package",), {"gpus": 1}, "needs the package no_such_package"),
+    ],
+)
+def test_what_a_check_needs(needs, facts, why):
+    assert on_gpu.missing(needs, facts) == why
+
+
+def run(monkeypatch, folder, outcomes, *words):
+    """Runs `main` with stand-ins for the processes of the checks; returns what ran, and the report."""
+    ran = []
+
+    def run_check(name, options, seconds):
+        ran.append(name)
+        return outcomes.get(name, ("ok", {"result": {"gpus": 0}}))
+
+    monkeypatch.setattr(on_gpu, "run_check", run_check)
+    monkeypatch.setattr(sys, "argv", ["on_gpu.py", "--out", str(folder), *words])
+    on_gpu.main()
+    return ran, json.loads((folder / "report.json").read_text())["checks"]
+
+
+def test_a_report_continues_where_it_was_cut_off(monkeypatch, tmp_path, capsys):
+    error = {"error": "Traceback\nValueError: | broken"}
+    ran, checks = run(monkeypatch, tmp_path, {"train_in_float16": ("failed", error)}, "--only", "runs")
+    assert ran[0] == "find_device" and "run_out_of_memory" not in ran
+    assert checks["run_out_of_memory"] == {"part": "runs", "status": "skipped", "seconds": 0.0, "why": "needs a GPU"}
+    assert "will be skipped: run_out_of_memory, needs a GPU" in capsys.readouterr().out
+    page = (tmp_path / "report.md").read_text()
+    assert "| train in float16 | failed: see below |" in page and "ValueError: | broken" in page
+
+    assert run(monkeypatch, tmp_path, {}, "--only", "runs")[0] == []
+    assert run(monkeypatch, tmp_path, {}, "--only", "runs", "--again")[0] == ["train_in_float16"]
+    ran, checks = run(monkeypatch, tmp_path, {}, "--only", "right", "--minutes", "0")
+    assert ran == [] and checks["losses_tf32"]["status"] == "not reached"
+    ran, checks = run(monkeypatch, tmp_path, {}, "--only", "right")
+    assert "losses_tf32" in ran and checks["losses_tf32"]["status"] == "ok"
+
+
+def test_the_order_is_that_of_the_parts():
+    parts = [part for part, *_ in on_gpu.CHECKS.values()]
+    assert parts == sorted(parts, key=on_gpu.PARTS.index) and set(parts) == set(on_gpu.PARTS)
+
+
+@pytest.mark.parametrize("broken, status", [(False, "ok"), (True, "failed"), (None, "out of time")])
+def test_a_check_in_a_process_of_its_own(monkeypatch, tmp_path, broken, status):
+    program = tmp_path / "program.py"
+    ends = {False: "print('RESULT {\"a\": 1}')", True: "raise ValueError('whole error')", None: "time.sleep(60)"}
+    program.write_text(f"import time\nprint('chatter')\n{ends[broken]}\n")
+    monkeypatch.setattr(on_gpu, "__file__", str(program))
+    options = on_gpu.parse_options(["--out", str(tmp_path)])
+    got, more = on_gpu.run_check("find_device", options, 1 if broken is None else 20)
+    assert got == status
+    assert {"ok": "a", "failed": "whole error", "out of time": "within 1 s"}[status] in str(more)
