@@ -24,6 +24,8 @@ PACKAGES = sorted(
 LONGEST = 150  # lines of the README
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 FOREIGN = {"--logdir", "--help"}  # options of other programs that the documents name
+NOT_OURS = {"keras", "model", "km", "rd"}  # modules of others, and variables, before a dot
+WRITTEN = ("csv", "keras", "npy", "npz", "png", "json", "zip")  # endings of files that users have, not modules
 
 
 def read(*path):
@@ -182,9 +184,9 @@ def check_name(span):
     span = re.sub(r"\(.*", "", span)
     if re.fullmatch(r"[\w./-]+\.(py|md|toml|slurm)|[a-z]\w*(/\w+)*/", span):
         return [] if exists(span) else [f"there is no {span}"]
-    if re.fullmatch(r"[a-z]\w*(\.[A-Za-z_]\w*)+", span) and is_ours(span):
-        return [] if resolves(span) else [f"there is no {span}"]
-    return []
+    if not re.fullmatch(r"[a-z]\w*(\.[A-Za-z_]\w*)+", span) or span.split(".")[-1] in WRITTEN:
+        return []
+    return [] if span.split(".")[0] in NOT_OURS or resolves(span) else [f"there is no {span}"]
 
 
 def check_python(code):
@@ -266,7 +268,9 @@ WRONG = {
     "a data set": "```sh\npython -m data dogs\n```",
     "requirements": "```sh\npip install -r requirement.txt\n```",
     "an option in prose": "`--sample-evry 10`",
-    "a module": "`support/executor.py`",
+    "a file": "`support/executor.py`",
+    "a module": "`dppm.q_sample`",
+    "a module of a package": "`support.executor.split`",
     "a folder": "`evaluations/`",
     "a function": "`ddpm.q_samples`",
     "a method": "`support.saving.Checkpoints.saves`",
