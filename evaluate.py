@@ -1,8 +1,8 @@
-"""How good is a model: likelihood, loss by t, distance to real pictures, memorisation.
+"""How good a model is: likelihood, loss by t, distance to real images, memorisation.
 
     python evaluate.py --data new-drawings                         all of it, for a model of the drawings
     python evaluate.py --data held-out --only bits,loss            what needs no samples, in a minute
-    python evaluate.py --data FOLDER --figure copies.png           samples beside the pictures nearest to them
+    python evaluate.py --data FOLDER --figure copies.png           samples and the images nearest to them
 
 Writes a table as JSON beside the model, and prints it. `--data` are images that the model was not trained on;
 `held-out` are those that training held out (`diffusion_model.py --validation`).
@@ -31,10 +31,10 @@ def parse_options(arguments=None):
     add(
         "--train",
         metavar="SOURCE",
-        help="the training pictures, for overfitting and copies (what the model says it was trained on)",
+        help="the training images, for overfitting and copies (those that the metadata name)",
     )
-    add("--samples", metavar="FILE.npy", help="pictures that the model has made (else they are made, and kept)")
-    add("--n-sample", type=integer(20), default=500, metavar="N", help="how many to make (500)")
+    add("--samples", metavar="FILE.npy", help="samples of the model (else they are generated and cached)")
+    add("--n-sample", type=integer(20), default=500, metavar="N", help="how many samples to generate (500)")
     add("--only", type=console.some_of(PARTS), default=PARTS, metavar="PARTS", help=f"some of {','.join(PARTS)} (all)")
     add(
         "--features",
@@ -48,7 +48,7 @@ def parse_options(arguments=None):
         type=integer(0),
         default=20,
         metavar="N",
-        help="steps t for each picture in bits and loss; 0 for every t (20)",
+        help="steps t for each image in bits and loss; 0 for every t (20)",
     )
     add(
         "--count",
@@ -57,7 +57,7 @@ def parse_options(arguments=None):
         metavar="N",
         help="of held-out images, at most this many at random (1000)",
     )
-    add("--figure", metavar="FILE.png", help="samples, and under each its nearest training and held-out picture")
+    add("--figure", metavar="FILE.png", help="samples, and below each its nearest training and held-out image")
     add("--out", metavar="FILE.json", help="the numbers (beside the model: model-evaluation.json)")
     options = parser.parse_args(arguments)
     options.out = options.out or os.path.splitext(options.model)[0] + "-evaluation.json"
@@ -108,12 +108,12 @@ def main():
         check_outputs(options, book)
         held_out, training, samples, extract = load_inputs(model, book, options)
 
-        kept = cache_prefix(options, checkpoint.fingerprint(model))
+        cache = cache_prefix(options, checkpoint.fingerprint(model))
         rows = {}
         if set(options.only) - set(OF_SAMPLES):
-            rows |= likelihood_rows(model, book, held_out, training, options, kept)
+            rows |= likelihood_rows(model, book, held_out, training, options, cache)
         if extract:
-            samples = generate_samples(model, book, options, kept) if samples is None else samples
+            samples = generate_samples(model, book, options, cache) if samples is None else samples
             rows |= sample_rows(samples, training, held_out, extract, options)
         with files.replacing(options.out) as draft, open(draft, "w", encoding="utf-8") as file:
             json.dump({"model": options.model, "data": options.data, "step": book["progress"]["step"],
@@ -138,7 +138,7 @@ def cache_prefix(options, fingerprint):
 
 
 def show(rows):
-    """The table: name, value ± standard error, remark."""
+    """Prints the table: name, value ± standard error, remark."""
     width = max(map(len, rows))
     for name, row in rows.items():
         error = f" ± {row['error']:.4f}" if row.get("error") is not None else ""

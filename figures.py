@@ -1,4 +1,4 @@
-"""The pictures that explain the lecture, made from a model: both processes, the schedule, the network, the training.
+"""The figures of the lecture, drawn from a model: both processes, the schedule, the network, the training.
 
     python figures.py --model model.keras --data drawings --out figures      all of them, as files
     python figures.py --only forward,schedule                                 some
@@ -19,11 +19,11 @@ ALL = ("forward", "reverse", "gif", "schedule", "network", "interpolation", "tra
 STEPS = (0, 50, 100, 250, 500, 1000)
 
 
-def forward(picture, sched, steps=None, seed=0):
-    """One picture with more and more noise (slides "Forward diffusion").
+def forward(image, sched, steps=None, seed=0):
+    """One image with more and more noise (slides "Forward diffusion").
 
     Args:
-        picture: (height, width, channels), values 0 … 255.
+        image: (height, width, channels), values 0 … 255.
         sched: what `ddpm_schedule` returned.
         steps: the t to show (0, 50, 100, 250, 500, 1000, as shares of T).
     """
@@ -33,14 +33,14 @@ def forward(picture, sched, steps=None, seed=0):
     from diffusion.sampling import standard_normal
 
     steps = steps or fractions(sched)
-    x_0 = tf.repeat(tf.constant(data.scaled(picture[None])), len(steps), axis=0)
-    eps = tf.repeat(standard_normal(seed, 0, tf.range(1), picture.shape), len(steps), axis=0)
+    x_0 = tf.repeat(tf.constant(data.scaled(image[None])), len(steps), axis=0)
+    eps = tf.repeat(standard_normal(seed, 0, tf.range(1), image.shape), len(steps), axis=0)
     x_t = q_sample(x_0, tf.constant(steps), eps, sched)
     return strip([x_t], [f"t = {t}" for t in steps], ["$x_t$"])
 
 
 def reverse(model, seed=0, steps=None):
-    """The way back: x_t, and the picture x̂_0 that the network takes it for (slides "Reverse diffusion").
+    """x_t on the way back, and the estimate x̂_0 of the image from it (slides "Reverse diffusion").
 
     Args:
         model: a trained network.
@@ -63,7 +63,7 @@ def reverse(model, seed=0, steps=None):
 
 
 def interpolation(model, count=8, seed=0):
-    """Pictures from noises between two noises, on the circle on which all are N(0, 1) (DDPM section 4.3).
+    """Images from noise between two noises, on the circle on which all are N(0, 1) (DDPM section 4.3).
 
     Args:
         count: how many, the two ends included.
@@ -85,7 +85,7 @@ def interpolation(model, count=8, seed=0):
 
 
 def reverse_gif(model, path, n_sample=16, frames=40, seed=0):
-    """Writes the reverse process of a grid of pictures as an animated GIF that rests at its end."""
+    """Writes the reverse process of a grid of images as an animated GIF that pauses at its end."""
     import numpy as np
     from PIL import Image
 
@@ -95,28 +95,29 @@ def reverse_gif(model, path, n_sample=16, frames=40, seed=0):
 
     sched, reverse_steps = sampler(model, n_sample)
     shown = {round(n_steps(sched) * (1 - k / frames) ** 2) for k in range(frames + 1)}  # more of them near 0
-    pictures = []
+    frames_shown = []
     for t, x_t in sample(reverse_steps, sched, seed, range(n_sample), every=True):
         if t in shown:
             grid = files.grid(files.enlarged(to_pixels(x_t)))
-            picture = Image.fromarray(grid.squeeze(-1) if grid.shape[-1] == 1 else grid)
-            pictures.append(picture.quantize(64, dither=Image.Dither.NONE))
-    durations = np.full(len(pictures), 80)
+            frame = Image.fromarray(grid.squeeze(-1) if grid.shape[-1] == 1 else grid)
+            frames_shown.append(frame.quantize(64, dither=Image.Dither.NONE))
+    durations = np.full(len(frames_shown), 80)
     durations[-1] = 2500
     with files.replacing(path) as draft:
-        pictures[0].save(draft, save_all=True, append_images=pictures[1:], duration=durations.tolist(), loop=0)
+        first, *rest = frames_shown
+        first.save(draft, save_all=True, append_images=rest, duration=durations.tolist(), loop=0)
 
 
 def schedule(sched, name="linear"):
-    """The shares of picture and noise in x_t, and the signal-to-noise ratio ᾱ_t / (1 - ᾱ_t), against t."""
+    """The factors of image and noise in x_t, and the signal-to-noise ratio ᾱ_t / (1 - ᾱ_t), against t."""
     import matplotlib.pyplot as plt
     import numpy as np
 
     t = np.arange(len(sched["beta_t"]))
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
-    left.plot(t, sched["sqrtab"], color=BLUE, label=r"picture, $\sqrt{\bar\alpha_t}$")
+    left.plot(t, sched["sqrtab"], color=BLUE, label=r"image, $\sqrt{\bar\alpha_t}$")
     left.plot(t, sched["sqrtmab"], color=ORANGE, linestyle="--", label=r"noise, $\sqrt{1 - \bar\alpha_t}$")
-    left.set_ylabel("share in $x_t$")
+    left.set_ylabel("factor in $x_t$")
     left.legend()
     right.semilogy(t[1:], sched["sqrtab"][1:] ** 2 / sched["sqrtmab"][1:] ** 2, color=GREEN, label=name)
     right.axhline(1, color=GRAY, linewidth=0.8)
@@ -212,7 +213,7 @@ def sampler(model, batch_size, noise=None):
 
 
 def strip(rows, titles, names):
-    """Rows of pictures, [-1, 1], with titles above the columns and names beside the rows."""
+    """Rows of images in [-1, 1], with titles above the columns and names beside the rows."""
     import matplotlib.pyplot as plt
     import numpy as np
 
@@ -236,7 +237,7 @@ def parse_options(arguments=None):
     parser = console.Parser(description=__doc__.split("\n")[0])
     add = parser.add_argument
     add("--model", default="model.keras", metavar="FILE.keras", help="the trained network (model.keras)")
-    add("--data", metavar="SOURCE", help="where the picture of `forward` comes from (the model's own)")
+    add("--data", metavar="SOURCE", help="source of the image of `forward` (that of the training images)")
     add("--out", default="figures", metavar="FOLDER", help="where the files go (figures)")
     add("--only", type=console.some_of(ALL), default=ALL, metavar="NAMES", help=f"some of {','.join(ALL)} (all)")
     add("--seed", type=console.integer(0), default=0, metavar="N", help="of all noise (0)")
@@ -272,28 +273,31 @@ def main():
         from support import checkpoint, files
 
         model, book = checkpoint.open_with_schedule(options.model)
+        table = os.path.splitext(options.model)[0] + ".csv"
+        if "training" in options.only and not os.path.exists(table):
+            raise FileNotFoundError(f"there is no table {table} for the figure training; choose others with --only")
         paths = prepare_files(options.out, options.only)  # better known now than after the work
 
-        def picture():
+        def some_image():
             size, _, channels = model.inputs[0].shape[1:]
             images, _ = data.load_images(options.data or book["data"]["source"], size, channels)
             return images[options.seed % len(images)]
 
-        sched, csv_of_model = ddpm_schedule(**book["diffusion"]), os.path.splitext(options.model)[0] + ".csv"
-        made = {
-            "forward": lambda: forward(picture(), sched, seed=options.seed),
+        sched = ddpm_schedule(**book["diffusion"])
+        draw = {
+            "forward": lambda: forward(some_image(), sched, seed=options.seed),
             "reverse": lambda: reverse(model, options.seed),
             "schedule": lambda: schedule(sched),
             "network": lambda: network(model),
             "interpolation": lambda: interpolation(model, seed=options.seed),
-            "training": lambda: training(csv_of_model),
+            "training": lambda: training(table),
         }
         for name, path in paths.items():
             if name == "gif":
                 reverse_gif(model, path, seed=options.seed)
             else:
                 with files.replacing(path) as draft:
-                    made[name]().savefig(draft, dpi=120)
+                    draw[name]().savefig(draft, dpi=120)
             say(path)
 
 

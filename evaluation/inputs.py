@@ -1,6 +1,11 @@
 """The images that an evaluation needs: held-out ones, those trained on, and samples."""
 
+import argparse
 import hashlib
+from collections.abc import Callable
+
+import keras
+import numpy as np
 
 import data
 from evaluation.features import extractor
@@ -9,14 +14,16 @@ from evaluation.validation import split_held_out
 from support.console import say
 
 OF_SAMPLES = ("kid", "frechet", "precision", "recall", "copies")  # parts of an evaluation that need samples
-FEWEST = 20  # images in a set, or its statistics mean nothing
+FEWEST = 20  # images in a set: statistics of fewer mean nothing
 
 
-def load_inputs(model, book, options):
-    """Reads what the parts asked for need, so that what is missing is said before the long work.
+def load_inputs(
+    model: keras.Model, book: dict, options: argparse.Namespace
+) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None, Callable | None]:
+    """Reads all images that the requested parts need, so that what is missing is reported before the long work.
 
     Returns:
-        Held-out images, training images, given samples, and the function for features; the last three may be None.
+        Held-out images, training images, given samples, and the feature extractor; the last three may be None.
     """
     shape, only = model.inputs[0].shape[1:], set(options.only)
 
@@ -40,8 +47,10 @@ def load_inputs(model, book, options):
     return held_out, training, samples, extractor(options.features) if with_samples else None
 
 
-def load_images(load, book, options):
-    """Held-out images, and the training images or None where they are neither needed nor to be had."""
+def load_images(
+    load: Callable[[str], np.ndarray], book: dict, options: argparse.Namespace
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Held-out images, and training images, or None if those are neither needed nor available."""
     needed = {"overfitting", "copies"} & set(options.only) or options.figure or options.train
     held_out, training = load_held_out(load, book, options)
     if training is None:
@@ -50,14 +59,14 @@ def load_images(load, book, options):
         except (ValueError, OSError):
             if needed:
                 raise
-            # Whether `--data` is the whole source of the training images can be told without them.
-            part, _, same = divide(held_out, book)
+            # Even without them it is known whether `--data` is their whole source.
+            part, _, same = split_as_in_training(held_out, book)
             training = part if same else None
     return held_out, training
 
 
-def held_out_by_training(book):
-    """What training held out: a fraction of its images, or another source, and its digest; None for what is not known.
+def held_out_by_training(book: dict) -> tuple[float | None, str | None, str | None]:
+    """What training held out: a fraction of its images, or another source, and a digest; None for what is unknown.
 
     Files of earlier versions hold only the text of the option `--validation`.
     """
@@ -71,29 +80,31 @@ def held_out_by_training(book):
         return None, text, None
 
 
-def divide(images, book):
-    """Divides all images of a source as training did.
+def split_as_in_training(images: np.ndarray, book: dict) -> tuple[np.ndarray, np.ndarray | None, bool]:
+    """Splits all images of a source as training did.
 
     Returns:
-        Images to train on, held-out ones or None, and whether the first are those that the model was trained on.
+        Training images, held-out ones or None, and whether the former are those that the model was trained on.
     """
     (fraction, _, _), trained_on = held_out_by_training(book), book["data"]["digest"]
-    if fraction is None or data.digest(images) == trained_on:  # the latter: they are without the held-out ones
+    if fraction is None or data.digest(images) == trained_on:  # the latter: the source is the training part alone
         training, held_out = images, None
     else:
         training, held_out = split_held_out(images, fraction, book["settings"]["seed"])
     return training, held_out, data.digest(training) == trained_on
 
 
-def load_training(load, book, options):
-    """The images that the model was trained on, and those of the same source that were held out or None.
+def load_training(
+    load: Callable[[str], np.ndarray], book: dict, options: argparse.Namespace
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """The images that the model was trained on, and those of the same source that were held out, or None.
 
     Raises:
         ValueError, FileNotFoundError: if they are not where they were, or have changed, and `--train` names no others.
     """
     source, advice = book["data"]["source"], "name the training images with --train SOURCE"
     try:
-        training, held_out, same = divide(load(options.train or source), book)
+        training, held_out, same = split_as_in_training(load(options.train or source), book)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{error}; {advice}") from error
     if not same and not options.train:
@@ -108,8 +119,10 @@ def load_training(load, book, options):
     return training, held_out
 
 
-def load_held_out(load, book, options):
-    """Held-out images, and, if they come from the same source, those trained on, else None.
+def load_held_out(
+    load: Callable[[str], np.ndarray], book: dict, options: argparse.Namespace
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Held-out images, and, if they come from the same source, the training images, else None.
 
     Raises:
         ValueError, FileNotFoundError: if training held out none, or they are not where they were, or have changed.
@@ -136,7 +149,7 @@ def load_held_out(load, book, options):
     return held_out, training
 
 
-def count_known(images, training):
-    """How many images are, pixel for pixel, among the training images."""
+def count_known(images: np.ndarray, training: np.ndarray) -> int:
+    """The number of images that are, pixel for pixel, among the training images."""
     known = {hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in training}
     return sum(hashlib.blake2b(image.tobytes(), digest_size=16).digest() in known for image in images)

@@ -1,13 +1,15 @@
-"""What a network knows of images: bits per dimension of the bound, loss by t, and signs of overfitting."""
+"""What a network knows about images: bits per dimension of the bound, loss by t, and signs of overfitting."""
 
+import argparse
 import os
 
+import keras
 import numpy as np
 import tensorflow as tf
 
 import data
-from ddpm import bound_decoder, bound_prior, bound_term, clip_estimate, ddpm_schedule, n_steps, q_sample
-from diffusion.denoiser import denoiser
+from ddpm import Schedule, bound_decoder, bound_prior, bound_term, clip_estimate, ddpm_schedule, n_steps, q_sample
+from diffusion.denoiser import Denoiser, denoiser
 from evaluation.metrics import random_subset
 from support import console, device, execution, files
 
@@ -15,122 +17,139 @@ MEMORISED_BELOW = 0.8  # training loss / held-out loss below this is reported as
 WAYS = [(variance, clip) for variance in ("beta", "posterior") for clip in (True, False)]  # to take a reverse step
 
 
-def likelihood_rows(model, book, held_out, training, options, kept):
-    """Bits a dimension of the bound, for all four ways to take a reverse step, the loss in tenths of t, overfitting."""
+def likelihood_rows(
+    model: keras.Model,
+    book: dict,
+    held_out: np.ndarray,
+    training: np.ndarray | None,
+    options: argparse.Namespace,
+    cache: str | None,
+) -> dict[str, dict]:
+    """Rows: bits per dimension of the bound for all four reverse steps, loss in tenths of t, overfitting.
+
+    Args:
+        book: the metadata of the model.
+        options: of `evaluate.py`.
+        cache: how the names of cached results begin; None to cache nothing.
+    """
     sched, batch_size = ddpm_schedule(**book["diffusion"]), execution.even_batches(model, len(held_out))[1]
     denoise = denoiser(execution.predictor(model, device.parts_for(batch_size)), sched)
 
-    def seen(images, name):
-        return measure_denoising(denoise, sched, images, options.draws, batch_size, kept and f"{kept}-{name}")
+    def measure(images, name):
+        return measure_denoising(denoise, sched, images, options.draws, batch_size, cache and f"{cache}-{name}")
 
-    of_held_out = seen(held_out, "bits.npz")
-    rows = bound_rows(of_held_out) if "bits" in options.only else {}
-    rows |= loss_rows(of_held_out, sched, held_out) if "loss" in options.only else {}
+    on_held_out = measure(held_out, "bits.npz")
+    rows = bound_rows(on_held_out) if "bits" in options.only else {}
+    rows |= loss_rows(on_held_out, sched, held_out) if "loss" in options.only else {}
     if "overfitting" in options.only:
-        of_training = seen(random_subset(training, len(held_out)), "training-bits.npz")
-        rows |= overfitting_rows(of_training, of_held_out, sched)
+        on_training = measure(random_subset(training, len(held_out)), "training-bits.npz")
+        rows |= overfitting_rows(on_training, on_held_out, sched)
     return rows
 
 
-def bound_rows(seen):
-    """Rows: bits a dimension for each of `WAYS`, and L_T."""
+def bound_rows(measurements: dict[str, np.ndarray]) -> dict[str, dict]:
+    """Rows: bits per dimension for each of `WAYS`, and L_T."""
     rows = {}
-    for (variance, clip), of_pictures in zip(WAYS, seen["bits"].T + seen["prior"], strict=True):
+    for (variance, clip), bits in zip(WAYS, measurements["bits"].T + measurements["prior"], strict=True):
         name = f"bits/dim, {'β' if variance == 'beta' else 'β̃'}, {'clipped' if clip else 'not clipped'}"
-        remark = "as pictures are made by default" if (variance, clip) == ("beta", True) else ""
-        rows[name] = measured(of_pictures, remark)
-    rows["… of it L_T"] = measured(seen["prior"], "x_T beside pure noise")
+        remark = "the default for sampling" if (variance, clip) == ("beta", True) else ""
+        rows[name] = mean_row(bits, remark)
+    rows["… of it L_T"] = mean_row(measurements["prior"], "x_T compared with pure noise")
     return rows
 
 
-def loss_rows(seen, sched, images):
-    """Rows: squared error of ε̂ in tenths of t, beside that of the best predictor that knows the pixels' variance.
+def loss_rows(measurements: dict[str, np.ndarray], sched: Schedule, images: np.ndarray) -> dict[str, dict]:
+    """Rows: squared error of ε̂ in tenths of t, and that of the best predictor that knows only pixel variances.
 
-    Both are means over the t that were measured, as the error falls steeply within the first tenth.
+    Both are means over the t that were measured, since the error falls steeply within the first tenth.
     """
     rows, v = {}, np.var(data.scaled(images), axis=0).ravel()
-    for (low, high), here in tenths(seen, sched).items():
-        t, counts = np.unique(seen["t"][here], return_counts=True)
+    for (low, high), here in tenths(measurements, sched).items():
+        t, counts = np.unique(measurements["t"][here], return_counts=True)
         a = sched["alphabar_t"][t, None]
         best = np.average(np.mean(a * v / (a * v + 1 - a), axis=1), weights=counts)
-        remark = f"{best:.4f} if only pixels were known"
-        rows[f"loss, t = {low} … {high}"] = measured(seen["error"], remark, here)
+        remark = f"{best:.4f} if only the pixel variances were known"
+        rows[f"loss, t = {low} … {high}"] = mean_row(measurements["error"], remark, here)
     return rows
 
 
-def overfitting_rows(of_training, of_held_out, sched):
+def overfitting_rows(
+    on_training: dict[str, np.ndarray], on_held_out: dict[str, np.ndarray], sched: Schedule
+) -> dict[str, dict]:
     """Row: the loss on training images divided by that on held-out ones, both as means over the tenths of t.
 
     Args:
-        of_training, of_held_out: what `observed` returned.
+        on_training, on_held_out: what `measure_denoising` returned.
     """
-    here = [tenths(seen, sched) for seen in (of_training, of_held_out)]
+    here = [tenths(measurements, sched) for measurements in (on_training, on_held_out)]
     both = here[0].keys() & here[1].keys()
     means, errors = [], []
-    for seen, of_tenths in zip((of_training, of_held_out), here, strict=True):
-        parts = [mean_and_influences(seen["error"], of_tenths[tenth]) for tenth in both]
+    for measurements, of_tenths in zip((on_training, on_held_out), here, strict=True):
+        parts = [mean_and_influences(measurements["error"], of_tenths[tenth]) for tenth in both]
         mean, influences = (np.mean(part, axis=0) for part in zip(*parts, strict=True))
         means.append(mean)
         errors.append((standard_error(influences) or 0) / mean)
-    share = float(means[0] / means[1])
-    remark = "the training images are memorised" if share < MEMORISED_BELOW else "1 means no memorisation"
-    return {"loss, training / held-out": {"value": share, "error": share * float(np.hypot(*errors)), "remark": remark}}
+    ratio = float(means[0] / means[1])
+    remark = "the training images are memorised" if ratio < MEMORISED_BELOW else "1 means no memorisation"
+    return {"loss, training / held-out": {"value": ratio, "error": ratio * float(np.hypot(*errors)), "remark": remark}}
 
 
-def tenths(seen, sched):
-    """Which entries of `seen["t"]` lie in each tenth of 1 … T, by its first and last t, if there are any."""
+def tenths(measurements: dict[str, np.ndarray], sched: Schedule) -> dict[tuple[int, int], np.ndarray]:
+    """Masks of the measurements in each tenth of 1 … T that has any, by its first and last t."""
     T, found = n_steps(sched), {}
     for tenth in range(10):
         low, high = 1 + tenth * T // 10, (tenth + 1) * T // 10
-        here = (seen["t"] >= low) & (seen["t"] <= high)
+        here = (measurements["t"] >= low) & (measurements["t"] <= high)
         if here.any():
             found[low, high] = here
     return found
 
 
-def measure_denoising(denoise, sched, images, draws, batch_size, kept=None):
-    """What the network makes of held-out pictures, at some steps t each.
+def measure_denoising(
+    denoise: Denoiser, sched: Schedule, images: np.ndarray, draws: int, batch_size: int, cache: str | None = None
+) -> dict[str, np.ndarray]:
+    """Measures the error of ε̂ and the terms of the bound at some steps t of every image.
 
-    Every picture is seen at `draws` steps, one from each of as many equal stretches of 2 … T, and at t = 1: an
-    unbiased estimate of the sum over all t, whose standard error follows from the spread between pictures.
+    Each image is measured at `draws` steps, one from each of as many equal intervals of 2 … T, and at t = 1: an
+    unbiased estimate of the sum over all t, whose standard error follows from the spread between images.
 
     Args:
         denoise: see `diffusion/denoiser.py`, not clipped.
         images: uint8 (N, height, width, channels).
         draws: how many steps t, 0 for all.
-        kept: a file into which everything is written after every batch, and with which a later call goes on.
+        cache: a file into which everything is written after every batch, and from which a later call resumes.
 
     Returns:
         A dict of arrays: `bits` (N, 4), L_{T-1} + … + L_0 for each of `WAYS`; `prior` (N,), L_T; `t` and `error`
-        (N, draws), the squared error of ε̂ for each image and step.
+        (N, draws), the step and the squared error of ε̂ for each image.
     """
 
     @tf.function(autograph=False)
     def terms(x_0, t, seed, last):
-        """Squared error of ε̂, and the terms of the bound at t, each way, of every picture; `last`: all t are 1."""
+        """Squared error of ε̂ and the terms of the bound at t, each way, of every image; `last`: all t are 1."""
         eps = tf.random.stateless_normal(tf.shape(x_0), seed)
         x_t = q_sample(x_0, t, eps, sched)
-        estimate, guess = denoise(x_t, t)
+        estimate, predicted = denoise(x_t, t)
         estimates = {False: estimate, True: clip_estimate(x_t, t, estimate, sched)[0]}
         if last:
             bits = [bound_decoder(x_0, x_t, estimates[clip], sched, variance) for variance, clip in WAYS]
         else:
             bits = [bound_term(x_0, x_t, t, estimates[clip], sched, variance) for variance, clip in WAYS]
-        return tf.reduce_mean(tf.square(guess - eps), axis=(1, 2, 3)), tf.stack(bits, axis=1)
+        return tf.reduce_mean(tf.square(predicted - eps), axis=(1, 2, 3)), tf.stack(bits, axis=1)
 
     T = n_steps(sched)
     draws = T - 1 if draws == 0 else min(draws, T - 1)
-    edges = 2 + np.arange(draws + 1) * (T - 1) / draws  # of the stretches of 2 … T
+    edges = 2 + np.arange(draws + 1) * (T - 1) / draws  # of the intervals of 2 … T
     columns = draws + (draws == T - 1)  # all images at t = 1 would be too many in the mean over only some t
-    seen = {"bits": np.empty((0, len(WAYS))), "prior": np.empty(0)}
-    seen |= {"t": np.empty((0, columns), int), "error": np.empty((0, columns))}
-    asked = f"{data.digest(images)} {draws}, a row for each image"  # in files of earlier versions there was none
-    if kept and os.path.exists(kept):
-        with np.load(kept) as file:
-            if file["asked"] == asked:
-                seen = {name: file[name] for name in seen}
-    start = len(seen["prior"])
-    bar = console.Bar((len(images) - start) * (draws + 1), "picture")
+    measurements = {"bits": np.empty((0, len(WAYS))), "prior": np.empty(0)}
+    measurements |= {"t": np.empty((0, columns), int), "error": np.empty((0, columns))}
+    key = f"{data.digest(images)} {draws}, a row for each image"  # which caches of earlier versions had not
+    if cache and os.path.exists(cache):
+        with np.load(cache) as file:
+            if file["asked"] == key:
+                measurements = {name: file[name] for name in measurements}
+    start = len(measurements["prior"])
+    bar = console.Bar((len(images) - start) * (draws + 1), "image")
     for first in range(start, len(images), batch_size):
         real = min(batch_size, len(images) - first)
         index = np.arange(first, first + batch_size) % len(images)  # the last batch is filled up
@@ -147,31 +166,31 @@ def measure_denoising(denoise, sched, images, draws, batch_size, kept=None):
                 new["error"].append(error[:real])
             bar.update((first - start) * (draws + 1) + (k + 1) * real)
         new |= {"bits": bits, "t": np.stack(new["t"], axis=1), "error": np.stack(new["error"], axis=1)}
-        seen = {name: np.concatenate([seen[name], new[name]]) for name in seen}
-        if kept:
-            with files.replacing(kept) as draft:
-                np.savez(draft, asked=asked, **seen)
-    return seen
+        measurements = {name: np.concatenate([values, new[name]]) for name, values in measurements.items()}
+        if cache:
+            with files.replacing(cache) as draft:
+                np.savez(draft, asked=key, **measurements)
+    return measurements
 
 
-def measured(values, remark="", here=None):
-    """A row of the table: a mean and its standard error, from values (images,) or, where `here`, (images, draws)."""
+def mean_row(values: np.ndarray, remark: str = "", here: np.ndarray | None = None) -> dict:
+    """A row of the table, a mean and its standard error: of values (images,), or of `values[here]`, (images, draws)."""
     if here is None:
         values, here = values[:, None], np.ones((len(values), 1), bool)
     mean, influences = mean_and_influences(values, here)
     return {"value": float(mean), "error": standard_error(influences[here.any(axis=1)]), "remark": remark}
 
 
-def mean_and_influences(values, here):
-    """The mean of `values[here]`, and what each image, a row of both, adds to it beyond its share."""
+def mean_and_influences(values: np.ndarray, here: np.ndarray) -> tuple[float, np.ndarray]:
+    """The mean of `values[here]`, and the deviation from it that each image, a row of both, contributes."""
     mean = values[here].mean()
     return mean, ((values - mean) * here).sum(axis=1) / here.sum()
 
 
-def standard_error(influences):
+def standard_error(influences: np.ndarray) -> float | None:
     """The standard error of a mean from the influences of its images; None for a single one.
 
-    Images are independent, but the values of one image at several t are not: they count together.
+    Images are independent, the values of one image at several t are not: they are clustered by image.
     """
     n = len(influences)
     return float((n / (n - 1) * (influences**2).sum()) ** 0.5) if n > 1 else None

@@ -1,7 +1,10 @@
-"""What a model generates: samples, and their statistics beside held-out and training images."""
+"""What a model generates: samples, and their statistics compared with held-out and training images."""
 
+import argparse
 import os
+from collections.abc import Callable
 
+import keras
 import numpy as np
 
 from ddpm import ddpm_schedule, n_steps, to_pixels
@@ -12,10 +15,10 @@ from support.console import say
 from support.execution import ReverseSteps, even_batches
 
 
-def generate_samples(model, book, options, kept):
-    """Images of the model, uint8, made in batches that are cached in a file as they come, unless `kept` is None."""
+def generate_samples(model: keras.Model, book: dict, options: argparse.Namespace, cache: str | None) -> np.ndarray:
+    """Samples images, uint8, in batches that are cached in a file as they come, unless `cache` is None."""
     shape = model.inputs[0].shape[1:]
-    path = kept and f"{kept}-samples.npy"
+    path = cache and f"{cache}-samples.npy"
     samples = np.load(path) if path and os.path.exists(path) else np.empty((0, *shape), np.uint8)
     start, sched = len(samples), ddpm_schedule(**book["diffusion"])
     T = n_steps(sched)
@@ -27,62 +30,82 @@ def generate_samples(model, book, options, kept):
             bar.update((first - start) * T + batch_size * (T - t))
         samples = np.concatenate([samples, to_pixels(x_t).astype(np.uint8)])
         if path:
-            files.save_array(samples, path)  # a later run goes on from here
+            files.save_array(samples, path)  # a later run resumes from here
     return samples[: options.n_sample]
 
 
-def sample_rows(samples, training, held_out, extract, options):
-    """Distances between samples and held-out pictures, and from both to the training pictures."""
+def sample_rows(
+    samples: np.ndarray,
+    training: np.ndarray | None,
+    held_out: np.ndarray,
+    extract: Callable[..., np.ndarray],
+    options: argparse.Namespace,
+) -> dict[str, dict]:
+    """Rows: distances between samples and held-out images, and how near both are to training images.
+
+    Args:
+        samples, training, held_out: uint8 (n, height, width, channels).
+        extract: see `features.extractor`.
+        options: of `evaluate.py`.
+    """
 
     def features_of(images, what):
         say(f"{options.features}: features of {len(images):,} {what}")
-        return extract(images, console.Bar(len(images), "picture").update)
+        return extract(images, console.Bar(len(images), "image").update)
 
-    of_made, of_held_out = features_of(samples, "samples"), features_of(held_out, "held-out pictures")
+    of_samples, of_held_out = features_of(samples, "samples"), features_of(held_out, "held-out images")
     few = min(len(samples), len(held_out))
     remarks = {
-        "kid": "around 0 for the same kind" + ("; below 500 pictures mostly noise" if few < 500 else ""),
-        "frechet": f"of {few} pictures" + ("; fewer than dimensions" if few < of_made.shape[1] else ""),
-        "precision": "share of samples among the real",
-        "recall": "share of the real among samples",
+        "kid": "around 0 for the same distribution" + ("; below 500 images mostly noise" if few < 500 else ""),
+        "frechet": f"of {few} images" + ("; fewer than dimensions" if few < of_samples.shape[1] else ""),
+        "precision": "fraction of samples among the real images",
+        "recall": "fraction of the real images among samples",
     }
     rows = {}
     for name, remark in remarks.items():
         if name in options.only:
-            value, error = metrics.with_error(getattr(metrics, name), of_held_out, of_made)
+            value, error = metrics.with_error(getattr(metrics, name), of_held_out, of_samples)
             rows[f"{name}, {options.features}"] = {"value": float(value), "error": float(error), "remark": remark}
     if "copies" in options.only or options.figure:
         mirrored = samples[:, :, ::-1]
-        of_mirrored, of_training = features_of(mirrored, "mirrored samples"), features_of(training, "training pictures")
+        of_mirrored, of_training = features_of(mirrored, "mirrored samples"), features_of(training, "training images")
         flat = [images.reshape(len(images), -1) / 255.0 for images in (samples, training, held_out, mirrored)]
-        spaces = {"pixels": flat, options.features: (of_made, of_training, of_held_out, of_mirrored)}
-        for space, of_all in spaces.items():
-            if "copies" in options.only:
-                ratios, share = metrics.copy_ratios(*of_all)
-                quantiles = {f"{q} %": float(np.percentile(ratios, q)) for q in (5, 25, 75, 95)}
-                rows[f"nearness to training, {space}"] = {
-                    "value": float(np.median(ratios)),
-                    "quantiles": quantiles,
-                    "remark": "median ratio, 1 without copying; "
-                    + ", ".join(f"{name}: {ratio:.2f}" for name, ratio in quantiles.items()),
-                }
-                error = float((share * (1 - share) / len(samples)) ** 0.5)
-                rows[f"near-copies, {space}"] = {"value": float(share), "error": error, "remark": "share of samples"}
+        spaces = {"exact pixels": flat, options.features: (of_samples, of_training, of_held_out, of_mirrored)}
+        if "copies" in options.only:
+            for space, all_features in spaces.items():
+                rows |= copy_rows(space, *all_features)
         if options.figure:
             save_nearest_figure(samples[:8], training, held_out, spaces[options.features], options.figure)
     return rows
 
 
-def save_nearest_figure(samples, training, held_out, spaces, path):
-    """An image of samples, under each its nearest training image, and under that its nearest held-out one.
+def copy_rows(space: str, *all_features: np.ndarray) -> dict[str, dict]:
+    """Rows: nearness to training images and near-copies, in the features of that name; see `metrics.copy_ratios`."""
+    ratios, fraction = metrics.copy_ratios(*all_features)
+    quantiles = {f"{q} %": float(np.percentile(ratios, q)) for q in (5, 25, 75, 95)}
+    remark = ", ".join(f"{name}: {ratio:.2f}" for name, ratio in quantiles.items())
+    error = float((fraction * (1 - fraction) / len(ratios)) ** 0.5) or None  # none or all: it is not 0
+    return {
+        f"nearness to training, {space}": {
+            "value": float(np.median(ratios)), "quantiles": quantiles,
+            "remark": f"median ratio, 1 without copying; {remark}",
+        },
+        f"near-copies, {space}": {"value": float(fraction), "error": error, "remark": "fraction of samples"},
+    }  # fmt: skip
 
-    Mirrored ones are shown as they are nearest.
+
+def save_nearest_figure(
+    samples: np.ndarray, training: np.ndarray, held_out: np.ndarray, all_features: tuple, path: str
+) -> None:
+    """Writes an image of samples, below each its nearest training image, and below that its nearest held-out one.
+
+    Images are mirrored where that is nearer.
     """
-    of_made, of_training, of_held_out, of_mirrored = spaces
+    of_samples, of_training, of_held_out, of_mirrored = all_features
     rows = [samples]
     for images, features in (training, of_training), (held_out, of_held_out):
         some = slice(len(samples))
-        index, _, flipped = metrics.nearest_either_way(of_made[some], of_mirrored[some], features)
+        index, _, flipped = metrics.nearest_either_way(of_samples[some], of_mirrored[some], features)
         rows.append(np.where(flipped[:, None, None, None], images[index, :, ::-1], images[index]))
     files.save_grid(np.concatenate(rows), path, columns=len(samples))
-    say(f"{path}: samples, below them the nearest training pictures, then the nearest held-out ones")
+    say(f"{path}: samples, below them the nearest training images, then the nearest held-out ones")

@@ -1,10 +1,11 @@
-"""Held-out pictures during training: whether the network learns what pictures are like, or these pictures by heart."""
+"""Held-out images during training: whether the network generalises or overfits."""
 
+import keras
 import numpy as np
 import tensorflow as tf
 
 import data
-from ddpm import n_steps, q_sample
+from ddpm import Schedule, n_steps, q_sample
 from diffusion.denoiser import denoiser
 from diffusion.sampling import standard_normal
 from support import checkpoint, device
@@ -16,16 +17,15 @@ QUARTERS = 4
 
 
 class Validation:
-    """The loss on held-out pictures, always at the same t and with the same ε.
+    """The loss on held-out images, always at the same t and with the same ε.
 
     Args:
         model: the network in training.
-        images: uint8 (N, height, width, channels), pictures that are not trained on. Each gets one t, and together
-            they cover 1 … T evenly.
-        sched: what `ddpm_schedule` returned.
+        images: uint8 (N, height, width, channels), not trained on. Each gets one t; together they cover 1 … T evenly.
+        sched: the noise schedule.
     """
 
-    def __init__(self, model, images, sched):
+    def __init__(self, model: keras.Model, images: np.ndarray, sched: Schedule):
         self.model, self.images, T = model, images, n_steps(sched)
         self.t = (1 + np.random.default_rng(0).permutation(len(images)) * T // len(images)).astype(np.int32)
         self.quarter = (self.t - 1) * QUARTERS // T
@@ -34,13 +34,13 @@ class Validation:
         @tf.function(autograph=False)
         def errors(x_0, t, index):
             eps = standard_normal(0, 0, index, x_0.shape[1:])
-            _, guess = denoise(q_sample(x_0, t, eps, sched), t)
-            return tf.reduce_mean(tf.square(guess - eps), axis=(1, 2, 3))
+            _, predicted = denoise(q_sample(x_0, t, eps, sched), t)
+            return tf.reduce_mean(tf.square(predicted - eps), axis=(1, 2, 3))
 
         self.errors = errors
 
-    def measure(self):
-        """The mean loss of the averaged weights, and that of each quarter of t (NaN for one without pictures)."""
+    def measure(self) -> tuple[float, list[float]]:
+        """The mean loss of the EMA weights, and that of each quarter of t (NaN for a quarter without images)."""
         n, errors = len(self.images), []
         checkpoint.swap_ema_weights(self.model)
         for first in range(0, n, BATCH):
@@ -53,18 +53,18 @@ class Validation:
         return float(errors.mean()), [float(q) for q in quarters]
 
 
-def split_held_out(images, share, seed):
-    """Divides pictures into those to train on, in their order, and a share that is held out; depends on the seed."""
+def split_held_out(images: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Splits images into those to train on, in their order, and a fraction that is held out; depends on the seed."""
     order = np.random.default_rng([seed, 1]).permutation(len(images))
-    count = round(share * len(images))
+    count = round(fraction * len(images))
     return images[np.sort(order[count:])], images[np.sort(order[:count])]
 
 
-def overfitting_warning(rows):
-    """The sentence to say when held-out loss rises while training loss falls, else None.
+def overfitting_warning(rows: list[tuple[float, float]]) -> str | None:
+    """The sentence to print when the held-out loss rises while the training loss falls, else None.
 
     Args:
-        rows: of the epochs so far, pairs (mean training loss, held-out loss) as far as it was measured.
+        rows: pairs (mean training loss, held-out loss) of the epochs in which the second was measured.
     """
     if len(rows) <= PATIENCE:
         return None
@@ -74,6 +74,6 @@ def overfitting_warning(rows):
     if len(worse) < PATIENCE or not all(worse[-PATIENCE:]):
         return None
     return (
-        f"held-out loss was {rows[best][1]:.4f} at its best and is {rows[-1][1]:.4f}, while the training loss still "
-        "falls: the network is learning its pictures by heart; more pictures, --flip or a smaller --n-feat help"
+        f"the network is overfitting: held-out loss was {rows[best][1]:.4f} at its best and is {rows[-1][1]:.4f}, "
+        "while the training loss still falls; try more images, --flip or a smaller --n-feat"
     )

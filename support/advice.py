@@ -1,4 +1,4 @@
-"""Advice on settings that are allowed but hardly meant, one sentence each."""
+"""Advice on settings that are valid but hardly intended, one sentence each."""
 
 import numpy as np
 
@@ -7,12 +7,12 @@ NEAR = 0.01  # what is recommended stays below this; the slides' schedule has 0.
 SLIDES = {"T": 1000, "beta2": 0.02}
 
 
-def image_left(beta1, beta2, T):
+def image_left(beta1: float, beta2: float, T: int) -> float:
     """√ᾱ_T of the linear schedule, the factor of the image in x_T."""
     return float(np.exp(0.5 * np.sum(np.log1p(-np.linspace(beta1, beta2, T)))))
 
 
-def on_schedule(beta1, beta2, T):
+def on_schedule(beta1: float, beta2: float, T: int) -> str | None:
     """The sentence to say when x_T is far from the noise that sampling starts with, else None.
 
     Args:

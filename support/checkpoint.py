@@ -1,12 +1,15 @@
 """The owner of `model.keras`: one complete file with the network, its training state and its settings.
 
-* The layers' weights in the file are the averages of training (Keras' `use_ema`), so that whoever
-  loads it with plain Keras samples from them. The raw weights, from which training goes on, stand
-  in their place among the optimizer's variables; `swap_ema_weights` changes the two.
-* Settings and progress are the `entries` of the network's `Logbook` layer:
-  `diffusion` (beta1, beta2, T), `data` (source, count, digest), `settings` (how it was trained,
-  as the options of the script are called) and `progress` (see `diffusion_model.py`).
-* Precision, compiler and cores belong to a run. The file is always float32.
+* The layers' weights in the file are the EMA weights (Keras' `use_ema`), so that plain Keras loads what images are
+  sampled from. The raw weights, from which training resumes, stand in their place among the optimizer's variables;
+  `swap_ema_weights` exchanges the two.
+* The metadata are the `entries` of the network's `Logbook` layer:
+  `diffusion`   beta1, beta2, T
+  `data`        of the training images: source, count, digest
+  `validation`  of the held-out images: source or None, fraction or None, count, digest; None without any
+  `settings`    the options of `support/settings.py` that are stored
+  `progress`    epoch and step; of the running epoch images, epoch_steps, loss, seconds; in float16 loss_scale
+* Precision, compiler and number of parts belong to a run. The file is always float32.
 """
 
 import contextlib
@@ -24,42 +27,42 @@ from support.execution import divide_training
 from unet import TimeLayer
 
 
-def metadata(model):
-    """The dict of settings and progress that a model carries; empty for a model without any."""
+def metadata(model: keras.Model) -> dict:
+    """The metadata that a model carries; empty for a model without any."""
     for layer in model.layers:
         if isinstance(layer, Logbook):
             return layer.entries
     return {}
 
 
-def open_model(path, compile=False):
+def open_model(path: str, compile: bool = False) -> keras.Model:
     """Loads a model, or says in one sentence why it cannot be loaded.
 
     Args:
         path: a `.keras` file.
-        compile: whether the optimizer is wanted too.
+        compile: whether to load the optimizer too.
 
     Raises:
-        FileNotFoundError: if there is none.
-        ValueError: if it is no Keras model, damaged, or of another kind than ours.
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is not a Keras model, damaged, or takes other inputs.
     """
     if not os.path.exists(path):
         raise FileNotFoundError(f"there is no model {path}; `python diffusion_model.py` trains one")
     if not zipfile.is_zipfile(path):
-        raise ValueError(f"{path} is not a Keras model, or not all of one; take another file or a copy of it")
+        raise ValueError(f"{path} is not a complete Keras model file; use another file or a backup")
     try:
         with zipfile.ZipFile(path) as archive:
-            if archive.testzip():  # Keras reads the weights here and there, past the check sums
-                raise ValueError("its check sums are wrong")
+            if archive.testzip():  # Keras reads the weights without checking the checksums
+                raise ValueError("its checksums are wrong")
         with _no_warning_is_an_error(silent=compile):  # Keras also only warns of an optimizer state that does not fit
             model = keras.models.load_model(path, compile=compile)
     except MemoryError:
         raise
     except Exception as error:
         why = " ".join(str(error).split())[:200] or type(error).__name__
-        raise ValueError(f"{path} cannot be loaded as a model, take another file or a copy of it: {why}") from error
+        raise ValueError(f"{path} cannot be loaded as a model, use another file or a backup: {why}") from error
     if len(model.inputs) != 2 or model.inputs[0].shape != model.outputs[0].shape:
-        raise ValueError(f"{path} is a model, but none that takes [image, t/T] and predicts noise")
+        raise ValueError(f"{path} is a model, but not one that takes [image, t/T] and predicts the noise")
     return model
 
 
@@ -78,28 +81,28 @@ def _no_warning_is_an_error(silent):
         yield
 
 
-def open_with_schedule(path):
-    """Loads a model and returns it with its logbook, which must hold a noise schedule.
+def open_with_schedule(path: str) -> tuple[keras.Model, dict]:
+    """Loads a model and returns it with its metadata, which must hold a noise schedule.
 
     Raises:
-        FileNotFoundError, ValueError: as `open_model`, and if it carries none.
+        FileNotFoundError, ValueError: as `open_model`, and if it has none.
     """
     model = open_model(path)
     if "diffusion" not in metadata(model):
-        raise ValueError(f"{path} carries no noise schedule; train it with diffusion_model.py")
+        raise ValueError(f"{path} has no noise schedule in its metadata; train it with diffusion_model.py")
     return model, metadata(model)
 
 
-def fingerprint(model):
-    """The number of steps that a model was trained, and 8 digits that differ for other weights: `step4736-1f60a9c2`."""
+def fingerprint(model: keras.Model) -> str:
+    """Identifies trained weights in file names, by the step and a digest: `step4736-1f60a9c2`."""
     weights = hashlib.blake2b(digest_size=4)
     for weight in model.get_weights():
         weights.update(np.ascontiguousarray(weight))
     return f"step{metadata(model)['progress']['step']}-{weights.hexdigest()}"
 
 
-def open_for_training(path):
-    """Loads a model that `save` has written, with its optimizer and with the raw weights in place.
+def open_for_training(path: str) -> keras.Model:
+    """Loads a model that `save` has written, with its optimizer and the raw weights in place.
 
     Raises:
         FileNotFoundError, ValueError: as `open_model`, and if it was not written by this program.
@@ -107,22 +110,24 @@ def open_for_training(path):
     model = open_model(path, compile=True)
     book = metadata(model)
     if {"diffusion", "data", "settings", "progress"} - book.keys():
-        raise ValueError(f"{path} carries no training settings, so training cannot go on from it; name another --model")
+        raise ValueError(f"{path} has no training metadata, so training cannot resume from it; choose another --model")
     optimizer = getattr(model, "optimizer", None)
     if not getattr(optimizer, "use_ema", False) or (int(optimizer.iterations) == 0) != (book["progress"]["step"] == 0):
         raise ValueError(
-            f"{path} has lost its optimizer's state, so training cannot go on from it; name another --model"
+            f"{path} has lost its optimizer's state, so training cannot resume from it; choose another --model"
         )
     swap_ema_weights(model)
     return model
 
 
-def compile_for_run(model, optimizer, precision, xla, parts=1):
-    """Makes a model ready to train in the precision, with the compiler and on the cores of this run.
+def compile_for_run(
+    model: keras.Model, optimizer: keras.optimizers.Optimizer, precision: str, xla: bool, parts: int = 1
+) -> None:
+    """Compiles a model to train in a precision, with or without XLA, with batches in parts.
 
     In float16 the loss is scaled up, so that small gradients do not vanish; `save` notes the scale.
     """
-    model.compile(loss="mse", optimizer=optimizer)  # what the file will say; the rest is this run's
+    model.compile(loss="mse", optimizer=optimizer)  # for the file; the rest belongs to this run
     model.jit_compile = xla
     if precision == "float16":
         before = metadata(model)["progress"].get("loss_scale", {"scale": 2.0**15, "age": 0})
@@ -133,8 +138,8 @@ def compile_for_run(model, optimizer, precision, xla, parts=1):
     divide_training(model, parts)
 
 
-def save(model, path):
-    """Writes the model in training to `path`, complete or not at all.
+def save(model: keras.Model, path: str) -> None:
+    """Writes the model in training to `path`, completely or not at all.
 
     Raises:
         OSError: if it cannot be written; what was there before is untouched.
@@ -162,8 +167,8 @@ def save(model, path):
         model.optimizer = scaler
 
 
-def set_precision(model, precision):
-    """Lets the layers compute in `precision` from now on; the weights stay float32.
+def set_precision(model: keras.Model, precision: str) -> None:
+    """Makes the layers compute in a precision; the weights stay float32.
 
     The precision belongs to a run, not to a file, so a training run sets it after building or
     loading the model and sets float32 while it saves.
@@ -178,8 +183,8 @@ def set_precision(model, precision):
                 part.dtype_policy = model.dtype_policy
 
 
-def swap_ema_weights(model):
-    """Puts the averages in the place of the weights, and the weights in theirs."""
+def swap_ema_weights(model: keras.Model) -> None:
+    """Exchanges the weights of the layers with their exponential moving averages in the optimizer."""
     averages = _adam(model)._model_variables_moving_average
     for weight, average in zip(model.trainable_variables, averages, strict=True):
         value = weight.value + 0  # a copy: `weight` is overwritten next

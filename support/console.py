@@ -10,29 +10,31 @@ import contextlib
 import os
 import sys
 import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NoReturn, TextIO
 
 from support import device
 
 STAND_INS = {"…": "...", "×": "x", "━": "=", "┄": "-", "±": "+-", "β": "beta", "ε": "eps", "\u0303": "~", "\u0302": "^"}
 
 
-def say(*words):
+def say(*words: object) -> None:
     """Prints a line at once, also into a file or a pipe."""
     _write("stdout", " ".join(map(str, words)) + "\n")
 
 
-def warn(message):
+def warn(message: str) -> None:
     """Prints a line on stderr at once."""
     _write("stderr", f"{message}\n")
 
 
 def _write(name, text):
-    stream = Forgiving(getattr(sys, name))
+    stream = SafeStream(getattr(sys, name))
     stream.write(text)
     stream.flush()
 
 
-def open_streams():
+def open_streams() -> None:
     """Makes every print of this program harmless, also those of libraries and Python's own at the end.
 
     Descriptors that are missing are opened: otherwise the next file would get one of them, and TensorFlow would write
@@ -43,25 +45,25 @@ def open_streams():
         descriptor = os.dup(descriptor)
     os.close(descriptor)
     for name in "stdout", "stderr":
-        if not isinstance(getattr(sys, name), Forgiving):
-            setattr(sys, name, Forgiving(getattr(sys, name)))
+        if not isinstance(getattr(sys, name), SafeStream):
+            setattr(sys, name, SafeStream(getattr(sys, name)))
 
 
-class Forgiving:
-    """A standard stream that every text can be written to, whatever has become of it. It may be None."""
+class SafeStream:
+    """Wraps a standard stream, which may be None, closed or full, so that writing to it never fails."""
 
-    def __init__(self, stream):
+    def __init__(self, stream: TextIO | None):
         self._stream = stream
 
     def __getattr__(self, name):
         return getattr(self._stream, name)
 
-    def isatty(self):
+    def isatty(self) -> bool:
         with contextlib.suppress(Exception):
             return self._stream.isatty()
         return False
 
-    def write(self, text):
+    def write(self, text: str) -> int:
         with self._harmless():
             try:
                 self._stream.write(text)
@@ -70,7 +72,7 @@ class Forgiving:
                 self._stream.write(text.encode(encoding, "console.stand_ins").decode(encoding))
         return len(text)
 
-    def flush(self):
+    def flush(self) -> None:
         with self._harmless():
             self._stream.flush()
 
@@ -103,7 +105,7 @@ codecs.register_error("console.stand_ins", _stand_ins)
 
 
 @contextlib.contextmanager
-def one_line_errors(program):
+def one_line_errors(program: str) -> Iterator[None]:
     """Ends the program with one sentence on stderr instead of a traceback.
 
     ValueError and FileNotFoundError stand for wrong usage (exit status 2), other OSErrors for
@@ -120,8 +122,8 @@ def one_line_errors(program):
         leave(f"{program}: interrupted", 130)
 
 
-def leave(message, status):
-    """Says why on stderr, and ends the program with that exit status."""
+def leave(message: str, status: int) -> NoReturn:
+    """Prints a line on stderr and ends the program with an exit status."""
     warn(message)
     sys.exit(status)
 
@@ -133,28 +135,28 @@ def _sentence(error):
 
 
 class Bar:
-    """A progress bar on a terminal, in whose place lines can be printed; elsewhere only the lines.
+    """Keras' progress bar for `count` units, with the time that is left, on a terminal; elsewhere only lines."""
 
-    Keras' bar, for `count` units of which it shows the time that is left.
-    """
-
-    def __init__(self, count, unit_name):
+    def __init__(self, count: int, unit_name: str):
         device.start_tensorflow()
         from keras.utils import Progbar
 
-        self.terminal = Forgiving(sys.stdout).isatty()
+        self.terminal = SafeStream(sys.stdout).isatty()
         self.bar = Progbar(count, interval=0.2, unit_name=unit_name, verbose=int(self.terminal))
 
-    def update(self, done, **values):
+    def update(self, done: int, **values: float) -> None:
+        """Shows how many units are done, and the running means of values."""
         values = [(name, float(value)) for name, value in values.items()]
         with contextlib.suppress(Exception):  # Keras prints by itself
             self.bar.update(done, values)
 
-    def say(self, *words):
+    def say(self, *words: object) -> None:
+        """Prints a line in place of the bar."""
         self._clear()
         say(*words)
 
-    def warn(self, message):
+    def warn(self, message: str) -> None:
+        """Prints a line on stderr in place of the bar."""
         self._clear()
         warn(message)
 
@@ -166,13 +168,14 @@ class Bar:
 class Countdown:
     """The slides' countdown of t as one line: a bar on a terminal, elsewhere a line every tenth."""
 
-    def __init__(self, T, title=""):
+    def __init__(self, T: int, title: str = ""):
         self.T, self.title = T, title
         self.start, self.shown, self.tenths = time.monotonic(), 0.0, 10
 
-    def show(self, t):
+    def show(self, t: int) -> None:
+        """Shows that the image x_t is there."""
         now, width = time.monotonic(), 30
-        if Forgiving(sys.stdout).isatty() or "ipykernel" in sys.modules:
+        if SafeStream(sys.stdout).isatty() or "ipykernel" in sys.modules:
             if t and now - self.shown < 0.1:
                 return
             self.shown = now
@@ -185,8 +188,8 @@ class Countdown:
             say(f"{self.title}t = {t}")
 
 
-def duration(seconds):
-    """A time as a person would say it: 45 s, 3 min 20 s, 5 h 10 min, 3 days 4 h."""
+def duration(seconds: float) -> str:
+    """A time in words: 45 s, 3 min 20 s, 5 h 10 min, 3 days 4 h."""
     minutes, hours, days = seconds / 60, seconds / 3600, seconds / 86400
     if seconds < 60:
         return f"{seconds:.0f} s"
@@ -205,25 +208,25 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **kwargs):
         super().__init__(allow_abbrev=False, **kwargs)
 
-    def parse_args(self, *arguments, **named):
+    def parse_args(self, *arguments: Any, **named: Any) -> argparse.Namespace:
         open_streams()  # every program begins with its options
         return super().parse_args(*arguments, **named)
 
-    def error(self, message):
+    def error(self, message: str) -> NoReturn:
         leave(f"{self.prog}: {message}; see {self.prog} --help", 2)
 
 
-def integer(low, high=2**63 - 1):
-    """An argparse type: a whole number from `low` to `high`."""
-    return _number(int, "a whole number", low, high)
+def integer(low: int, high: int = 2**63 - 1) -> Callable[[str], int]:
+    """An argparse type: an integer from `low` to `high`."""
+    return _number(int, "an integer", low, high)
 
 
-def number(low, high=float("inf")):
+def number(low: float, high: float = float("inf")) -> Callable[[str], float]:
     """An argparse type: a number from `low` to `high`."""
     return _number(float, "a number", low, high)
 
 
-def some_of(names):
+def some_of(names: Sequence[str]) -> Callable[[str], list[str]]:
     """An argparse type: some of the names, with commas between them, as a list."""
 
     def parse(text):

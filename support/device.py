@@ -1,8 +1,8 @@
-"""The machine: how TensorFlow is started on it, and what makes it fast there.
+"""How TensorFlow is started on this machine, and what is fast on it.
 
-What is decided here was measured (README, "How fast it is"). A GPU gets whole batches, and XLA compiles what runs
-on it. On a CPU TensorFlow's own kernels are faster than XLA's, and each core does best with a part of the batch to
-itself (`execution.py`): threads that share one operation have to wait for each other after every one of them.
+The choices were measured (`docs/performance.md`). A GPU gets whole batches, and XLA compiles what runs on it. On a CPU
+TensorFlow's own kernels are faster than XLA's, and each core does best with a part of the batch to itself
+(`execution.py`): threads that share one operation wait for each other after every one of them.
 """
 
 import contextlib
@@ -14,26 +14,27 @@ import platform
 import subprocess
 import sys
 import threading
+import types
 
 MOST_PARTS = 8  # the graph of a step grows with their number, and so does the time before the first
 _starting = threading.Lock()
 
 
-def cores():
+def cores() -> int:
     """How many processor cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def start_tensorflow(parts=None):
-    """Imports TensorFlow, with the chatter of its start held back, and shown if the import fails.
+def start_tensorflow(parts: int | None = None) -> types.ModuleType:
+    """Imports TensorFlow; what it prints while it starts is shown only if the import fails.
 
     What TensorFlow reads from the environment when it is imported is set here and nowhere else, and what the user has
     set stays. GPU memory is taken as it is needed, not all at once.
 
     Args:
         parts: None in somebody else's process (a notebook), whose settings are left alone. In a program of ours, into
-            how many parts batches will be divided. Each then gets its share of the cores, unless TensorFlow has
-            computed something before; and Keras' settings are those that the networks are made for.
+            how many parts batches will be divided. Each then gets a fraction of the cores, unless TensorFlow has
+            computed something before; and Keras is set as the networks need it.
 
     Returns:
         The module `tensorflow`.
@@ -70,7 +71,7 @@ def _import_tensorflow():
     return tf
 
 
-def check_backend():
+def check_backend() -> None:
     """Refuses another backend of Keras than TensorFlow, before anything is imported that would fail with it.
 
     Raises:
@@ -149,20 +150,20 @@ def _flush_stderr():
         sys.stderr.flush()
 
 
-def has_gpu():
+def has_gpu() -> bool:
     """Whether TensorFlow sees a GPU; XLA is for it."""
     import tensorflow as tf
 
     return bool(tf.config.list_physical_devices("GPU"))
 
 
-def parts_for(batch_size):
-    """Into how many parts to divide a batch: one for each core. A GPU takes it whole."""
+def parts_for(batch_size: int) -> int:
+    """Number of parts for a batch: one for each core; one on a GPU."""
     return 1 if has_gpu() else min(batch_size, cores(), MOST_PARTS)
 
 
-def large_gpu():
-    """Whether there is a GPU that the slides' setting fits: about 20 GB of activations, 3 of weights (computed)."""
+def large_gpu() -> bool:
+    """Whether the slides' setting fits on a GPU here: about 20 GB of activations and 3 of weights (computed)."""
     from tensorflow.python.client import device_lib
 
     if not has_gpu():
@@ -170,8 +171,8 @@ def large_gpu():
     return max(device.memory_limit for device in device_lib.list_local_devices() if device.device_type == "GPU") > 28e9
 
 
-def name():
-    """What computes: the GPUs, or the processor and its cores."""
+def name() -> str:
+    """The GPUs, or the number of CPU cores."""
     import tensorflow as tf
 
     gpus = [tf.config.experimental.get_device_details(gpu) for gpu in tf.config.list_physical_devices("GPU")]

@@ -1,4 +1,4 @@
-"""Files out, always whole: whatever is interrupted, the old file or the new one is there, complete."""
+"""Writes files completely or not at all: after any interruption the old or the new file is there, complete."""
 
 import contextlib
 import errno
@@ -9,6 +9,7 @@ import shutil
 import socket
 import tempfile
 import time
+from collections.abc import Iterator
 
 import numpy as np
 from PIL import Image, PngImagePlugin
@@ -20,8 +21,8 @@ DAY = 86400  # seconds after which a draft of another computer counts as abandon
 
 
 @contextlib.contextmanager
-def replacing(path):
-    """Gives a path to write to; when the block ends well, that file takes the place of `path`.
+def replacing(path: str | os.PathLike) -> Iterator[str]:
+    """Yields a path to write to; when the block ends without an error, that file replaces `path`.
 
     The draft is written in a folder of its own beside the target, `.NAME.saving-HOST-PID-…`, which also catches what
     else the writer leaves. Several processes may write one file: the last to finish wins, and each file is complete.
@@ -68,7 +69,7 @@ def _is_abandoned(workshop):
     return False
 
 
-def check_writable(path):
+def check_writable(path: str | os.PathLike) -> None:
     """Raises the OSError that writing to `path` would end in, and removes what a killed writer left.
 
     Raises:
@@ -106,14 +107,14 @@ def _flush_folder(path):
             os.close(handle)
 
 
-def save_array(array, path):
+def save_array(array: np.ndarray, path: str) -> None:
     """Writes an array as a `.npy` file."""
     with replacing(path) as draft, open(draft, "wb") as file:
         np.save(file, array, allow_pickle=False)
 
 
-def grid(images, columns=None):
-    """Images (n, height, width, 1 or 3), 0 … 255, as one uint8 image, about as wide as high if not told."""
+def grid(images: np.ndarray, columns: int | None = None) -> np.ndarray:
+    """Images (n, height, width, 1 or 3), 0 … 255, as one uint8 image, about square if `columns` is None."""
     n, height, width, channels = images.shape
     columns = columns or int(np.ceil(np.sqrt(n)))
     rows = -(-n // columns)
@@ -122,7 +123,7 @@ def grid(images, columns=None):
     return cells.swapaxes(1, 2).reshape(rows * (height + 2), columns * (width + 2), channels)
 
 
-def check_image_name(option, path):
+def check_image_name(option: str, path: str) -> None:
     """Checks that the ending of `path` names an image format that Pillow can write, in grey and in colour.
 
     Pillow also lists formats that it only reads, that need a plug-in, or that take few colours, so this is a trial.
@@ -140,13 +141,13 @@ def check_image_name(option, path):
         ) from error
 
 
-def enlarged(images, width=VISIBLE):
-    """Images (n, height, width, channels) repeated pixel by pixel until each is at least so many pixels wide."""
+def enlarged(images: np.ndarray, width: int = VISIBLE) -> np.ndarray:
+    """Images (n, height, width, channels), each pixel repeated until they are at least `width` pixels wide."""
     factor = -(-width // images.shape[2])
     return images.repeat(factor, axis=1).repeat(factor, axis=2)
 
 
-def save_grid(images, path, columns=None):
+def save_grid(images: np.ndarray, path: str, columns: int | None = None) -> None:
     """Writes images (n, height, width, 1 or 3), 0 … 255, as one image, enlarged so that a person sees them."""
     image, mark = grid(enlarged(images), columns), PngImagePlugin.PngInfo()
     if len(images) > 1:
@@ -155,7 +156,7 @@ def save_grid(images, path, columns=None):
         Image.fromarray(image.squeeze(axis=-1) if image.shape[-1] == 1 else image).save(draft, pnginfo=mark)
 
 
-def grid_name(path, suffix=""):
+def grid_name(path: str, suffix: str = "") -> str:
     """`samples.png` beside `model.keras`, `NAME-samples.png` beside another `NAME.keras`."""
     folder, name = os.path.split(os.path.splitext(path)[0])
     return os.path.join(folder, "-".join(filter(None, [name if name != "model" else "", "samples", suffix])) + ".png")

@@ -15,29 +15,29 @@ ENCODINGS = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}  # by the first two b
 
 
 class History:
-    """The table of a run that resumes after `epoch` epochs; later rows, of epochs that were lost, are dropped.
+    """The table of a run that resumes after `epoch` epochs; rows of later epochs, which were lost, are dropped.
 
     Raises:
         ValueError: if there is a file of that name that this program did not write.
     """
 
-    def __init__(self, path, epoch):
+    def __init__(self, path: str, epoch: int):
         self.path, self.written_at = path, 0.0
         self.rows = [row for row in read_rows(path) if int(row[0]) < epoch]
 
-    def held_out(self):
+    def held_out(self) -> list[tuple[float, float]]:
         """Pairs (mean training loss, held-out loss) of the epochs in which the second was measured."""
         mean, held_out = COLUMNS.index("loss_mean"), COLUMNS.index("held_out_loss")
         return [(float(row[mean]), float(row[held_out])) for row in self.rows if row[held_out] != ""]
 
-    def write(self):
-        """Raises OSError if it cannot be written; the rows are kept for the next time."""
+    def write(self) -> None:
+        """Writes the table. Raises OSError if it cannot be written; the rows stay for the next attempt."""
         with files.replacing(self.path) as draft, open(draft, "w", newline="", encoding="utf-8") as file:
             csv.writer(file, lineterminator="\n").writerows([COLUMNS, *self.rows])
         self.written_at = time.monotonic()
 
 
-def read_rows(path):
+def read_rows(path: str) -> list[list[str]]:
     """The rows of a table as lists of text, also when a spreadsheet has saved it; none if there is no such file.
 
     Raises:

@@ -11,15 +11,15 @@ except ImportError:  # Windows
 
 
 class Lock:
-    """Keeps a second run away from a model file in its `with` block; it ends with its process, however that ends.
+    """Refuses a second run on the same model file inside its `with` block; it ends with its process in any case.
 
-    `missing` is a sentence on why there is no lock, where the file system knows none, or None.
+    `missing` is a sentence that says why the file cannot be locked, or None.
 
     Raises:
         OSError: if another run holds it.
     """
 
-    def __init__(self, path):
+    def __init__(self, path: str):
         folder, name = os.path.split(os.path.realpath(path))
         self.path, self.handle, self.missing = os.path.join(folder, f".{name}.lock"), None, None
         while self.handle is None:
@@ -35,10 +35,10 @@ class Lock:
                 owner = os.read(handle, 200).decode(errors="replace") or "unknown"
                 os.close(handle)
                 raise OSError(
-                    f"{path} is being trained by another run ({owner}); wait for it, stop it, or name another --model"
+                    f"{path} is being trained by another run ({owner}); wait for it, stop it, or choose another --model"
                 ) from None
             except OSError as error:
-                self.missing = f"{path} cannot be locked here ({error}), so see to it that no second run trains it"
+                self.missing = f"{path} cannot be locked here ({error}); make sure that no second run trains it"
             if os.path.exists(self.path) and os.path.samestat(os.fstat(handle), os.stat(self.path)):
                 self.handle = handle
             else:  # its owner has just removed it
@@ -52,7 +52,8 @@ class Lock:
     def __exit__(self, *error):
         self.release()
 
-    def release(self):
+    def release(self) -> None:
+        """Removes the lock."""
         with contextlib.suppress(OSError):
             os.unlink(self.path)
             os.close(self.handle)

@@ -6,15 +6,19 @@ import os
 import re
 import shutil
 import time
+from collections.abc import Callable
+
+import keras
 
 from support import checkpoint, files
+from support.history import History
 
 
 class Checkpoints:
     """Saves a model in training. Model, table and copies are separate attempts; only the model decides what is saved.
 
     Args:
-        model: what `checkpoint.compile_for_run` has made ready.
+        model: compiled by `checkpoint.compile_for_run`.
         path: of its file.
         table: its `History`.
         save_every: minutes between saves.
@@ -22,26 +26,35 @@ class Checkpoints:
         warn: a function that shows a sentence.
     """
 
-    def __init__(self, model, path, table, save_every, keep, warn):
+    def __init__(
+        self,
+        model: keras.Model,
+        path: str,
+        table: History,
+        save_every: float,
+        keep: int,
+        warn: Callable[[str], None],
+    ):
         self.model, self.path, self.table, self.keep, self.warn = model, path, table, keep, warn
         self.progress = checkpoint.metadata(model)["progress"]
         self.saved, self.kept_epoch = self.place(), self.progress["epoch"]
         self.save_every, self.saved_at, self.seconds = 60 * save_every, time.monotonic(), 0.0
         self.failing = set()  # files that could not be written the last time
 
-    def place(self):
-        """Where the run is: steps and epochs done."""
+    def place(self) -> tuple[int, int]:
+        """Steps and epochs done."""
         return self.progress["step"], self.progress["epoch"]
 
-    def due(self):
+    def due(self) -> bool:
+        """Whether it is time for the next save."""
         return time.monotonic() - self.saved_at > self.save_every
 
-    def nothing_to_lose(self):
-        """Whether the file holds every step."""
+    def nothing_to_lose(self) -> bool:
+        """Whether the file holds every step of the run."""
         return self.place()[0] == self.saved[0]
 
-    def save(self):
-        """Saves what has been learnt since the last time. Returns whether the file now holds all of it."""
+    def save(self) -> bool:
+        """Saves the model if it was trained since the last save. Returns whether the file is up to date now."""
         start = time.monotonic()
         if self.place() != self.saved:
             # First, so that a kill between the two leaves a row too many, which is dropped, and not one too few.
@@ -53,8 +66,8 @@ class Checkpoints:
         self.seconds += self.saved_at - start
         return self.place() == self.saved
 
-    def attempt(self, path, write):
-        """Runs what writes the file `path`. Returns whether it could; the first failure in a row is said."""
+    def attempt(self, path: str, write: Callable[[], None]) -> bool:
+        """Calls what writes the file `path`. Returns whether it could; the first failure in a row is reported."""
         try:
             write()
         except OSError as error:
@@ -66,7 +79,7 @@ class Checkpoints:
         self.failing.discard(path)
         return True
 
-    def keep_this_epoch(self):
+    def keep_this_epoch(self) -> None:
         """Copies the first save after the end of an epoch, and removes the oldest copies."""
         epoch = self.progress["epoch"]
         if not self.keep or epoch == self.kept_epoch:
@@ -75,14 +88,14 @@ class Checkpoints:
         copy = f"{stem}-epoch{epoch:04d}.keras"
         if self.attempt(copy, lambda: _copy(os.path.realpath(self.path), copy)):
             self.kept_epoch = epoch
-            # Copies of later epochs are from before somebody went back to an earlier one: they are not ours to remove.
+            # Copies of later epochs are from before the user went back to an earlier one, and stay.
             for old in sorted(number for number in _copies(stem) if number <= epoch)[: -self.keep]:
                 with contextlib.suppress(OSError):
                     os.remove(_copies(stem)[old])
 
 
 def _copy(source, target):
-    """A second name of a file, or where the file system has no links, a copy."""
+    """Links a file to a second name, or copies it where the file system has no links."""
     with files.replacing(target) as draft:
         try:
             os.link(source, draft)
@@ -91,7 +104,7 @@ def _copy(source, target):
 
 
 def _copies(stem):
-    """The copies of a model by the number of their epoch, and no other files: {10: 'model-epoch0010.keras', …}."""
+    """The copies of a model by epoch, {10: 'model-epoch0010.keras', …}; files with other names are the user's."""
     names = glob.glob(f"{glob.escape(stem)}-epoch*.keras")
     found = {name: re.fullmatch(r"-epoch(\d{4,})\.keras", name.removeprefix(stem)) for name in names}
     return {int(match[1]): name for name, match in found.items() if match}

@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop or to save, heard at once and acted on when nothing can be lost by it.
+"""Signals that ask a run to stop or to save, received at once and acted on when that loses nothing.
 
 Python runs a signal's handler only between two of its own instructions, and one TensorFlow call (a compilation) can
 take many seconds. So a thread listens too: while a stop would lose nothing, it ends the program right there; otherwise
@@ -20,7 +20,7 @@ SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SI
 class Interruption:
     """Listens to SIGINT, SIGTERM, SIGHUP (unless ignored, as under nohup) and SIGUSR1 inside its `with` block.
 
-    In an interactive session (IPython's `%run`) only the main thread ends the run, and the session goes on.
+    In an interactive session (IPython's `%run`) only the main thread ends the run, and the session continues.
 
     Attributes:
         stop: the number of the signal that asked for an end, or None. The exit status is 128 more.
@@ -74,8 +74,8 @@ class Interruption:
             if self.nothing_to_lose():
                 self.end()
 
-    def end(self):
-        """Ends the program with the status of the signal: from the main thread by leaving it, else right here."""
+    def end(self) -> None:
+        """Ends the program with the status of the signal: from the main thread by SystemExit, from another at once."""
         self._ending.acquire()  # whoever comes second waits for the end
         self.farewell()
         if threading.current_thread() is threading.main_thread():

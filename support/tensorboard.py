@@ -1,4 +1,4 @@
-"""What TensorBoard shows of a run: scalars, grids of pictures, the noise schedule, the graph of the network.
+"""What TensorBoard shows of a run: scalars, sample grids, the noise schedule, the graph of the network.
 
 tensorboard --logdir DIR
 """
@@ -7,24 +7,27 @@ import contextlib
 import importlib.util
 import os
 
+import keras
 import numpy as np
 import tensorflow as tf
 from PIL import Image
 
+from ddpm import Schedule, n_steps
+
 
 class Board:
-    """Writes into a folder with TensorFlow's own writer; a run that goes on adds to it.
+    """Writes event files into a folder; a resumed run adds to them.
 
     Args:
         folder: what `tensorboard --logdir` is given.
         model: the network, whose graph is shown.
-        sched: what `ddpm_schedule` returned.
+        sched: the noise schedule.
 
     Raises:
         ValueError: if the package `tensorboard` is not installed, without which TensorFlow writes nothing.
     """
 
-    def __init__(self, folder, model, sched):
+    def __init__(self, folder: str, model: keras.Model, sched: Schedule):
         if importlib.util.find_spec("tensorboard") is None:
             raise ValueError("--tensorboard needs the package tensorboard: pip install tensorboard")
         self.folder, self.writer = folder, tf.summary.create_file_writer(folder)
@@ -36,14 +39,14 @@ class Board:
             inputs = [tf.TensorSpec((1, *tensor.shape[1:]), tf.float32) for tensor in model.inputs]
             network = tf.function(lambda x_t, t: model([x_t, t], training=False), autograph=False)
             tf.summary.graph(network.get_concrete_function(*inputs).graph.as_graph_def())
-            for t in range(0, len(sched["beta_t"]), max(1, len(sched["beta_t"]) // 100)):
-                tf.summary.scalar("schedule/share of the picture", sched["sqrtab"][t], step=t)
-                tf.summary.scalar("schedule/share of the noise", sched["sqrtmab"][t], step=t)
+            for t in range(0, n_steps(sched) + 1, max(1, n_steps(sched) // 100)):
+                tf.summary.scalar("schedule/factor of the image", sched["sqrtab"][t], step=t)
+                tf.summary.scalar("schedule/factor of the noise", sched["sqrtmab"][t], step=t)
         self.writer.flush()
 
     @contextlib.contextmanager
     def _writing(self):
-        """What is shown inside goes to the disk.
+        """Writes what is logged inside to the disk.
 
         Raises:
             OSError: if it cannot be written.
@@ -55,14 +58,14 @@ class Board:
         except tf.errors.OpError as error:  # a full disk is the same kind of error as full memory
             raise OSError(error.message) from error
 
-    def epoch(self, epoch, values):
-        """Shows the numbers of an epoch, a dict of name → value."""
+    def epoch(self, epoch: int, values: dict[str, float]) -> None:
+        """Logs the numbers of an epoch, a dict of name → value."""
         with self._writing():
             for name, value in values.items():
                 if np.isfinite(value):
                     tf.summary.scalar(name, value, step=epoch)
 
-    def grid(self, epoch, path):
-        """Shows a grid of pictures that was written to a file."""
+    def grid(self, epoch: int, path: str) -> None:
+        """Logs a grid of samples from an image file."""
         with self._writing(), Image.open(path) as image:
-            tf.summary.image("pictures from noise", np.asarray(image.convert("RGB"))[None], step=epoch)
+            tf.summary.image("samples", np.asarray(image.convert("RGB"))[None], step=epoch)

@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from conftest import generate
 from PIL import Image
 
 import data
@@ -312,9 +313,9 @@ def test_of_sorted_training_images_some_of_all_classes_are_compared(monkeypatch)
 
 
 def test_a_standard_error_of_two_values_is_that_of_the_formula():
-    row = likelihood.measured(np.array([1.0, 3.0]))
+    row = likelihood.mean_row(np.array([1.0, 3.0]))
     assert row["value"] == 2 and row["error"] == pytest.approx(1)
-    assert likelihood.measured(np.array([1.0]))["error"] is None
+    assert likelihood.mean_row(np.array([1.0]))["error"] is None
 
 
 @pytest.mark.parametrize("draws", [0, 13])
@@ -346,7 +347,7 @@ def test_the_remark_beside_a_loss_is_about_the_steps_that_were_measured():
     assert rows.keys() == {"loss, t = 1 … 100", "loss, t = 401 … 500"}
     for name, steps in ("loss, t = 1 … 100", [2, 3, 3]), ("loss, t = 401 … 500", [500]):
         best = np.mean([a * v / (a * v + 1 - a) for a in sched["alphabar_t"][steps]])
-        assert rows[name]["remark"] == f"{best:.4f} if only pixels were known"
+        assert rows[name]["remark"] == f"{best:.4f} if only the pixel variances were known"
 
 
 def best_for(pictures, sched):
@@ -381,8 +382,7 @@ def test_a_model_that_knows_50_pictures_by_heart_is_caught_and_one_of_thousands_
     assert (row["value"] < likelihood.MEMORISED_BELOW) == row["remark"].startswith("the training images") == by_heart
     assert row["error"] < 0.1
 
-    step = ddpm.reverse_step(network, sched)
-    *_, (_, x_0) = ddpm.reverse_process(step, 40, of_model.shape[1:], 0, tf.range(40))
+    *_, (_, x_0) = generate(network, sched, of_model.shape[1:], 40)
     flat = [images.reshape(len(images), -1) / 255.0 for images in (ddpm.to_pixels(x_0), of_model[:300], held_out)]
     ratios, share = metrics.copy_ratios(*flat)
     if by_heart:
@@ -477,7 +477,6 @@ def test_without_a_cache_all_is_computed_and_written_before_it_is_shown(model_fo
     closed(monkeypatch, model_folder / ".model-step6", model_folder / "out" / ".model-step6")
     monkeypatch.setattr(evaluate, "show", show)
     monkeypatch.setattr(execution, "predictor", lambda model, parts: lambda inputs: inputs[0])
-    monkeypatch.setattr(execution, "sampling_step", lambda *more: lambda x_t, t, z: x_t)
     monkeypatch.chdir(model_folder)
     options = ("--data", "pictures.npy", "--only", "loss,overfitting,kid", "--draws", "1", "--features", "pixels")
     monkeypatch.setattr("sys.argv", ["evaluate.py", *options, "--n-sample", "20", "--out", "out/numbers.json"])
@@ -504,9 +503,9 @@ def test_the_figure_shows_mirrored_copies_as_they_are_nearest(tmp_path):
     samples = np.concatenate([training[:2], training[2:4, :, ::-1]])
     options = types.SimpleNamespace(features="small", only=["copies"], figure=str(tmp_path / "copies.png"))
     rows = samples_module.sample_rows(samples, training, held_out, features.extractor("pixels"), options)
-    assert rows["near-copies, pixels"]["value"] == rows["near-copies, small"]["value"] == 1
+    assert rows["near-copies, exact pixels"]["value"] == rows["near-copies, small"]["value"] == 1
     with Image.open(options.figure) as figure:
-        cells = np.asarray(figure).reshape(3, 10, 4, 10, 3).swapaxes(1, 2)[:, :, 1:-1, 1:-1]
+        cells = np.asarray(figure).reshape(3, 98, 4, 98, 3).swapaxes(1, 2)[:, :, 1:-1:12, 1:-1:12]
     np.testing.assert_array_equal(cells[0], samples)
     np.testing.assert_array_equal(cells[1], samples)  # the training images, two of them mirrored
     either_way = np.concatenate([held_out, held_out[:, :, ::-1]])

@@ -191,7 +191,7 @@ def test_no_failure_to_print_ends_work(monkeypatch, kind):
 def test_a_bar_on_a_terminal_that_goes_away_ends_nothing(monkeypatch, kind):
     monkeypatch.setattr(sys, "stdout", stream(kind))
     monkeypatch.setattr(sys, "stderr", sys.stderr)  # put back afterwards
-    monkeypatch.setattr(console.Forgiving, "isatty", lambda stream: True)
+    monkeypatch.setattr(console.SafeStream, "isatty", lambda stream: True)
     if kind == "closed":  # Keras would not even make a bar
         console.open_streams()
     shown = console.Bar(3, "step")

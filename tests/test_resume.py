@@ -321,7 +321,7 @@ def test_a_damaged_file_is_refused_in_one_sentence_and_left_as_it_is(model_folde
     path = model_folder / "model.keras"
     damage(path, kind)
     before = path.read_bytes()
-    with pytest.raises(ValueError, match="model.keras .*(take another file|name another --model|none that takes)"):
+    with pytest.raises(ValueError, match="model.keras .*(use another file|choose another --model|not one that takes)"):
         checkpoint.open_for_training(path)
     if kind not in FOR_TRAINING_ONLY:
         with pytest.raises(ValueError, match="model.keras"):

@@ -317,7 +317,7 @@ def test_the_script_writes_a_grid_and_the_array(run, model_folder):
     "options, status, words",
     [
         (("--model", "nowhere.keras"), 2, ("nowhere.keras", "diffusion_model.py")),
-        (("--model", "text.keras"), 2, ("text.keras", "not a Keras model")),
+        (("--model", "text.keras"), 2, ("text.keras", "not a complete Keras model")),
         (("--n-sample", "0"), 2, ("--n-sample",)),
         (("--out", "grid"), 2, ("--out", "grid")),
         (("--out", "nowhere/grid.png"), 2, ("nowhere",)),

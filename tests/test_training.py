@@ -209,7 +209,7 @@ def test_the_loss_falls_well_below_that_of_predicting_nothing(run, tmp_path):
 @pytest.mark.parametrize(
     "options, words",
     [
-        (("--n-epochs", "-3"), ("--n-epochs", "whole number", "-3")),
+        (("--n-epochs", "-3"), ("--n-epochs", "integer", "-3")),
         (("--n-epochs", "0"), ("--n-epochs",)),
         (("--T", "0"), ("--T", "'0'")),
         (("--batch-size", "many"), ("--batch-size", "'many'")),
@@ -238,7 +238,7 @@ def test_wrong_words_are_answered_in_one_sentence_at_once(run, options, words):
         ({"beta2": float("nan")}, ("beta2",)),
         ({"image_size": 48, "data": "grays.npy"}, ("48", "multiples of 32")),
         ({"n_feat": 12, "data": "grays.npy"}, ("n_feat", "multiple of 8", "12")),
-        ({"model": "text.keras"}, ("text.keras", "not a Keras model")),
+        ({"model": "text.keras"}, ("text.keras", "not a complete Keras model")),
         ({"model": "folder.keras"}, ("folder.keras",)),
         ({"model": "foreign.keras"}, ("foreign.keras",)),
     ],
@@ -311,7 +311,7 @@ def test_held_out_images_are_measured_after_every_second_epoch_and_not_trained_o
     tensorboard.Board("board", model, ddpm.ddpm_schedule(1e-4, 0.5, 20)).epoch(4, {"loss": 1.0})  # resumes
     events = [event for path in (tmp_path / "board").iterdir() for event in summary_iterator(str(path))]
     tags = {value.tag for event in events for value in event.summary.value}
-    assert {"loss", "learning rate", "held-out/all", "held-out/q4", "pictures from noise"} <= tags
+    assert {"loss", "learning rate", "held-out/all", "held-out/q4", "samples"} <= tags
     assert sum(bool(event.graph_def) for event in events) == 1
     assert {event.step for event in events for value in event.summary.value if value.tag == "loss"} == {0, 1, 2, 3, 4}
 

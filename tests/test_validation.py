@@ -6,6 +6,7 @@ import tensorflow as tf
 
 import data
 import ddpm
+from diffusion.sampling import standard_normal
 from evaluation import validation
 from support import checkpoint
 
@@ -21,7 +22,7 @@ def test_each_held_out_image_is_measured_once_at_its_own_step_and_noise(monkeypa
     assert set(np.bincount(measured.t, minlength=21)[1:]) == {3, 4} and measured.t.min() == 1
     assert not np.array_equal(measured.t, np.sort(measured.t))  # images come in the order of a folder
 
-    eps = ddpm.standard_normal(0, 0, tf.range(70), (4, 4, 1))
+    eps = standard_normal(0, 0, tf.range(70), (4, 4, 1))
     x_t = ddpm.q_sample(tf.constant(data.scaled(images)), tf.constant(measured.t), eps, sched)
     errors = np.mean((x_t - eps) ** 2, axis=(1, 2, 3))
     assert len(np.unique(errors)) == 70
