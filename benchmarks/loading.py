@@ -55,7 +55,7 @@ def with_pillow(folder):
 def forget(folder):
     """Removes what the project has kept of the folder."""
     with contextlib.suppress(FileNotFoundError):
-        os.remove(cache.path_of(folder, SIZE, 3))
+        os.remove(cache.cache_path(folder, SIZE, 3))
 
 
 def seconds(function, *arguments):

@@ -1,4 +1,4 @@
-"""Pictures in: drawings made by code, a folder of photographs, or an array file.
+"""Image sources: drawings made by code, folders of photographs, and array files.
 
     images, report = load_images("drawings", image_size=32)     # uint8 (2048, 32, 32, 3)
 
@@ -8,6 +8,7 @@
 import dataclasses
 import hashlib
 import os
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -18,88 +19,90 @@ CATS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "cats64.npz")
 
 @dataclasses.dataclass
 class Report:
-    """What was read, and what was left out of it.
+    """Where images came from, how they were read, and which files were skipped.
 
-    `source` is `'drawings'` or an absolute path, `photographs` says whether the pictures are such
-    (they may be mirrored, drawings and unknown arrays not), `notes` are sentences on how the source
-    was read, and `left_out` has a pair (file name, reason) for every file that gave no picture.
+    Attributes:
+        source: `'drawings'`, `'new-drawings'` or an absolute path.
+        photographs: whether the images are known to be photographs, which may be mirrored for training.
+        notes: sentences on how the source was read.
+        skipped: a pair (file name, reason) for every file that gave no image.
     """
 
     source: str
     photographs: bool = False
-    notes: list = dataclasses.field(default_factory=list)
-    left_out: list = dataclasses.field(default_factory=list)
+    notes: list[str] = dataclasses.field(default_factory=list)
+    skipped: list[tuple[str, str]] = dataclasses.field(default_factory=list)
 
-    def __str__(self):
-        return "\n".join([*self.notes, *([image_files.summary(self.left_out)] if self.left_out else [])])
+    def __str__(self) -> str:
+        return "\n".join([*self.notes, *([image_files.summarise_skipped(self.skipped)] if self.skipped else [])])
 
 
-def load_images(source, image_size, channels=3):
-    """Reads all pictures of a source, each cropped to its central square and reduced.
+def load_images(source: str | os.PathLike, image_size: int, channels: int = 3) -> tuple[np.ndarray, Report]:
+    """Reads all images of a source, crops each to its central square and resizes it.
 
     Args:
-        source: `'drawings'`, `'new-drawings'` (as many others), a folder (with its sub-folders), or a `.npy` or
-            `.npz` file. A folder called `drawings` is `'./drawings'`, or a `Path`.
+        source: `'drawings'`, `'new-drawings'` (as many others, from another seed), a folder (with its sub-folders), or
+            a `.npy` or `.npz` file. A folder called `drawings` is given as `'./drawings'` or as a `Path`.
         image_size: height and width of the result in pixels.
-        channels: 3 for colour, 1 for gray.
+        channels: 3 for colour, 1 for grey.
 
     Returns:
         The images, uint8 (N, image_size, image_size, channels), and a `Report`.
 
     Raises:
-        FileNotFoundError: if there is nothing of that name.
-        ValueError: for a source that holds no pictures, or values that are none; the sentence says
-            what was found.
+        FileNotFoundError: if the source does not exist.
+        ValueError: if an argument is invalid, the source holds no images, or its values are not pixel values.
     """
     if channels not in (1, 3):
-        raise ValueError(f"channels must be 1 (gray) or 3 (colour), got {channels}")
+        raise ValueError(f"channels must be 1 (grey) or 3 (colour), got {channels}")
     if not (isinstance(image_size, int) and image_size > 0):
-        raise ValueError(f"image_size must be a whole number of pixels, got {image_size}")
-    if source in ("drawings", "new-drawings"):  # the second for what was trained on the first
+        raise ValueError(f"image_size must be a positive integer, got {image_size}")
+    if source in ("drawings", "new-drawings"):  # the second for evaluating models that were trained on the first
         images = drawings.draw_cats(image_size, seed=int(source != "drawings"))
-        report = Report(source, notes=namesake(source, "the built-in drawings"))
         if channels == 1:
-            images = np.stack([image_files.fit(image, image_size, channels) for image in images])
-        return images, report
+            images = np.stack([image_files.crop_and_resize(image, image_size, channels) for image in images])
+        return images, Report(source, notes=_note_name_clash(source))
 
     source = os.fspath(source)
     path = os.path.abspath(source)
-    name = image_files.printable(source)
+    name = image_files.escape_name(source)
     if not os.path.exists(path):
         raise FileNotFoundError(f"there is no folder or file {name}")
     if os.path.isdir(path):
-        images, left_out, notes = image_files.read_folder(path, image_size, channels)
-        return images, Report(path, photographs=True, notes=notes, left_out=left_out)
+        images, skipped, notes = image_files.read_folder(path, image_size, channels)
+        return images, Report(path, photographs=True, notes=notes, skipped=skipped)
     if os.path.isfile(path) and path.endswith((".npy", ".npz")):
         images, photographs, notes = arrays.read_array_file(path, image_size, channels)
         return images, Report(path, photographs, notes)
-    raise ValueError(f"{name} is neither a folder of pictures nor a .npy or .npz file")
+    raise ValueError(f"{name} is neither a folder of images nor a .npy or .npz file")
 
 
-def namesake(source, meaning):
-    """A list with a sentence if a folder has the name of a source that is none; else empty."""
+def _note_name_clash(source):
+    """A list with a note if a folder has the same name as a built-in source, else an empty list."""
     if not os.path.isdir(source):
         return []
-    return [f"{source} is taken as {meaning}; for the folder of that name write .{os.sep}{source}"]
+    return [f"{source} means the built-in drawings; for the folder of that name write .{os.sep}{source}"]
 
 
-def digest(images):
-    """A fingerprint of the pixels: the same pictures in the same order have the same, wherever they lie."""
+def digest(images: np.ndarray) -> str:
+    """Returns a fingerprint of shape and pixels, independent of where the images are stored."""
     fingerprint = hashlib.blake2b(repr(images.shape).encode(), digest_size=16)
     fingerprint.update(np.ascontiguousarray(images))
     return fingerprint.hexdigest()
 
 
-def batches(images, batch_size, seed, epoch, start=0, flip=False):
-    """The pictures of one epoch, in an order of its own, as batches for training.
+def batches(
+    images: np.ndarray, batch_size: int, seed: int, epoch: int, start: int = 0, flip: bool = False
+) -> Iterator[np.ndarray]:
+    """Yields the images of one epoch as training batches, in an order of its own.
 
-    Order and mirroring depend on the seed, the epoch and the place in it alone, so that an epoch
-    can be entered anywhere.
+    Order and mirroring depend only on the seed, the epoch and the position in it, so that training can resume in the
+    middle of an epoch.
 
     Args:
         images: uint8 (N, height, width, channels).
-        start: how many pictures of the epoch have been used before.
-        flip: mirrors every second picture, at random.
+        start: how many images of the epoch have already been used.
+        flip: whether to mirror half of the images, chosen at random, from left to right.
 
     Yields:
         float32 (batch_size, height, width, channels) in [-1, 1]; the last batch may be smaller.
@@ -108,12 +111,12 @@ def batches(images, batch_size, seed, epoch, start=0, flip=False):
     order = rng.permutation(len(images))
     mirrored = rng.random(len(images)) < (0.5 if flip else 0)
     for first in range(start, len(images), batch_size):
-        place = slice(first, first + batch_size)
-        batch = images[order[place]]
-        batch[mirrored[place]] = batch[mirrored[place], :, ::-1]
+        chosen = slice(first, first + batch_size)
+        batch = images[order[chosen]]
+        batch[mirrored[chosen]] = batch[mirrored[chosen], :, ::-1]
         yield scaled(batch)
 
 
-def scaled(images):
-    """Pictures as the network sees them: uint8 0 … 255 → float32 in [-1, 1]. `ddpm.to_pixels` leads back."""
+def scaled(images: np.ndarray) -> np.ndarray:
+    """Scales pixels from uint8 0 … 255 to float32 in [-1, 1], the range of the network; `ddpm.to_pixels` inverts it."""
     return images / np.float32(127.5) - 1

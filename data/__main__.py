@@ -1,29 +1,32 @@
-"""`python -m data cats`: brings the cats of the slides and writes `data/cats64.npz`."""
+"""`python -m data cats`: downloads the cats of the slides and writes `data/cats64.npz`."""
 
+import argparse
 import os
+from collections.abc import Sequence
 
 from data import CATS, cats, image_files
 from support import console, files
 
 
-def parse_options(arguments=None):
+def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parses and checks the command line; `out` is always set in the result."""
     parser = console.Parser(prog="python -m data", description="Prepares data sets for diffusion_model.py.")
     commands = parser.add_subparsers(dest="command", required=True, parser_class=console.Parser)
     cats_parser = commands.add_parser("cats", help="Microsoft's cats and dogs, as on the slides (800 MB to download)")
     add = cats_parser.add_argument
-    add("--archive", metavar="FILE", help="the archive, if it was fetched before (or Kaggle's train.zip)")
+    add("--archive", metavar="FILE", help="the archive, if already downloaded (or Kaggle's train.zip)")
     add(
         "--animals",
         choices=("cats", "dogs", "both"),
         default="cats",
-        help="both keeps labels, 0 cats and 1 dogs (cats)",
+        help="which photographs; both have labels, 0 for cats and 1 for dogs (cats)",
     )
-    add("--image-size", type=console.integer(1), default=64, metavar="PIXELS", help="square pictures (64)")
-    add("--out", metavar="FILE.npz", help="what to write (data/cats64.npz, or after the animals and the size)")
-    add("--url", default=cats.URL, help="where the archive is, if it has moved")
+    add("--image-size", type=console.integer(1), default=64, metavar="PIXELS", help="height and width of images (64)")
+    add("--out", metavar="FILE.npz", help="output file (data/cats64.npz, or named after the animals and the size)")
+    add("--url", default=cats.URL, help="where to download the archive, if it has moved")
     options = parser.parse_args(arguments)
     if options.archive and not os.path.isfile(options.archive):
-        parser.error(f"--archive: there is no file {image_files.printable(options.archive)}")
+        parser.error(f"--archive: there is no file {image_files.escape_name(options.archive)}")
     name = "cats_and_dogs" if options.animals == "both" else options.animals
     options.out = options.out or os.path.join(os.path.dirname(CATS), f"{name}{options.image_size}.npz")
     if not options.out.endswith(".npz"):
@@ -31,16 +34,17 @@ def parse_options(arguments=None):
     return options
 
 
-def main():
+def main() -> None:
+    """Prepares the data set and prints how many images it has."""
     options = parse_options()
     with console.one_line_errors("python -m data cats"):
-        files.check_writable(options.out)  # better known now than after the download
+        files.check_writable(options.out)  # fail before the download, not after it
         archive = options.archive or cats.download(options.url)
-        count, left_out = cats.prepare(archive, options.out, options.animals, options.image_size)
-    if left_out:
-        console.say(image_files.summary(left_out))
+        count, skipped = cats.prepare(archive, options.out, options.animals, options.image_size)
+    if skipped:
+        console.say(image_files.summarise_skipped(skipped))
     size = f"{options.image_size}×{options.image_size}"
-    console.say(f"{count:,} pictures of {size} pixels in {os.path.relpath(options.out)}")
+    console.say(f"{count:,} images of {size} pixels in {os.path.relpath(options.out)}")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""What has been read from a folder of photographs, kept for the next time, as reading thousands takes a minute.
+"""Caches the images read from a folder, as reading thousands of photographs takes a minute.
 
-In Keras' own folder (`~/.keras/datasets`, or where `KERAS_HOME` says), one file for each folder, size and number of
-channels. It counts only as long as the names, sizes and times of all files in the folder are what they were. A cache
-that cannot be written or read is no loss: the pictures are read anew.
+There is one file for each folder, size and number of channels, in Keras' own cache (`~/.keras/datasets`, or below
+`KERAS_HOME`). It is valid as long as names, sizes and times of all files in the folder are the same. If it cannot be
+written or read, the images are read from the folder again.
 """
 
 import contextlib
@@ -10,48 +10,52 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import PIL
 
 from support import files
 
-RULES = 2  # raised whenever the code reads files differently than before
-WORTH = 2.0  # seconds of reading from which on the pictures are kept
+VERSION = 3  # increase it whenever files are read, or skipped files described, differently than before
+MIN_SECONDS = 2.0  # a folder that is read faster is not cached
 
 
-def home():
-    """The folder for what can be had again: Keras' own, by its rule, as importing Keras to ask takes seconds.
+def cache_folder() -> str:
+    """Returns Keras' folder for data sets, by Keras' own rule: importing Keras to ask for it would take seconds.
 
-    The rule is in keras/src/backend/config.py and in `get_file`. A user without a home has "~" for one, and what
-    cannot be written is replaced by /tmp.
+    The rule is in keras/src/backend/config.py and in `get_file`. It replaces a home or `KERAS_HOME` that is unknown
+    (a path that begins with "~") or not writable by /tmp.
     """
     temporary = "/tmp" if os.path.isdir("/tmp") else tempfile.gettempdir()
     user = os.path.expanduser("~")
     user = user if os.access(user, os.W_OK) else temporary
     folder = os.path.expanduser(os.environ.get("KERAS_HOME", os.path.join(user, ".keras")))
-    if folder[:1] in ("", "~") or not _can_be_written(folder):
+    if folder[:1] in ("", "~") or not _is_writable(folder):
         folder = os.path.join(temporary, ".keras")
     return os.path.join(folder, "datasets")
 
 
-def _can_be_written(folder):
-    """Whether files can be put into a folder, which may have to be made first."""
+def _is_writable(folder):
+    """Whether files can be written to a folder, which may have to be created first."""
     folder = os.path.abspath(folder)
     while not os.path.exists(folder):
         folder = os.path.dirname(folder)
     return os.access(folder, os.W_OK)
 
 
-def path_of(folder, image_size, channels):
-    """The file that keeps the pictures of a folder."""
+def cache_path(folder: str, image_size: int, channels: int) -> str:
+    """Returns the path of the cache file of a folder; earlier versions used the same name."""
     name = hashlib.blake2b(os.fsencode(os.path.realpath(folder)), digest_size=8).hexdigest()
-    return os.path.join(home(), f"pictures-{name}-{image_size}x{channels}.npz")
+    return os.path.join(cache_folder(), f"pictures-{name}-{image_size}x{channels}.npz")
 
 
-def stamp(folder, names, formats):
-    """A fingerprint of the files, names, sizes and times of change, and of what reads them: Pillow, its formats, we."""
-    fingerprint = hashlib.blake2b(repr((PIL.__version__, formats, RULES)).encode(), digest_size=16)
+def folder_fingerprint(folder: str, names: Iterable[str], formats: Sequence[str]) -> str:
+    """Returns a hash of all that the cached images depend on.
+
+    That is the names, sizes and times of change of the files, Pillow's version and formats, and this code's version.
+    """
+    fingerprint = hashlib.blake2b(repr((PIL.__version__, formats, VERSION)).encode(), digest_size=16)
     for name in names:
         status = None
         with contextlib.suppress(OSError):
@@ -61,20 +65,20 @@ def stamp(folder, names, formats):
     return fingerprint.hexdigest()
 
 
-def load(path, stamp):
-    """(images, left_out) as `pictures.read_all` returned them, or None if they are not there, or of other files."""
+def load(path: str, fingerprint: str) -> tuple[np.ndarray, list[tuple[str, str]]] | None:
+    """Returns what `image_files.read_images` returned, or None if it is not cached or the folder has changed since."""
     try:
-        with np.load(path, allow_pickle=False) as kept:
-            if str(kept["stamp"]) == stamp:
-                return kept["images"], [tuple(pair) for pair in json.loads(str(kept["left_out"]))]
-    except Exception:  # damaged files raise nearly every kind
+        with np.load(path, allow_pickle=False) as cached:
+            if str(cached["fingerprint"]) == fingerprint:
+                return cached["images"], [tuple(pair) for pair in json.loads(str(cached["skipped"]))]
+    except Exception:  # corrupt files raise nearly every kind
         pass
     return None
 
 
-def save(path, stamp, images, left_out):
-    """Keeps them for the next time, if that can be done."""
+def save(path: str, fingerprint: str, images: np.ndarray, skipped: list[tuple[str, str]]) -> None:
+    """Writes the cache file; does nothing if that is not possible."""
     with contextlib.suppress(OSError):
         os.makedirs(os.path.dirname(path), exist_ok=True)
         with files.replacing(path) as draft:
-            np.savez(draft, stamp=stamp, images=images, left_out=json.dumps(left_out))
+            np.savez(draft, fingerprint=fingerprint, images=images, skipped=json.dumps(skipped))

@@ -1,4 +1,4 @@
-"""The built-in pictures: cartoon cats, drawn by code from a seed."""
+"""The built-in images: cartoon cats, drawn by code from a seed."""
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -7,7 +7,7 @@ COUNT = 2048
 
 FURS = [  # fur, its darker markings
     ((236, 150, 64), (196, 104, 32)),  # ginger
-    ((150, 150, 158), (104, 104, 114)),  # gray
+    ((150, 150, 158), (104, 104, 114)),  # grey
     ((70, 66, 74), (42, 40, 48)),  # black
     ((240, 236, 226), (206, 196, 180)),  # white
     ((150, 104, 70), (104, 68, 44)),  # brown
@@ -19,11 +19,8 @@ CIRCLE = np.stack([np.cos(np.arange(0, 2 * np.pi, 0.16)), np.sin(np.arange(0, 2 
 OUTLINE, NOSE, WHISKERS = (40, 32, 36), (226, 110, 120), (250, 250, 250)
 
 
-def draw_cat(rng, image_size):
-    """One cat of `image_size` pixels square as a uint8 array (image_size, image_size, 3).
-
-    `rng` is a `numpy.random.Generator`. Drawn several times larger and reduced: antialiasing.
-    """
+def draw_cat(rng: np.random.Generator, image_size: int) -> np.ndarray:
+    """Draws one cat, uint8 (image_size, image_size, 3), several times larger and reduced for antialiasing."""
     size = max(256, 4 * image_size)
     fur, marking = FURS[rng.integers(len(FURS))]
     background = BACKGROUNDS[rng.integers(len(BACKGROUNDS))]
@@ -42,7 +39,7 @@ def draw_cat(rng, image_size):
     middle = size * np.array([0.5 + left, 0.47 + up])
 
     def place(*points):
-        """From the cat's own coordinates, -1 … 1 around the middle of its head, to pixels."""
+        """Converts points from the cat's own coordinates, -1 … 1 around the middle of its head, to pixels."""
         return (np.array(points) @ turn + middle).ravel().tolist()
 
     def shape(points, fill, outline=OUTLINE):
@@ -80,9 +77,6 @@ def draw_cat(rng, image_size):
     return np.asarray(image.resize((image_size, image_size), Image.Resampling.BOX))
 
 
-def draw_cats(image_size, count=COUNT, seed=0):
-    """`count` cats as a uint8 array (count, image_size, image_size, 3).
-
-    Cat k depends on the seed and k alone.
-    """
+def draw_cats(image_size: int, count: int = COUNT, seed: int = 0) -> np.ndarray:
+    """Draws cats, uint8 (count, image_size, image_size, 3); cat k depends only on the seed and k."""
     return np.stack([draw_cat(np.random.default_rng([seed, k]), image_size) for k in range(count)])

@@ -1,4 +1,4 @@
-"""Picture files of any size and kind, read with Pillow into squares of one size."""
+"""Reads image files of any size and format with Pillow, as squares of one size."""
 
 import concurrent.futures
 import contextlib
@@ -9,6 +9,8 @@ import re
 import stat
 import time
 import warnings
+from collections.abc import Callable, Sequence
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError, features
@@ -16,14 +18,14 @@ from PIL import Image, ImageOps, UnidentifiedImageError, features
 from data import cache, listing
 from support import console, device, files
 
-MAX_PIXELS = 100_000_000  # more are taken for a decompression bomb: decoded, they would fill gigabytes
-LARGE = 20_000_000  # pictures of more pixels are decoded one at a time, for the same reason
+MAX_PIXELS = 100_000_000  # larger images are skipped as decompression bombs: decoded, they would fill gigabytes
+LARGE = 20_000_000  # images of more pixels are decoded one at a time, to limit memory
 
-UNIT, SIGNED, BYTES = (0, 1), (-1, 1), (0, 255)  # what floating-point values mean: those of black and of white
-DARK = 32  # gray levels, 1/8 of all: images without a brighter pixel are more likely read wrongly than dark
-CLEARLY_NEGATIVE = -0.25  # the darkest of -1 … 1; resampling 0 … 1 overshoots by less
+UNIT, SIGNED, BYTES = (0, 1), (-1, 1), (0, 255)  # value ranges: black and white
+DARK = 32  # grey levels, 1/8 of all: images without a brighter pixel were more likely scaled wrongly than dark
+CLEARLY_NEGATIVE = -0.25  # some values of -1 … 1 are below this; resampling 0 … 1 overshoots by less
 
-# What to do about files that Pillow cannot read, by their endings. HEIF and AVIF can be read with what is named.
+# Advice on files that Pillow cannot read, by their extensions. HEIF and AVIF need the packages that `_suggest` names.
 HEIF, AVIF = (".heic", ".heics", ".heif", ".heifs", ".hif"), (".avif", ".avifs")
 UNREADABLE = {
     "a RAW photograph; convert it to JPEG or PNG": (
@@ -37,7 +39,7 @@ UNREADABLE = {
     ),
     "an archive; unpack it": (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar"),
     "an array file; give it to --data itself": (".npy", ".npz"),
-    "a kind that Pillow cannot read; convert it to JPEG or PNG": (
+    "a format that Pillow cannot read; convert it to JPEG or PNG": (
         *(".jxl", ".jxr", ".exr", ".hdr", ".xcf", ".kra", ".clip", ".afphoto", ".dcm", ".nii", ".mat"),
         *(".h5", ".hdf5", ".tfrecord", ".tfrecords", ".parquet"),
     ),
@@ -45,10 +47,10 @@ UNREADABLE = {
 
 
 @functools.cache
-def formats():
-    """The formats that can be read, the common ones first, as Pillow asks one after the other."""
+def readable_formats() -> list[str]:
+    """Returns Pillow's names of the formats that can be read, the common ones first, as Pillow tries them in order."""
     Image.init()
-    with contextlib.suppress(Exception):  # optional; a broken installation of it concerns no other files
+    with contextlib.suppress(Exception):  # optional; other files do not need it, even if its installation is broken
         import pillow_heif
 
         pillow_heif.register_heif_opener()
@@ -56,38 +58,48 @@ def formats():
     return [*common, *(name for name in Image.OPEN if name not in (*common, "EPS"))]  # EPS starts another program
 
 
-def read_picture(file, image_size, channels, alone=True):
-    """One picture, upright, on white, its central square reduced: uint8 (image_size, image_size, channels).
+def read_image(file: str | BinaryIO, image_size: int, channels: int, allow_large: bool = True) -> np.ndarray | None:
+    """Reads one image: upright, on white, cropped to its central square and resized.
 
     Args:
-        file: a path, or a binary file that can seek.
-        alone: False while other threads read pictures; a large one then gives None, to be read later.
+        file: a path, or a seekable binary file.
+        allow_large: False while other threads read images.
+
+    Returns:
+        uint8 (image_size, image_size, channels), or None if the image is large and `allow_large` is False.
 
     Raises:
-        Exception: Pillow raises nearly every kind on broken files.
+        Exception: of nearly any kind, as Pillow does for broken files.
     """
-    with Image.open(file, formats=formats()) as image:
+    with Image.open(file, formats=readable_formats()) as image:
         if image.info.get("Software") == files.SAMPLES:
-            raise ValueError("a grid of samples")
+            raise ValueError("a sample grid")
         width, height = image.size
         if width * height > MAX_PIXELS:
             raise ValueError(f"{width}×{height} pixels are more than {MAX_PIXELS:,}")
-        image.draft(None, (2 * image_size, 2 * image_size))  # lets the JPEG decoder skip what is reduced away
-        if image.width * image.height > LARGE and not alone:
+        image.draft(None, (2 * image_size, 2 * image_size))  # lets the JPEG decoder reduce the image, which is faster
+        if image.width * image.height > LARGE and not allow_large:
             return None
         image.load()
         try:
             ImageOps.exif_transpose(image, in_place=True)
-        except Exception:  # a picture whose orientation cannot be read is used as it lies
+        except Exception:  # broken EXIF data: the orientation is unknown, the pixels are not
             pass
-        return fit(image, image_size, channels)
+        return crop_and_resize(image, image_size, channels)
 
 
-def fit(image, image_size, channels):
-    """The central square of a Pillow image or a uint8 array (height, width, 1 or 3), reduced, on white."""
+def crop_and_resize(image: Image.Image | np.ndarray, image_size: int, channels: int) -> np.ndarray:
+    """Resizes the central square of an image and puts transparent pixels on white.
+
+    Args:
+        image: a Pillow image of any mode, or uint8 (height, width, 1 or 3).
+
+    Returns:
+        uint8 (image_size, image_size, channels).
+    """
     if isinstance(image, np.ndarray):
         image = Image.fromarray(image.squeeze(axis=-1) if image.shape[-1] == 1 else image)
-    image = ImageOps.fit(_smooth(image), (image_size, image_size), Image.Resampling.LANCZOS)
+    image = ImageOps.fit(_prepare_for_resizing(image), (image_size, image_size), Image.Resampling.LANCZOS)
     if image.mode == "F":
         image = Image.fromarray(np.clip(np.rint(image), 0, 255).astype(np.uint8))
     if image.mode == "RGBA":
@@ -96,20 +108,20 @@ def fit(image, image_size, channels):
     return np.asarray(image).reshape(image_size, image_size, channels)
 
 
-def _smooth(image):
-    """The picture in a mode whose values can be averaged: L, RGB, RGBA, or F for more than 8 bits."""
+def _prepare_for_resizing(image):
+    """The image in a mode whose values can be averaged: L, RGB, RGBA, or F for more than 8 bits."""
     if image.mode == "F" or image.mode.startswith("I"):
-        factor = 255 / _white(image)
+        factor = 255 / _find_white(image)
         return image.convert("F").point(lambda value: value * factor + 0)
     if image.has_transparency_data:
         return image if image.mode == "RGBA" else image.convert("RGBA")
     return image if image.mode in ("L", "RGB") else image.convert("L" if image.mode == "1" else "RGB")
 
 
-def _white(image):
-    """The value of white in an image file."""
+def _find_white(image):
+    """The value of white in an image, in the units of its file."""
     if image.mode == "F":
-        return value_range(np.asarray(image), (UNIT, BYTES))[1]
+        return detect_value_range(np.asarray(image), (UNIT, BYTES))[1]
     if image.mode == "I":  # 32 bits, which Pillow also uses for 16
         low, high = image.getextrema()
         if low < 0 or high > 65535:
@@ -117,14 +129,15 @@ def _white(image):
     return 65535 if image.mode.startswith("I") else 255
 
 
-def value_range(values, ranges):
-    """What floating-point values mean: the values of black and of white, one of `ranges`.
+def detect_value_range(values: np.ndarray, ranges: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """Returns which of the possible ranges floating-point pixel values have, as the values of black and of white.
 
-    A range fits if its values round to 0 … 255: rounding, of float16 too, may lead out of it by half a gray level.
-    As 0 … 1 lies in the others, -1 … 1 must be clearly negative, and 0 … 255 must be integers or clearly more than 1.
+    A range fits if all values round to 0 … 255 in it, so values may leave it by half a grey level: rounding, as that
+    of float16, does that. Because 0 … 1 lies within the others, -1 … 1 needs clearly negative values, and 0 … 255 needs
+    integers, or values clearly above 1.
 
     Raises:
-        ValueError: if none fits.
+        ValueError: if no range fits.
     """
     low, high = float(np.min(values)), float(np.max(values))
     if not (np.isfinite(low) and np.isfinite(high)):
@@ -139,17 +152,17 @@ def value_range(values, ranges):
         if (black, white) == BYTES and high < DARK and not all(np.array_equal(v, np.rint(v)) for v in values):
             continue
         return black, white
-    meant = {
+    described = {
         UNIT: "0 … 1",
         SIGNED: f"-1 … 1 (with some below {CLEARLY_NEGATIVE})",
         BYTES: f"0 … 255 (integers, or with some of {DARK} or more)",
     }
-    known = " or ".join(meant[pair] for pair in ranges)
+    known = " or ".join(described[pair] for pair in ranges)
     raise ValueError(f"floating-point numbers from {low:g} to {high:g}, not {known}; scale or clip them")
 
 
-def darkness(name, high, black, white):
-    """A list with a sentence if the largest of all values is so small that the images are nearly black; else empty."""
+def note_if_dark(name: str, high: float, black: float, white: float) -> list[str]:
+    """Returns a list with a note if the largest of all values, `high`, is nearly black, else an empty list."""
     if high - black >= (white - black) * DARK / 256:
         return []
     advice = (
@@ -158,77 +171,80 @@ def darkness(name, high, black, white):
     return [f"{name}: the images are nearly black: the largest value is {high:g}, where {white:g} is white{advice}"]
 
 
-def read_all(names, open_picture, image_size, channels):
-    """Reads many pictures, as many at a time as there are cores.
+def read_images(
+    names: Sequence[str], open_image: Callable[[str], str | BinaryIO], image_size: int, channels: int
+) -> tuple[np.ndarray, list[tuple[str, str]]]:
+    """Reads many images, in as many threads as there are cores.
 
-    In threads: Pillow decodes and resizes outside Python's lock, and threads work in a notebook, on
-    standard input and in a script without a main guard, where new processes would not.
+    Threads suffice, as Pillow decodes and resizes outside Python's lock. Unlike processes they also work in a notebook,
+    on standard input and in a script without a main guard.
 
     Args:
-        names: their names.
-        open_picture: a function of a name that returns what `read_picture` takes.
+        names: the names of the images.
+        open_image: a function from a name to what `read_image` takes.
 
     Returns:
-        uint8 (N, image_size, image_size, channels) in the order of the names, and a list of pairs
-        (name, reason) of those that gave no picture.
+        uint8 (N, image_size, image_size, channels) in the order of the names, and a pair (name, reason) for every
+        image that could not be read.
     """
 
-    def read(name, alone=False):
+    def read(name, allow_large=False):
         try:
-            return read_picture(open_picture(name), image_size, channels, alone)
+            return read_image(open_image(name), image_size, channels, allow_large)
         except Exception as error:
-            return _reason(error, name)
+            return _describe_error(error, name)
 
-    def read_some(some):
-        return [read(name) for name in some]
+    def read_chunk(chunk):
+        return [read(name) for name in chunk]
 
     images = np.empty((len(names), image_size, image_size, channels), np.uint8)
-    kept, left_out = 0, []
-    some_at_a_time = [names[k : k + 16] for k in range(0, len(names), 16)]  # handing over each alone takes time
+    count, skipped = 0, []
+    chunks = [names[k : k + 16] for k in range(0, len(names), 16)]  # a task for each image would take longer
     pool = concurrent.futures.ThreadPoolExecutor(device.cores())
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of files that are left out, or read all the same
-            results = itertools.chain.from_iterable(pool.map(read_some, some_at_a_time))
-            for name, result in zip(names, _with_progress(results, len(names)), strict=True):
+            warnings.simplefilter("ignore")  # Pillow warns of files that are skipped, or that it reads nevertheless
+            results = itertools.chain.from_iterable(pool.map(read_chunk, chunks))
+            for name, result in zip(names, _show_progress(results, len(names)), strict=True):
                 if result is None:
-                    result = read(name, alone=True)
+                    result = read(name, allow_large=True)
                 if isinstance(result, str):
-                    left_out.append((name, result))
+                    skipped.append((name, result))
                 else:
-                    images[kept] = result
-                    kept += 1
+                    images[count] = result
+                    count += 1
     finally:
         pool.shutdown(cancel_futures=True)
-    return images[:kept], left_out
+    return images[:count], skipped
 
 
-def _with_progress(results, count):
-    """Passes the results on, with a progress bar once it takes more than a moment."""
+def _show_progress(results, total):
+    """Yields the results, and shows a progress bar once they take longer than a moment."""
     bar, start = None, time.monotonic()
     for done, result in enumerate(results, 1):
         if bar is None and time.monotonic() - start > 2:
-            bar = console.Bar(count, "picture")
+            bar = console.Bar(total, "image")
         if bar is not None:
             bar.update(done)
         yield result
 
 
-def read_folder(folder, image_size, channels):
-    """All pictures of a folder and its sub-folders, in the order of their names.
+def read_folder(folder: str, image_size: int, channels: int) -> tuple[np.ndarray, list[tuple[str, str]], list[str]]:
+    """Reads all images of a folder and its sub-folders, in the order of their names.
 
-    What took long to read is kept, see `data/cache.py`.
+    What takes long to read is cached, see `data/cache.py`.
 
     Returns:
-        Images and left-out files as `read_all` does, and sentences on what was skipped, or is odd.
+        Images and skipped files as from `read_images`, and notes on ignored files and on dark images.
 
     Raises:
-        ValueError: if there is no picture in it.
+        ValueError: if the folder holds no image.
     """
-    names, closed, skipped = listing.list_files(folder)
-    kept, stamp = cache.path_of(folder, image_size, channels), cache.stamp(folder, names, formats())
+    names, unlisted, ignored = listing.list_files(folder)
+    path = cache.cache_path(folder, image_size, channels)
+    fingerprint = cache.folder_fingerprint(folder, names, readable_formats())
 
-    def open_picture(name):
+    def open_image(name):
         path = os.path.join(folder, name)
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait forever
@@ -237,63 +253,65 @@ def read_folder(folder, image_size, channels):
             raise ValueError("empty")
         return path
 
-    found, start = cache.load(kept, stamp), time.monotonic()
-    images, left_out = found or read_all(names, open_picture, image_size, channels)
-    if not found and time.monotonic() - start > cache.WORTH:
-        cache.save(kept, stamp, images, left_out)
-    notes = [skipped] if skipped else []
+    cached, start = cache.load(path, fingerprint), time.monotonic()
+    images, skipped = cached or read_images(names, open_image, image_size, channels)
+    if not cached and time.monotonic() - start > cache.MIN_SECONDS:
+        cache.save(path, fingerprint, images, skipped)
+    unreadable = {name for name, _ in skipped}
+    skipped = [(name, _describe_error(error, name)) for name, error in unlisted] + skipped
+    notes = [ignored] if ignored else []
     if len(images) == 0:
-        left_out = [(name, _reason(error, name)) for name, error in closed] + left_out
-        reasons = "; ".join([*([summary(left_out)] if left_out else []), *notes]) or "it is empty"
-        raise ValueError(f"there is no picture in the folder {printable(folder)}: {reasons}")
+        reasons = "; ".join([*([summarise_skipped(skipped)] if skipped else []), *notes]) or "it is empty"
+        raise ValueError(f"there is no image in the folder {escape_name(folder)}: {reasons}")
     if images.max() < DARK:
-        missing = {name for name, _ in left_out}
-        brightest = [name for name in names if name not in missing][images.max(axis=(1, 2, 3)).argmax()]
-        notes += darkness(printable(brightest), *_largest_value(os.path.join(folder, brightest)))
-    return images, [(name, _reason(error, name)) for name, error in closed] + left_out, notes
+        brightest = [name for name in names if name not in unreadable][images.max(axis=(1, 2, 3)).argmax()]
+        notes += note_if_dark(escape_name(brightest), *_find_largest_value(os.path.join(folder, brightest)))
+    return images, skipped, notes
 
 
-def _largest_value(path):
+def _find_largest_value(path):
     """The largest value in an image file, and those of black and white, in the file's own units."""
-    with Image.open(path, formats=formats()) as image:
+    with Image.open(path, formats=readable_formats()) as image:
         deep = image.mode == "F" or image.mode.startswith("I")
-        extremes = np.reshape((image if deep else _smooth(image)).getextrema(), (-1, 2))[:3]  # without transparency
-        return float(extremes.max()), 0, _white(image)
+        extremes = np.reshape((image if deep else _prepare_for_resizing(image)).getextrema(), (-1, 2))[
+            :3
+        ]  # without transparency
+        return float(extremes.max()), 0, _find_white(image)
 
 
-def _reason(error, name):
-    """In a few words, why a file gave no picture."""
+def _describe_error(error, name):
+    """In a few words, why a file could not be read."""
     if isinstance(error, FileNotFoundError):
-        return "a link to nothing"
+        return "a broken link"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
-    if isinstance(error, OSError) and (advice := _advice(name)):
+    if isinstance(error, OSError) and (advice := _suggest(name)):
         return advice
     if isinstance(error, UnidentifiedImageError):
-        return "not a picture"
-    return printable(" ".join(str(error).split()))[:160] or type(error).__name__
+        return "not an image"
+    return escape_name(" ".join(str(error).split()))[:160] or type(error).__name__
 
 
-def _advice(name):
-    """What to do about a file of a kind that cannot be read here, or None."""
-    ending = os.path.splitext(name)[1].lower()
-    if ending in HEIF and "HEIF" not in formats():
+def _suggest(name):
+    """What to do about a file whose format cannot be read here, or None."""
+    extension = os.path.splitext(name)[1].lower()
+    if extension in HEIF and "HEIF" not in readable_formats():
         return "HEIF; convert it to JPEG or PNG, or pip install pillow-heif"
-    if ending in AVIF and not features.check("avif"):
+    if extension in AVIF and not features.check("avif"):
         return "AVIF; convert it to JPEG or PNG, or pip install --upgrade pillow"
-    return next((advice for advice, endings in UNREADABLE.items() if ending in endings), None)
+    return next((advice for advice, extensions in UNREADABLE.items() if extension in extensions), None)
 
 
-def summary(left_out, shown=3):
-    """One sentence on the files that were left out: a few names, of each reason one before others, then a count."""
-    first_of = {reason: name for name, reason in reversed(left_out)}
-    chosen = sorted(left_out, key=lambda pair: pair[0] != first_of[pair[1]])[:shown]
-    first = ", ".join(f"{printable(name)} ({reason})" for name, reason in chosen)
-    more = f", and {len(left_out) - shown} more" if len(left_out) > shown else ""
-    return f"{len(left_out)} file{'s' * (len(left_out) > 1)} left out: {first}{more}"
+def summarise_skipped(skipped: Sequence[tuple[str, str]], shown: int = 3) -> str:
+    """Returns one sentence on skipped files: their number and a few names, if possible each with another reason."""
+    first_of = {reason: name for name, reason in reversed(skipped)}
+    chosen = sorted(skipped, key=lambda pair: pair[0] != first_of[pair[1]])[:shown]
+    first = ", ".join(f"{escape_name(name)} ({reason})" for name, reason in chosen)
+    more = f", and {len(skipped) - shown} more" if len(skipped) > shown else ""
+    return f"{len(skipped)} file{'s' * (len(skipped) > 1)} skipped: {first}{more}"
 
 
-def printable(name):
-    """A file name, whatever bytes it is made of, as text that a terminal can show on one line."""
+def escape_name(name: str) -> str:
+    """Returns a file name of any bytes as text that a terminal can show on one line."""
     text = os.fsencode(name).decode("utf-8", "backslashreplace")
     return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", lambda found: ascii(found[0])[1:-1], text)

@@ -54,7 +54,7 @@ def load_one(image, tmp_path, name="a.png", size=8, channels=3, **options):
     else:
         image.save(folder / name, **options)
     images, report = load_images(folder, size, channels)
-    assert images.dtype == np.uint8 and images.shape == (1, size, size, channels) and report.left_out == []
+    assert images.dtype == np.uint8 and images.shape == (1, size, size, channels) and report.skipped == []
     return images[0]
 
 
@@ -120,7 +120,7 @@ def test_drawings_are_2048_different_colour_pictures(drawn):
     assert images.shape == (2048, 16, 16, 3) and images.dtype == np.uint8
     assert len({image.tobytes() for image in images}) == 2048
     assert report.source == "drawings" and not report.photographs
-    assert report.notes == [] and report.left_out == [] and str(report) == ""
+    assert report.notes == [] and report.skipped == [] and str(report) == ""
 
 
 def test_load_images_gives_the_drawings_of_seed_zero(drawn):
@@ -355,7 +355,7 @@ def test_deep_tiff_with_other_values_is_left_out(tmp_path, value, reason):
     Image.fromarray(values).save(tmp_path / "odd.tif")
     plain((10, 10), RED).save(tmp_path / "good.png")
     images, report = load_images(tmp_path, 8)
-    ((name, said),) = report.left_out
+    ((name, said),) = report.skipped
     assert len(images) == 1 and name == "odd.tif" and reason in said
 
 
@@ -434,17 +434,17 @@ def test_sub_folders_are_included_and_everything_comes_in_the_order_of_its_name(
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         plain((10, 10), (20 * k,) * 3).save(tmp_path / name)
     expected = [20 * k for _, k in sorted((name, k) for k, name in enumerate(names))]
-    read_picture, delays = image_files.read_picture, random.Random(1)
+    read_picture, delays = image_files.read_image, random.Random(1)
 
     def slowly(file, *arguments, **options):
         time.sleep(delays.choice([0, 0.02, 0.05]))
         return read_picture(file, *arguments, **options)
 
-    monkeypatch.setattr(image_files, "read_picture", slowly)
+    monkeypatch.setattr(image_files, "read_image", slowly)
     for cores in 1, 2, 9:
         monkeypatch.setattr(device, "cores", lambda cores=cores: cores)
         images, report = load_images(tmp_path, 8)
-        assert report.photographs and report.notes == [] and report.left_out == []
+        assert report.photographs and report.notes == [] and report.skipped == []
         assert report.source == str(tmp_path)
         assert np.abs(images[:, 4, 4, 0].astype(int) - expected).max() <= 2
 
@@ -457,7 +457,7 @@ def test_large_pictures_keep_their_place_in_the_order(tmp_path, monkeypatch):
     (tmp_path / "2b.png").write_bytes(whole[: len(whole) // 2])
     images, report = load_images(tmp_path, 8)
     assert images[:, 4, 4, 0].tolist() == [0, 20, 40, 60, 80]
-    assert [name for name, _ in report.left_out] == ["2b.png"]
+    assert [name for name, _ in report.skipped] == ["2b.png"]
 
 
 def test_left_out_files_leave_no_gap_in_the_pictures(tmp_path):
@@ -468,7 +468,7 @@ def test_left_out_files_leave_no_gap_in_the_pictures(tmp_path):
             plain((10, 10), (20 * k,) * 3).save(tmp_path / f"{k}.png")
     images, report = load_images(tmp_path, 8)
     assert images[:, 4, 4, 0].tolist() == [20 * k for k in (0, 2, 3, 5, 6, 8)]
-    assert [name for name, _ in report.left_out] == ["1.png", "4.png", "7.png"]
+    assert [name for name, _ in report.skipped] == ["1.png", "4.png", "7.png"]
 
 
 def test_source_may_be_a_relative_path(tmp_path, monkeypatch):
@@ -482,7 +482,7 @@ def test_source_may_be_a_relative_path(tmp_path, monkeypatch):
 def test_real_photographs_are_all_read():
     images, report = load_images(PHOTOS, 32)
     assert images.shape == (200, 32, 32, 3) and images.dtype == np.uint8
-    assert report.photographs and report.left_out == [] and str(report) == ""
+    assert report.photographs and report.skipped == [] and str(report) == ""
     assert len({image.tobytes() for image in images}) == 200
     assert 60 < images.mean() < 200 and images.std(axis=(1, 2, 3)).min() > 5
 
@@ -494,7 +494,7 @@ LOAD_AND_TELL = """
 import json, sys
 from data import load_images, image_files
 from support import device; device.cores = lambda: 4
-image_files._with_progress = lambda results, count: results  # its bar would bring TensorFlow, and its memory
+image_files._show_progress = lambda results, count: results  # its bar would bring TensorFlow, and its memory
 images, report = load_images(sys.argv[1], 8)
 peak = 0
 try:
@@ -502,7 +502,7 @@ try:
         peak = int(file.read().split("VmHWM:")[1].split()[0]) // 1024
 except OSError:
     pass
-print(json.dumps({"count": len(images), "left_out": report.left_out, "said": str(report), "megabytes": peak}))
+print(json.dumps({"count": len(images), "left_out": report.skipped, "said": str(report), "megabytes": peak}))
 """
 
 
@@ -534,18 +534,18 @@ def test_what_gives_no_picture_is_skipped_counted_and_named(tmp_path):
     assert all(reason for _, reason in found["left_out"])
     assert dict(found["left_out"])["empty.png"] == "empty"
     first = ["broken.png", "empty.png", "truncated.jpg"]  # of each reason one
-    assert found["said"].startswith("7 files left out: ") and found["said"].endswith(", and 4 more")
+    assert found["said"].startswith("7 files skipped: ") and found["said"].endswith(", and 4 more")
     assert all(name in found["said"] for name in first) and "text.png" not in found["said"]
 
 
 def test_the_summary_names_all_where_they_are_few(tmp_path):
-    assert image_files.summary([("a", "empty")]) == "1 file left out: a (empty)"
-    three = image_files.summary([("a", "empty"), ("b", "x"), ("c", "y")])
-    assert three == "3 files left out: a (empty), b (x), c (y)"
-    four = image_files.summary([("a", "empty"), ("b", "x"), ("c", "y"), ("d", "z")])
-    assert four == "4 files left out: a (empty), b (x), c (y), and 1 more"
-    same = image_files.summary([("a", "x"), ("b", "x"), ("c", "x"), ("d", "y")])
-    assert same == "4 files left out: a (x), d (y), b (x), and 1 more"
+    assert image_files.summarise_skipped([("a", "empty")]) == "1 file skipped: a (empty)"
+    three = image_files.summarise_skipped([("a", "empty"), ("b", "x"), ("c", "y")])
+    assert three == "3 files skipped: a (empty), b (x), c (y)"
+    four = image_files.summarise_skipped([("a", "empty"), ("b", "x"), ("c", "y"), ("d", "z")])
+    assert four == "4 files skipped: a (empty), b (x), c (y), and 1 more"
+    same = image_files.summarise_skipped([("a", "x"), ("b", "x"), ("c", "x"), ("d", "y")])
+    assert same == "4 files skipped: a (x), d (y), b (x), and 1 more"
 
 
 @posix
@@ -564,7 +564,7 @@ def test_pipes_and_links_in_circles_or_to_nothing_are_skipped_without_hanging(tm
     reasons = dict(found["left_out"])
     assert sorted(reasons) == ["circle.png", "nothing.png", "pipe.png", "to_pipe.png"]
     assert reasons["pipe.png"] == reasons["to_pipe.png"] == "not a regular file"
-    assert reasons["nothing.png"] == "a link to nothing"
+    assert reasons["nothing.png"] == "a broken link"
 
 
 def put(folder, *names):
@@ -579,9 +579,9 @@ def put(folder, *names):
         (
             ["a.png", ".b.png", "c/._d.png", "c/.e/f.png", "c/.e/g.png"],
             1,
-            "3 hidden or system files or folders skipped",
+            "3 hidden or system files or folders ignored",
         ),
-        (["a.png", ".ipynb_checkpoints/a-checkpoint.png"], 1, "1 hidden or system file or folder skipped"),
+        (["a.png", ".ipynb_checkpoints/a-checkpoint.png"], 1, "1 hidden or system file or folder ignored"),
         (["a.png", ".Trash-1000/files/a.png", "__MACOSX/a.png", "@eaDir/a.png/SYNO.jpg"], 1, "3 hidden .*"),
         (
             ["a.png", "Thumbs.db", "b/DESKTOP.INI", "$RECYCLE.BIN/a.png", "lost+found/a.png", "#recycle/b.png"],
@@ -592,16 +592,16 @@ def put(folder, *names):
         (
             ["a.png", "samples.png", "samples-epoch0010.png", "b/samples-epoch12345.png"],
             1,
-            "3 grids of samples skipped",
+            "3 sample grids ignored",
         ),
         (["samples-of-cats.png", "samples.jpg", "samples-epoch1.png", "Samples.png", "samples1.png"], 5, ""),
         (["my-samples.png", "mysamples.png", "samples-epoch0001.png.png", "other.keras", "sub/my.keras"], 3, ".*"),
         (
             ["a.png", "my-samples.png", "my-samples-epoch0010.png", "my.keras"],
             1,
-            "2 grids of samples skipped\n1 file .*",
+            "2 sample grids ignored\n1 file .*",
         ),
-        (["a.png", ".b.png", "samples.png"], 1, "1 hidden or system file or folder skipped; 1 grid of samples skipped"),
+        (["a.png", ".b.png", "samples.png"], 1, "1 hidden or system file or folder ignored; 1 sample grid ignored"),
     ],
 )
 def test_hidden_and_system_files_and_our_own_grids_are_no_training_images(tmp_path, names, read, said):
@@ -617,7 +617,7 @@ def test_hidden_and_system_files_and_our_own_grids_are_no_training_images(tmp_pa
 
 def test_a_folder_of_hidden_files_says_so(tmp_path):
     put(tmp_path, ".a.png")
-    with pytest.raises(ValueError, match="no picture .*: 1 hidden or system file or folder skipped"):
+    with pytest.raises(ValueError, match="no image .*: 1 hidden or system file or folder ignored"):
         load_images(tmp_path, 8)
 
 
@@ -627,8 +627,8 @@ def test_grids_of_any_name_are_known_by_what_they_hold(tmp_path):
     files.save_grid(noise(4, 8, 8, 1), tmp_path / "of-a-deleted-model-samples.png")
     files.save_grid(noise(1, 8, 8, 3), tmp_path / "single.png")  # as `evaluate.py --samples` may read it
     images, report = load_images(tmp_path, 8)
-    assert len(images) == 2 and {reason for _, reason in report.left_out} == {"a grid of samples"}
-    assert len(report.left_out) == 2
+    assert len(images) == 2 and {reason for _, reason in report.skipped} == {"a sample grid"}
+    assert len(report.skipped) == 2
 
 
 @posix
@@ -656,7 +656,7 @@ def test_a_folder_called_as_the_drawings_is_told_apart(tmp_path, monkeypatch, na
     put(tmp_path, f"{name}/a.png")
     images, report = load_images(name, 8)
     assert len(images) == 2 and report.source == name
-    note = f"{name} is taken as the built-in drawings; for the folder of that name write .{os.sep}{name}"
+    note = f"{name} means the built-in drawings; for the folder of that name write .{os.sep}{name}"
     assert report.notes == [note]
     for folder in f"./{name}", f"{name}/", tmp_path / name, pathlib.Path(name):
         images, report = load_images(folder, 8)
@@ -673,8 +673,8 @@ kinds = {
     "a.mov": "a video; extract its frames as JPEG or PNG",
     "a.zip": "an archive; unpack it",
     "a.npy": "an array file; give it to --data itself",
-    "a.txt": "not a picture",
-    "heic": "not a picture",
+    "a.txt": "not an image",
+    "heic": "not an image",
 }
 
 
@@ -683,9 +683,9 @@ def without_codecs(monkeypatch):
     """A Pillow that reads neither HEIF nor AVIF."""
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     monkeypatch.setattr(features, "check", lambda feature: False)
-    image_files.formats.cache_clear()
+    image_files.readable_formats.cache_clear()
     yield monkeypatch
-    image_files.formats.cache_clear()
+    image_files.readable_formats.cache_clear()
 
 
 @pytest.mark.parametrize("name", kinds)
@@ -693,16 +693,16 @@ def test_files_of_other_kinds_say_what_to_do(tmp_path, without_codecs, name):
     (tmp_path / name).write_bytes(b"\0\0\0\x18ftyp or any other contents")
     with pytest.raises(ValueError) as error:
         load_images(tmp_path, 8)
-    assert str(error.value).endswith(f": 1 file left out: {name} ({kinds[name]})")
+    assert str(error.value).endswith(f": 1 file skipped: {name} ({kinds[name]})")
     put(tmp_path, "good.png")
     (tmp_path / f"empty{name}").write_bytes(b"")
-    assert load_images(tmp_path, 8)[1].left_out == sorted([(name, kinds[name]), (f"empty{name}", "empty")])
+    assert load_images(tmp_path, 8)[1].skipped == sorted([(name, kinds[name]), (f"empty{name}", "empty")])
 
 
 def test_heif_is_read_where_pillow_heif_is_installed(kept, without_codecs):
     folder, _ = kept
     (folder / "a.heic").write_bytes(b"HEIF!")
-    assert ("a.heic", kinds["a.heif"]) in load_images(folder, 8)[1].left_out
+    assert ("a.heic", kinds["a.heif"]) in load_images(folder, 8)[1].skipped
     heif = types.ModuleType("pillow_heif")
 
     def register_heif_opener():
@@ -712,9 +712,9 @@ def test_heif_is_read_where_pillow_heif_is_installed(kept, without_codecs):
     without_codecs.setitem(sys.modules, "pillow_heif", heif)
     without_codecs.setattr(Image, "OPEN", dict(Image.OPEN))
     without_codecs.setattr(Image, "ID", list(Image.ID))
-    image_files.formats.cache_clear()
+    image_files.readable_formats.cache_clear()
     images, report = load_images(folder, 8)  # although the images are cached
-    assert len(images) == 4 and report.left_out == [("broken.png", "not a picture")]
+    assert len(images) == 4 and report.skipped == [("broken.png", "not an image")]
     assert [tuple(image[4, 4].tolist()) for image in images if image[4, 4, 1]] == [GREEN]
 
 
@@ -734,7 +734,7 @@ def test_links_to_pictures_and_folders_are_followed(tmp_path):
     os.symlink(tmp_path / "elsewhere", tmp_path / "folder" / "first")
     os.symlink(tmp_path / "b.png", tmp_path / "folder" / "second.png")
     images, report = load_images(tmp_path / "folder", 8)
-    assert images[:, 4, 4].tolist() == [list(RED), list(GREEN)] and report.left_out == []
+    assert images[:, 4, 4].tolist() == [list(RED), list(GREEN)] and report.skipped == []
 
 
 def test_decompression_bombs_are_skipped_without_taking_memory(tmp_path):
@@ -771,7 +771,7 @@ def test_unreadable_files_and_folders_are_left_out(tmp_path):
     finally:
         os.chmod(tmp_path / "closed", 0o700)
     assert len(images) == 1
-    assert dict(report.left_out) == {"closed": "permission denied", "closed.png": "permission denied"}
+    assert dict(report.skipped) == {"closed": "permission denied", "closed.png": "permission denied"}
 
 
 def assert_printable_on_one_line(text):
@@ -799,7 +799,7 @@ def test_file_names_may_hold_anything_and_the_summary_is_one_line(tmp_path, name
             file.write(b"no picture")
     except OSError:
         pytest.skip("this file system has no such names")
-    with pytest.raises(ValueError, match="no picture") as error:
+    with pytest.raises(ValueError, match="no image") as error:
         load_images(folder, 8)
     assert_printable_on_one_line(str(error.value))
 
@@ -807,7 +807,7 @@ def test_file_names_may_hold_anything_and_the_summary_is_one_line(tmp_path, name
         plain((10, 10), RED).save(file, "PNG")
     images, report = load_images(folder, 8)
     assert_plain(images[0], RED)
-    assert report.left_out == [(os.fsdecode(name), "not a picture")]
+    assert report.skipped == [(os.fsdecode(name), "not an image")]
     assert_printable_on_one_line(str(report))
     try:
         readable = name.decode()
@@ -821,13 +821,13 @@ def test_what_a_broken_file_makes_pillow_say_is_printable_too(tmp_path, monkeypa
     plain((10, 10), RED).save(tmp_path / "good.png")
     (tmp_path / "bad.ppm").write_bytes(b"P6\n\x1b[31m\x07999999999999\n")
     _, report = load_images(tmp_path, 8)
-    assert [name for name, _ in report.left_out] == ["bad.ppm"]
+    assert [name for name, _ in report.skipped] == ["bad.ppm"]
     assert_printable_on_one_line(str(report))
 
     def fail(*arguments, **options):
         raise ValueError("unknown \x1b[31m token\nof \x07 " + 1000 * "many ")
 
-    monkeypatch.setattr(image_files, "read_picture", fail)
+    monkeypatch.setattr(image_files, "read_image", fail)
     with pytest.raises(ValueError, match="unknown .* token of ") as error:
         load_images(tmp_path, 8)
     assert_printable_on_one_line(str(error.value))
@@ -849,14 +849,14 @@ def test_folders_of_any_name_are_read_and_named_printably(tmp_path):
 
 
 def test_a_folder_without_pictures_says_what_was_found(tmp_path):
-    with pytest.raises(ValueError, match="no picture in the folder .*: it is empty"):
+    with pytest.raises(ValueError, match="no image in the folder .*: it is empty"):
         load_images(tmp_path, 8)
     (tmp_path / "sub").mkdir()
     with pytest.raises(ValueError, match="it is empty"):
         load_images(tmp_path, 8)
     for k in range(5):
         (tmp_path / "sub" / f"note{k}.txt").write_text("no picture")
-    with pytest.raises(ValueError, match="5 files left out: .*note0.txt .*and 2 more"):
+    with pytest.raises(ValueError, match="5 files skipped: .*note0.txt .*and 2 more"):
         load_images(tmp_path, 8)
 
 
@@ -928,7 +928,7 @@ def test_whole_numbers_are_taken_as_they_are(tmp_path, name, kind):
     np.testing.assert_array_equal(images, pixels)
     assert images.dtype == np.uint8 and images.flags.writeable
     assert report.source == str(tmp_path / name) and not report.photographs
-    assert report.notes == [] and report.left_out == []
+    assert report.notes == [] and report.skipped == []
 
 
 @pytest.mark.parametrize("kind", ["float32", "float64", ">f4"])
@@ -1098,7 +1098,7 @@ def test_values_that_are_no_pixels_are_refused_in_a_sentence(tmp_path, case, nam
     kind, value, said = with_value[case]
     array = np.zeros((3, 8, 8, 3), kind)
     array[1, 2, 3, 1] = value
-    with pytest.raises(ValueError, match=f"numbers .*{said}") as error:
+    with pytest.raises(ValueError, match=f"(numbers|integers) .*{said}") as error:
         load_images(save_array(tmp_path, array, name), 8)
     assert name in str(error.value) and "0 … 255" in str(error.value)
 
@@ -1449,10 +1449,10 @@ def test_cats_are_prepared_from_microsoft_s_archive(tmp_path, animals):
     assert_prepared(out, expected)
     assert os.listdir(out.parent) == ["pets.npz"]
     broken = {None: 2, "cats": 2, "dogs": 1, "both": 3}[animals]
-    assert f"{broken} file{'s' * (broken > 1)} left out: " in done.stdout
+    assert f"{broken} file{'s' * (broken > 1)} skipped: " in done.stdout
     assert ("Cat/3.jpg" in done.stdout) == (animals != "dogs")
     assert ("Dog/1.jpg" in done.stdout) == (animals in ("dogs", "both"))
-    assert f"{len(expected)} pictures" in done.stdout
+    assert f"{len(expected)} images" in done.stdout
 
     images, report = load_images(out, 16)
     assert images.shape == (len(expected), 16, 16, 3)
@@ -1463,7 +1463,7 @@ def test_cats_are_prepared_from_kaggle_s_archive_in_the_default_size(tmp_path):
     (tmp_path / "train.zip").write_bytes(archive_of_kaggle())
     out = tmp_path / "both.npz"
     done = cats("--archive", tmp_path / "train.zip", "--animals", "both", "--out", out)
-    assert done.returncode == 0 and done.stderr == "" and "left out" not in done.stdout
+    assert done.returncode == 0 and done.stderr == "" and "skipped" not in done.stdout
     assert_prepared(out, [(animal, k) for animal in ("cat", "dog") for k in (0, 1, 2, 10)], size=64)
 
 
@@ -1637,9 +1637,9 @@ def kept(tmp_path, monkeypatch):
     from data import cache
 
     monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
-    monkeypatch.setattr(cache, "WORTH", -1)
-    reads, read_picture = [], image_files.read_picture
-    monkeypatch.setattr(image_files, "read_picture", lambda *a: reads.append(a) or read_picture(*a))
+    monkeypatch.setattr(cache, "MIN_SECONDS", -1)
+    reads, read_picture = [], image_files.read_image
+    monkeypatch.setattr(image_files, "read_image", lambda *a: reads.append(a) or read_picture(*a))
     folder = tmp_path / "folder"
     folder.mkdir()
     for k in range(3):
@@ -1655,7 +1655,7 @@ def test_a_second_time_the_pictures_are_not_read_again(kept):
     again, report_again = load_images(folder, 32)
     assert len(reads) == count
     np.testing.assert_array_equal(again, images)
-    assert report_again == report and report.left_out == [("broken.png", "not a picture")]
+    assert report_again == report and report.skipped == [("broken.png", "not an image")]
     load_images(folder, 64)
     assert len(reads) > count  # another size is another thing
 
@@ -1691,8 +1691,8 @@ def test_the_home_of_the_cache_is_that_of_keras(tmp_path, monkeypatch, case):
     source = pathlib.Path(source, "src", "backend", "config.py").read_text()
     rule = source[source.index('if "KERAS_HOME" in') : source.index("def keras_home")]
     exec(rule, {"os": os}, found := {})
-    assert cache.home() == os.path.join(found["_KERAS_DIR"], "datasets")
-    assert not cache.home().startswith("~")
+    assert cache.cache_folder() == os.path.join(found["_KERAS_DIR"], "datasets")
+    assert not cache.cache_folder().startswith("~")
 
 
 @pytest.mark.parametrize("keras_home", ["", "~nobody-here/keras", "{tmp}/closed/keras"])
@@ -1703,7 +1703,7 @@ def test_a_home_that_cannot_be_is_replaced(tmp_path, monkeypatch, keras_home):
     (tmp_path / "closed").mkdir()
     monkeypatch.setattr(os, "access", lambda path, mode: not str(path).endswith("closed") and access(path, mode))
     monkeypatch.setenv("KERAS_HOME", keras_home.format(tmp=tmp_path))
-    assert cache.home() == os.path.join(
+    assert cache.cache_folder() == os.path.join(
         "/tmp" if os.path.isdir("/tmp") else tempfile.gettempdir(), ".keras", "datasets"
     )
 
@@ -1728,7 +1728,7 @@ def test_what_has_changed_is_noticed(kept, change):
         (folder / "1.png").write_bytes(data)
         os.utime(folder / "1.png", ns=(status.st_atime_ns, status.st_mtime_ns))
     else:
-        path = cache.path_of(folder, 32, 3)
+        path = cache.cache_path(folder, 32, 3)
         with open(path, "r+b") as file:
             file.truncate(os.path.getsize(path) // 2)
     images, _ = load_images(folder, 32)

@@ -232,7 +232,7 @@ def test_wrong_words_are_answered_in_one_sentence_at_once(run, options, words):
     "options, words",
     [
         ({"data": "nowhere"}, ("nowhere",)),
-        ({"data": "empty"}, ("empty", "no picture")),
+        ({"data": "empty"}, ("empty", "no image")),
         ({"data": "text.txt"}, ("text.txt",)),
         ({"beta1": 0.5}, ("beta1", "0.5")),
         ({"beta2": float("nan")}, ("beta2",)),
