@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import sysconfig
+import time
 import webbrowser
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -36,10 +37,11 @@ def set_up():
     if missing():
         sys.exit("start.py: " + missing())
     say("setting up .venv: some minutes, once")
-    install([sys.executable, "-m", "venv", VENV] + ([] if works else ["--clear"]))
+    install([sys.executable, "-m", "venv", VENV] + ([] if works else ["--clear"]), "making .venv")
     install(
         [PYTHON, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        + ["-r", os.path.join(HERE, "requirements.txt")]
+        + ["-r", os.path.join(HERE, "requirements.txt")],
+        "installing TensorFlow and other packages",
     )
     with open(stamp, "wb") as file:
         file.write(wanted)
@@ -82,16 +84,23 @@ def missing():
     return None
 
 
-def install(command):
-    """Runs a step of the set-up to its end, or stops it if this program is asked to stop.
+def install(command, what):
+    """Runs a step of the set-up to its end and shows how long it takes, or stops it if this program is asked to stop.
 
     It runs out of reach of Ctrl-C in the terminal, on which it would show a traceback.
     """
+    terminal, start = sys.stdout and sys.stdout.isatty(), time.time()
+    say(what + " ...", end="" if terminal else "\n")
     process = subprocess.Popen(
         command, start_new_session=True, creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)
     )
     try:
-        status = process.wait()
+        status = None
+        while status is None:
+            time.sleep(0.1)
+            status = process.poll()
+            if terminal:
+                say("\r%s ... %d s" % (what, time.time() - start), end="" if status is None else "\n")
     except BaseException:
         if hasattr(os, "killpg"):
             os.killpg(process.pid, signal.SIGTERM)
@@ -132,10 +141,10 @@ def run(command):
     return status if status >= 0 else 128 - status
 
 
-def say(line, stream=sys.stdout):
+def say(line, stream=sys.stdout, end="\n"):
     """Prints a line, if there is still somebody to read it."""
     try:
-        stream.write(line + "\n")
+        stream.write(line + end)
         stream.flush()
     except Exception:
         pass
@@ -157,15 +166,24 @@ def main():
         say("start.py: interrupted; start it again to finish setting up", sys.stderr)
         sys.exit(130)
     if sys.argv[1:2] == ["setup"]:
+        say("ready. Next: python3 start.py trains and shows images, python3 start.py test runs the tests")
         return
     if sys.argv[1:2] == ["test"]:
         command = ["-m", "pytest", HERE] + sys.argv[2:]
     else:
         command = [os.path.join(HERE, "diffusion_model.py")] + sys.argv[1:]
     status = run([PYTHON] + command)
-    if status == 0 and not sys.argv[1:] and sys.stdout and sys.stdout.isatty() and has_screen():
-        webbrowser.open("file://" + os.path.abspath("samples.png"))
+    if status == 0 and not sys.argv[1:]:
+        say("look at samples.png. Next: %s && python reverse_diffusion.py --n-sample 64 --out more.png" % activation())
+        if sys.stdout and sys.stdout.isatty() and has_screen():
+            webbrowser.open("file://" + os.path.abspath("samples.png"))
     sys.exit(status)
+
+
+def activation():
+    """The command that makes `python` the one of .venv."""
+    folder = os.path.relpath(os.path.dirname(PYTHON))
+    return os.path.join(folder, "activate") if os.name == "nt" else "source " + os.path.join(folder, "activate")
 
 
 def has_screen():
