@@ -271,11 +271,10 @@ def read_folder(folder: str, image_size: int, channels: int) -> tuple[np.ndarray
 
 def _find_largest_value(path):
     """The largest value in an image file, and those of black and white, in the file's own units."""
-    with Image.open(path, formats=readable_formats()) as image:
-        deep = image.mode == "F" or image.mode.startswith("I")
-        extremes = np.reshape((image if deep else _prepare_for_resizing(image)).getextrema(), (-1, 2))[
-            :3
-        ]  # without transparency
+    with Image.open(path, formats=readable_formats()) as opened:
+        deep = opened.mode == "F" or opened.mode.startswith("I")
+        image = opened if deep else _prepare_for_resizing(opened)
+        extremes = np.reshape(image.getextrema(), (-1, 2))[:3]  # of grey or colours, without transparency
         return float(extremes.max()), 0, _find_white(image)
 
 
