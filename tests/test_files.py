@@ -80,7 +80,8 @@ def test_another_python_gets_one_clear_sentence(run, version):
 
 
 def test_chatter_is_held_back_and_shown_when_something_fails(run):
-    code = "import os\nfrom support import device\nwith device._stderr_held_back():\n    os.write(2, b'chatter\\n')\n    {}"
+    code = "import os\nfrom support.device import _stderr_held_back\n"
+    code += "with _stderr_held_back():\n    os.write(2, b'chatter\\n')\n    {}"
     quiet, loud = run("-c", code.format("pass")), run("-c", code.format("import nowhere"))
     assert quiet.stderr == "" and loud.stderr.startswith("chatter\n") and "nowhere" in loud.stderr
 

@@ -15,7 +15,7 @@ import zipfile
 import keras
 import numpy as np
 import pytest
-from conftest import SMALL, command, environment, write_pictures
+from conftest import SMALL, TINY, command, environment, write_pictures
 from test_training import assert_equal_to_the_bit, losses
 
 import unet
@@ -81,22 +81,6 @@ def two_folders(tmp_path):
     for name in "once", "often":
         (tmp_path / name).mkdir()
         write_pictures(tmp_path / name, count=40)  # the last batch of an epoch is a smaller one
-
-
-def test_going_on_from_what_a_power_cut_left_ends_in_the_same_bits_as_one_run(tmp_path):
-    """A save from inside an epoch, and a table that knows of later epochs; the slow test really kills a run."""
-    two_folders(tmp_path)
-    options = (*SMALL, "--n-epochs", "10", "--sample-every", "0", "--lr-decay", "cosine", "--parts", "1")
-    at_once, _ = finish(start(tmp_path / "once", *options, "--keep", "10", "--save-every", "0"))
-    assert losses(at_once)[9] < 0.9 * losses(at_once)[0]
-    inside = tmp_path / "once" / "model-epoch0004.keras"  # the first save after the end of its fourth epoch
-    assert progress(inside)["images"] == 16
-    shutil.copy(inside, tmp_path / "often" / "model.keras")
-    shutil.copy(tmp_path / "once" / "model.csv", tmp_path / "often")
-    done, _ = finish(start(tmp_path / "often", *options))
-    assert list(losses(done)) == [4, 5, 6, 7, 8, 9]
-    before = {epoch: losses(at_once)[epoch] for epoch in range(4)}
-    assert_the_same_end(done, before | losses(done), at_once, tmp_path)
 
 
 @pytest.mark.slow
@@ -225,14 +209,16 @@ def test_a_second_run_on_the_same_file_is_refused_until_the_first_is_dead(run, t
     assert not [name for name in os.listdir(tmp_path) if name.endswith(".lock") or ".saving" in name]
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_the_file_is_from_before(run, model_folder):
-    before = (model_folder / "model.keras").read_bytes()
-    options = ("--n-epochs", "9", "--learning-rate", "1e30", "--lr-decay", "none", "--warmup", "0")
-    process = run("diffusion_model.py", *options)
-    assert process.returncode == 1 and len(process.stderr.splitlines()) == 1
+def test_a_loss_that_is_not_finite_stops_the_run_and_the_file_is_from_before(train_tiny, tmp_path, capsys):
+    train_tiny(*TINY, "--n-epochs", "1")
+    before = (tmp_path / "model.keras").read_bytes()
+    with pytest.raises(SystemExit) as end:
+        train_tiny("--n-epochs", "9", "--learning-rate", "1e30", "--lr-decay", "none", "--warmup", "0")
+    said = capsys.readouterr().err
+    assert end.value.code == 1 and len(said.splitlines()) == 1
     for word in "step", "1e+30", "float32", "--learning-rate", "--precision":
-        assert word in process.stderr
-    assert (model_folder / "model.keras").read_bytes() == before
+        assert word in said
+    assert (tmp_path / "model.keras").read_bytes() == before
 
 
 @pytest.mark.parametrize("where", ["weight", "slot"])

@@ -11,8 +11,8 @@ import ddpm
 import diffusion_model
 import reverse_diffusion as rd
 import unet
-from diffusion import sampling
-from diffusion.denoiser import denoiser
+from diffusion import samplers, sampling
+from diffusion.denoiser import clipped, denoiser
 from evaluation import likelihood, validation
 from support import checkpoint
 
@@ -173,3 +173,20 @@ def test_validation_spreads_t_evenly_and_gives_each_image_noise_of_its_own(eager
     assert loss == pytest.approx(errors.mean(), rel=1e-4)
     assert quarters == pytest.approx([errors[(t > 5 * q) & (t <= 5 * q + 5)].mean() for q in range(4)], rel=1e-4)
     assert measure() == (loss, quarters)
+
+
+@pytest.mark.parametrize("clip", [True, False])
+@pytest.mark.parametrize("variance", ["beta", "posterior"])
+def test_a_step_of_the_sampler_is_the_step_of_the_slides(variance, clip):
+    """`samplers.step` with its float64 coefficients, and `ddpm.p_sample` with the tables, at every t."""
+    sched, rng = ddpm.ddpm_schedule(**DIFFUSION), np.random.default_rng(0)
+    times = np.arange(T, -1, -1)
+    coefficients = samplers.ancestral_coefficients(sched, times, variance)
+    x_t, eps, z = rng.standard_normal((3, T, *SHAPE)).astype(np.float32)
+    denoise = denoiser(lambda inputs: eps[T - int(np.rint(inputs[1][0, 0] * T))][None], sched)
+    denoise = clipped(denoise, sched) if clip else denoise
+    for k, t in enumerate(times[:-1]):
+        t_ind, of_step = tf.constant([t]), slice(k, k + 1)
+        expected = ddpm.p_sample(x_t[of_step], t_ind, eps[of_step], z[of_step], sched, variance, clip)
+        got = samplers.step(denoise, x_t[of_step], t_ind, coefficients[k], z[of_step])
+        np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
