@@ -17,19 +17,21 @@ class Schedule(dict):
     """Tables by their names, and as an attribute `alphabar`, ᾱ_t in float64, for the coefficients of samplers."""
 
 
-def ddpm_schedule(beta1, beta2, T):
-    """The tables of the linear noise schedule (slides "Forward diffusion", DDPM section 4).
+def ddpm_schedule(beta1=1e-4, beta2=0.02, T=1000, schedule="linear", zero_snr=False):
+    """The tables of a noise schedule (slides "Forward diffusion", DDPM section 4).
 
     Args:
-        beta1, beta2: the variances β_1 and β_T of the first and the last step, in (0, 1).
+        beta1, beta2: the variances β_1 and β_T of the first and the last step of the linear schedule, in (0, 1).
         T: number of steps, an integer.
+        schedule: how ᾱ falls, `'linear'` (in β_t, as on the slides), `'cosine'` or `'sigmoid'`.
+        zero_snr: whether ᾱ_T becomes 0, so that x_T is pure noise, for networks that predict x_0 or v.
 
     Returns:
-        What `schedule_tables` returns, for β_t linear from β_1 to β_T.
+        What `schedule_tables` returns.
 
     Raises:
-        ValueError: if a β is outside (0, 1) or not a number, β_1 > β_T, T is not an integer of at least 1, or T = 1 has
-            two different β.
+        ValueError: if a β is outside (0, 1) or not a number, β_1 > β_T, T is not an integer of at least 1, T = 1 has
+            two different β, or there is no such schedule.
     """
     for name, beta in ("beta1", beta1), ("beta2", beta2):
         if not 0 < beta < 1:
@@ -40,8 +42,42 @@ def ddpm_schedule(beta1, beta2, T):
         raise ValueError(f"T must be an integer of at least 1, got {T}")
     if T == 1 and beta1 != beta2:
         raise ValueError(f"T = 1 has a single step, so beta1 = {beta1} and beta2 = {beta2} must be equal")
-    beta_t = np.linspace(beta1, beta2, int(T), dtype=np.float64)
-    return schedule_tables(np.cumprod(np.concatenate([[1.0], 1 - beta_t])))
+    if schedule not in SCHEDULES:
+        raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, got {schedule!r}")
+    alphabar = SCHEDULES[schedule](beta1, beta2, int(T))
+    return schedule_tables(with_zero_snr(alphabar) if zero_snr else alphabar)
+
+
+def linear_alphabar(beta1, beta2, T):
+    """ᾱ_0 … ᾱ_T for β_t linear from β_1 to β_T, float64 (T + 1,)."""
+    return np.cumprod(np.concatenate([[1.0], 1 - np.linspace(beta1, beta2, T, dtype=np.float64)]))
+
+
+def cosine_alphabar(beta1, beta2, T, offset=0.008):
+    """ᾱ_t = cos²(π/2 (t/T + s)/(1 + s)), scaled to ᾱ_0 = 1 (Nichol & Dhariwal 2021, arXiv 2102.09672, equation 17)."""
+    return clip_betas(np.cos(np.pi / 2 * (np.arange(T + 1) / T + offset) / (1 + offset)) ** 2)
+
+
+def sigmoid_alphabar(beta1, beta2, T, start=-3.0, end=3.0, tau=1.0):
+    """ᾱ_t falls as a sigmoid from t/T = 0 to 1 (Jabri, Fleet & Chen 2022, arXiv 2212.11972, algorithm 5)."""
+    sigmoid = 1 / (1 + np.exp((np.arange(T + 1) / T * (end - start) + start) / tau))
+    return clip_betas(sigmoid - sigmoid[-1])
+
+
+def clip_betas(alphabar, largest=0.999):
+    """ᾱ scaled to ᾱ_0 = 1, with no β_t above `largest`, so that ᾱ_T stays above 0 (arXiv 2102.09672, section 3.2)."""
+    beta_t = 1 - alphabar[1:] / alphabar[:-1]
+    return np.cumprod(np.concatenate([[1.0], 1 - np.minimum(beta_t, largest)]))
+
+
+SCHEDULES = {"linear": linear_alphabar, "cosine": cosine_alphabar, "sigmoid": sigmoid_alphabar}
+
+
+def with_zero_snr(alphabar):
+    """√ᾱ shifted and scaled so that ᾱ_T = 0 and ᾱ_1 stays (Lin et al. 2023, arXiv 2305.08891, algorithm 1)."""
+    root = np.sqrt(alphabar)
+    scale = root[1] / (root[1] - root[-1]) if len(root) > 2 else 1.0
+    return np.concatenate([[1.0], ((root[1:] - root[-1]) * scale) ** 2])
 
 
 def schedule_tables(alphabar):
@@ -52,7 +88,8 @@ def schedule_tables(alphabar):
 
     Returns:
         A `Schedule`, a dict of float32 arrays of length T + 1, computed in float64. Index t = 1 … T is the t-th step
-        and index 0 the clean image, so that a step at t = 0 changes nothing:
+        and index 0 the clean image, so that a step at t = 0 changes nothing. If ᾱ_T = 0, where no estimate of
+        x_0 follows from ε, 1 / √α_T is given as 0:
         `beta_t`                β_t = 1 - ᾱ_t / ᾱ_{t-1}
         `alpha_t`               α_t = 1 - β_t
         `alphabar_t`            ᾱ_t = α_1 α_2 … α_t
@@ -80,7 +117,7 @@ def schedule_tables(alphabar):
         "alphabar_t": alphabar,
         "sqrtab": np.sqrt(alphabar),
         "sqrtmab": np.sqrt(mab),
-        "oneover_sqrta": 1 / np.sqrt(alpha_t),
+        "oneover_sqrta": np.where(alpha_t > 0, 1 / np.sqrt(np.where(alpha_t > 0, alpha_t, 1)), 0),
         "mab_over_sqrtmab": beta_t / np.sqrt(mab_safe),
         "sqrt_beta_t": np.sqrt(beta_t),
         "posterior_variance": beta_t * (1 - before) / mab_safe,
@@ -141,6 +178,75 @@ def clip_estimate(x_t, t, x_0, sched):
     """An estimate of x_0 clipped to [-1, 1], and the noise that goes with it: (x̂₀, ε̂), so that both make up x_t."""
     x_0 = tf.clip_by_value(x_0, -1, 1)
     return x_0, predict_eps(x_t, t, x_0, sched)
+
+
+def velocity(x_0, t, eps, sched):
+    """v = √ᾱ_t ε - √(1 - ᾱ_t) x_0, a target between noise and image (Salimans & Ho 2022, arXiv 2202.00512).
+
+    Shapes and dtypes as in `q_sample`.
+    """
+    return _at(sched["sqrtab"], t, x_0) * eps - _at(sched["sqrtmab"], t, x_0) * x_0
+
+
+def estimates_from_velocity(x_t, t, v, sched):
+    """(x̂_0, ε̂) that `v` stands for in `x_t`: a rotation, with no division at any t. Shapes as in `q_sample`."""
+    sqrtab, sqrtmab = _at(sched["sqrtab"], t, x_t), _at(sched["sqrtmab"], t, x_t)
+    return sqrtab * x_t - sqrtmab * v, sqrtmab * x_t + sqrtab * v
+
+
+TARGETS = ("eps", "x0", "v")
+
+
+def training_target(x_0, t, eps, sched, target="eps"):
+    """What the network is trained to predict: ε, x_0 or v. Shapes and dtypes as in `q_sample`."""
+    if target not in TARGETS:
+        raise ValueError(f"target must be one of {', '.join(TARGETS)}, got {target!r}")
+    return {"eps": lambda: eps, "x0": lambda: x_0, "v": lambda: velocity(x_0, t, eps, sched)}[target]()
+
+
+def log_snr_probabilities(sched, mean=0.0, scale=0.5):
+    """Probabilities of t = 1 … T that concentrate training around log-SNR 0, float64 (T,).
+
+    log(ᾱ_t / (1 - ᾱ_t)) follows a Laplace distribution (Hang & Gu 2024, arXiv 2407.03297, table 1), of which every t
+    has the part between the midpoints to its neighbours. As in the paper the loss is not divided by these
+    probabilities: drawing some t more often is a re-weighting of the loss.
+    """
+    ab = sched.alphabar[1:]
+    with np.errstate(divide="ignore"):
+        log_snr = np.log(ab) - np.log1p(-ab)
+    middle = (log_snr[1:] + log_snr[:-1]) / 2
+    edges = np.concatenate([[np.inf], middle, [-np.inf]])
+    below = 0.5 + 0.5 * np.sign(edges - mean) * -np.expm1(-np.abs(edges - mean) / scale)
+    return below[:-1] - below[1:]
+
+
+WEIGHTINGS = ("none", "min-snr", "snr")
+
+
+def loss_weight(t, sched, target="eps", weighting="none", gamma=5.0):
+    """The weight of the squared error of each image's target, (batch, 1, 1, 1) float32.
+
+    With SNR = ᾱ_t / (1 - ᾱ_t), an error of x̂_0 is one of SNR times that size in ε and SNR + 1 times in v (squared), so
+    that the weights below mean the same for every target:
+        `'none'`     1 for each target as it is; for ε that is the loss of the slides
+        `'snr'`      SNR ‖x_0 - x̂_0‖² = ‖ε - ε̂‖²
+        `'min-snr'`  min(SNR, γ) ‖x_0 - x̂_0‖² (Hang et al. 2023, arXiv 2303.09556)
+
+    Args:
+        t: (batch,) int, 1 … T.
+    """
+    if weighting not in WEIGHTINGS:
+        raise ValueError(f"weighting must be one of {', '.join(WEIGHTINGS)}, got {weighting!r}")
+    ab = sched.alphabar
+    if weighting == "none":
+        weight = np.ones(len(ab))
+    else:
+        # Of ᾱ itself, as SNR is infinite at t = 0 and 0 at ᾱ_T = 0: SNR / (SNR + 1) = ᾱ, and so on.
+        per_x_0 = np.where(ab < 1, ab / np.where(ab < 1, 1 - ab, 1), 0)
+        wanted = np.minimum(per_x_0, gamma) if weighting == "min-snr" else per_x_0
+        unit = {"eps": np.where(per_x_0 > 0, per_x_0, 1), "x0": 1, "v": per_x_0 + 1}[target]
+        weight = wanted / unit
+    return tf.gather(tf.constant(weight, tf.float32), t)[:, None, None, None]
 
 
 def p_sample(x_t, t, eps, z, sched, variance="beta", clip=True):

@@ -10,6 +10,8 @@ Slides: "Diffusion network example, code, continued even more".
 
 import math
 
+import numpy as np
+
 import data
 from support import console, device, files
 from support.console import say
@@ -36,7 +38,6 @@ def run(options, path, interruption):
     """Trains the model at `path`, a new one or the one in the file, to the last epoch."""
     import tensorflow as tf
 
-    from ddpm import ddpm_schedule
     from evaluation.validation import Validation
     from support import checkpoint
     from support.preparation import describe, finished, prepare
@@ -47,12 +48,12 @@ def run(options, path, interruption):
     files.check_writable(path)  # better known now than after an hour
     model, images, held_out = prepare(options, path)
     book, board = checkpoint.metadata(model), None
-    sched = ddpm_schedule(**book["diffusion"])
+    sched, target = checkpoint.diffusion_of(model)
     if "tensorboard" in options:
         from support.tensorboard import Board
 
         board = Board(options["tensorboard"], model, sched)
-    validation = Validation(model, held_out, sched) if held_out is not None else None
+    validation = Validation(model, held_out, sched, target) if held_out is not None else None
     run = TrainingRun(model, path, options["save_every"], options["keep"], interruption, validation, board)
     if finished(run):
         return
@@ -79,24 +80,24 @@ def give_up(book, why):
 
 
 def train(model, images, run):
-    """The loop of the slides: images, noise on them, and the network learns to predict the noise."""
+    """The loop of the slides: images, noise on them, and the network learns to predict the noise (or x_0, or v)."""
     import tensorflow as tf
 
-    from ddpm import ddpm_schedule
     from support import checkpoint
 
     book = checkpoint.metadata(model)
     settings, progress = book["settings"], book["progress"]
-    noisy = noising(ddpm_schedule(**book["diffusion"]), settings["seed"])
+    sched, predicted = checkpoint.diffusion_of(model)
+    noisy = noising(sched, settings["seed"], predicted, settings["weighting"], settings["t_sampling"])
     for i in range(progress["epoch"], settings["n_epochs"]):
         run.before_epoch()
         train_data = data.batches(
             images, settings["batch_size"], settings["seed"], i, progress["images"], settings["flip"]
         )
         for image_batch in train_data:
-            x_t, t_input, eps = noisy(image_batch, tf.constant(progress["step"], tf.int64))
+            x_t, t_input, target, weight = noisy(image_batch, tf.constant(progress["step"], tf.int64))
             model.optimizer.learning_rate = learning_rate(settings, progress, len(images))
-            loss = model.train_on_batch([x_t, t_input], eps)
+            loss = model.train_on_batch([x_t, t_input], target, sample_weight=weight)
             progress["loss"] += loss
             progress["images"] += len(image_batch)
             progress["epoch_steps"] += 1
@@ -106,27 +107,36 @@ def train(model, images, run):
     run.at_the_end()
 
 
-def noising(sched, seed):
-    """The noise of a training step as one function of the images x_0 and the number of the step.
+def noising(sched, seed, target="eps", weighting="none", t_sampling="uniform"):
+    """The noise of a training step: a function of the images x_0 and the step → x_t, t/T, target, weight of each image.
 
     Draws depend on the seed and the step alone, so that a resumed run draws what it would have drawn.
+
+    Args:
+        target, weighting: see `ddpm.training_target` and `ddpm.loss_weight`.
+        t_sampling: `'uniform'` as on the slides, `'logsnr'` for `ddpm.log_snr_probabilities`.
     """
     import tensorflow as tf
 
-    from ddpm import n_steps, network_time, q_sample
+    from ddpm import log_snr_probabilities, loss_weight, n_steps, network_time, q_sample, training_target
 
-    T = n_steps(sched)
+    T, cumulative = n_steps(sched), np.cumsum(log_snr_probabilities(sched))
 
-    T = n_steps(sched)
+    def draw_t(shape, key):
+        if t_sampling == "uniform":
+            return tf.random.stateless_uniform(shape, key, minval=1, maxval=T + 1, dtype=tf.int32)
+        place = tf.random.stateless_uniform(shape, key, dtype=tf.float64)
+        return 1 + tf.minimum(tf.searchsorted(cumulative, place, side="right"), T - 1)
 
     @tf.function(autograph=False)  # one call instead of twenty small ones
     def noisy(image_batch, step):
         this_size = tf.shape(image_batch)
         key = tf.stack([tf.constant(seed, tf.int64), -1 - 2 * step])  # negative: the keys of sampling are positive
         eps = tf.random.stateless_normal(this_size, key)
-        t_ind = tf.random.stateless_uniform(this_size[:1], key - [0, 1], minval=1, maxval=T + 1, dtype=tf.int32)
+        t_ind = draw_t(this_size[:1], key - [0, 1])
         x_t = q_sample(image_batch, t_ind, eps, sched)
-        return x_t, network_time(t_ind, sched), eps
+        wanted = training_target(image_batch, t_ind, eps, sched, target)
+        return x_t, network_time(t_ind, sched), wanted, loss_weight(t_ind, sched, target, weighting)
 
     return noisy
 

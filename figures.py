@@ -50,9 +50,11 @@ def reverse(model, seed=0, steps=None):
 
     from diffusion.denoiser import clipped, denoiser
     from diffusion.sampling import sample
+    from support import checkpoint
 
     sched, reverse_steps = sampler(model, 1)
-    denoise = clipped(denoiser(lambda inputs: model(inputs, training=False), sched), sched)
+    _, target = checkpoint.diffusion_of(model)
+    denoise = clipped(denoiser(lambda inputs: model(inputs, training=False), sched, target), sched)
     shown = sorted(steps or fractions(sched), reverse=True)
     noisy, estimates = [], []
     for t, x_t in sample(reverse_steps, sched, seed, [0], every=True):
@@ -204,12 +206,11 @@ def fractions(sched):
 
 def sampler(model, batch_size, noise=None):
     """Schedule and reverse steps of a model."""
-    from ddpm import ddpm_schedule
     from support import checkpoint
     from support.execution import ReverseSteps
 
-    sched = ddpm_schedule(**checkpoint.metadata(model)["diffusion"])
-    return sched, ReverseSteps(model, sched, batch_size, **({"noise": noise} if noise else {}))
+    sched, target = checkpoint.diffusion_of(model)
+    return sched, ReverseSteps(model, sched, batch_size, target, **({"noise": noise} if noise else {}))
 
 
 def strip(rows, titles, names):
@@ -269,7 +270,6 @@ def main():
 
         matplotlib.use("agg")
         import data
-        from ddpm import ddpm_schedule
         from support import checkpoint, files
 
         model, book = checkpoint.open_with_schedule(options.model)
@@ -283,7 +283,7 @@ def main():
             images, _ = data.load_images(options.data or book["data"]["source"], size, channels)
             return images[options.seed % len(images)]
 
-        sched = ddpm_schedule(**book["diffusion"])
+        sched, _ = checkpoint.diffusion_of(model)
         draw = {
             "forward": lambda: forward(some_image(), sched, seed=options.seed),
             "reverse": lambda: reverse(model, options.seed),

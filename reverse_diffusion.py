@@ -40,7 +40,6 @@ def check_imports(names=OURS):
 SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)  # of batches, as each costs 10 MiB that TensorFlow never gives back
 MODELS = 2  # of which compiled steps are cached
 _lock = threading.RLock()
-SLIDES = {"beta1": 1e-4, "beta2": 0.02, "T": 1000}
 
 
 def one_at_a_time(function):
@@ -140,12 +139,11 @@ def reverse_steps(model):
 
     They are cached as long as the model is one of the latest, since they take seconds to compile.
     """
-    from ddpm import ddpm_schedule
     from support import checkpoint
     from support.execution import ReverseSteps
 
-    sched = ddpm_schedule(**checkpoint.metadata(model).get("diffusion", SLIDES))
-    return sched, functools.cache(lambda clip, batch_size: ReverseSteps(model, sched, batch_size, clip))
+    sched, target = checkpoint.diffusion_of(model)
+    return sched, functools.cache(lambda clip, batch_size: ReverseSteps(model, sched, batch_size, target, clip))
 
 
 def parse_options(arguments=None):

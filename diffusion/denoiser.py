@@ -10,22 +10,27 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from ddpm import Schedule, clip_estimate, network_time, predict_x0
+from ddpm import Schedule, clip_estimate, estimates_from_velocity, network_time, predict_eps, predict_x0
 
 Denoiser = Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
 
 
-def denoiser(network: Callable, sched: Schedule) -> Denoiser:
-    """The denoiser of a network that predicts the noise: the only place where a network's output is read.
+def denoiser(network: Callable, sched: Schedule, target: str = "eps") -> Denoiser:
+    """The denoiser of a network: the only place where a network's output is read.
 
     Args:
-        network: a function of [x_t, t/T], t/T (batch, 1) float32, that returns ε_θ like x_t.
+        network: a function of [x_t, t/T], t/T (batch, 1) float32, that returns its prediction like x_t.
         sched: the schedule that it was trained with.
+        target: what it predicts, `'eps'`, `'x0'` or `'v'`.
     """
 
     def denoise(x_t, t):
-        eps = network([x_t, network_time(t, sched)])
-        return predict_x0(x_t, t, eps, sched), eps
+        predicted = network([x_t, network_time(t, sched)])
+        if target == "eps":
+            return predict_x0(x_t, t, predicted, sched), predicted
+        if target == "x0":
+            return predicted, predict_eps(x_t, t, predicted, sched)
+        return estimates_from_velocity(x_t, t, predicted, sched)
 
     return denoise
 

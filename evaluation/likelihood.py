@@ -8,10 +8,10 @@ import numpy as np
 import tensorflow as tf
 
 import data
-from ddpm import Schedule, bound_decoder, bound_prior, bound_term, clip_estimate, ddpm_schedule, n_steps, q_sample
+from ddpm import Schedule, bound_decoder, bound_prior, bound_term, clip_estimate, n_steps, q_sample
 from diffusion.denoiser import Denoiser, denoiser
 from evaluation.metrics import random_subset
-from support import console, device, execution, files
+from support import checkpoint, console, device, execution, files
 
 MEMORISED_BELOW = 0.8  # training loss / held-out loss below this is reported as memorisation
 WAYS = [(variance, clip) for variance in ("beta", "posterior") for clip in (True, False)]  # to take a reverse step
@@ -32,8 +32,8 @@ def likelihood_rows(
         options: of `evaluate.py`.
         cache: how the names of cached results begin; None to cache nothing.
     """
-    sched, batch_size = ddpm_schedule(**book["diffusion"]), execution.even_batches(model, len(held_out))[1]
-    denoise = denoiser(execution.predictor(model, device.parts_for(batch_size)), sched)
+    (sched, target), batch_size = checkpoint.diffusion_of(model), execution.even_batches(model, len(held_out))[1]
+    denoise = denoiser(execution.predictor(model, device.parts_for(batch_size)), sched, target)
 
     def measure(images, name):
         return measure_denoising(denoise, sched, images, options.draws, batch_size, cache and f"{cache}-{name}")

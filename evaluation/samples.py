@@ -7,10 +7,10 @@ from collections.abc import Callable
 import keras
 import numpy as np
 
-from ddpm import ddpm_schedule, n_steps, to_pixels
+from ddpm import n_steps, to_pixels
 from diffusion.sampling import sample
 from evaluation import metrics
-from support import console, files
+from support import checkpoint, console, files
 from support.console import say
 from support.execution import ReverseSteps, even_batches
 
@@ -20,10 +20,10 @@ def generate_samples(model: keras.Model, book: dict, options: argparse.Namespace
     shape = model.inputs[0].shape[1:]
     path = cache and f"{cache}-samples.npy"
     samples = np.load(path) if path and os.path.exists(path) else np.empty((0, *shape), np.uint8)
-    start, sched = len(samples), ddpm_schedule(**book["diffusion"])
+    start, (sched, target) = len(samples), checkpoint.diffusion_of(model)
     T = n_steps(sched)
     batches, batch_size = even_batches(model, max(1, options.n_sample - start))
-    steps = ReverseSteps(model, sched, batch_size)
+    steps = ReverseSteps(model, sched, batch_size, target)
     bar = console.Bar(batches * batch_size * T, "step")
     for first in range(start, options.n_sample, batch_size):
         for t, x_t in sample(steps, sched, 0, range(first, first + batch_size)):

@@ -23,13 +23,14 @@ class Validation:
         model: the network in training.
         images: uint8 (N, height, width, channels), not trained on. Each gets one t; together they cover 1 … T evenly.
         sched: the noise schedule.
+        target: what the network predicts; the loss is the error of ε̂ whatever it is.
     """
 
-    def __init__(self, model: keras.Model, images: np.ndarray, sched: Schedule):
+    def __init__(self, model: keras.Model, images: np.ndarray, sched: Schedule, target: str = "eps"):
         self.model, self.images, T = model, images, n_steps(sched)
         self.t = (1 + np.random.default_rng(0).permutation(len(images)) * T // len(images)).astype(np.int32)
         self.quarter = (self.t - 1) * QUARTERS // T
-        denoise = denoiser(predictor(model, device.parts_for(BATCH)), sched)
+        denoise = denoiser(predictor(model, device.parts_for(BATCH)), sched, target)
 
         @tf.function(autograph=False)
         def errors(x_0, t, index):

@@ -4,7 +4,7 @@
   sampled from. The raw weights, from which training resumes, stand in their place among the optimizer's variables;
   `swap_ema_weights` exchanges the two.
 * The metadata are the `entries` of the network's `Logbook` layer:
-  `diffusion`   beta1, beta2, T
+  `diffusion`   beta1, beta2, T, schedule, zero_snr, target; in files of earlier versions only the first three
   `data`        of the training images: source, count, digest
   `validation`  of the held-out images: source or None, fraction or None, count, digest; None without any
   `settings`    the options of `support/settings.py` that are stored
@@ -21,6 +21,7 @@ import zipfile
 import keras
 import numpy as np
 
+from ddpm import Schedule, ddpm_schedule
 from diffusion.layers import Logbook
 from support import files
 from support.execution import divide_training
@@ -33,6 +34,16 @@ def metadata(model: keras.Model) -> dict:
         if isinstance(layer, Logbook):
             return layer.entries
     return {}
+
+
+SLIDES = {"beta1": 1e-4, "beta2": 0.02, "T": 1000}
+
+
+def diffusion_of(model: keras.Model) -> tuple[Schedule, str]:
+    """The noise schedule of a model, and what it predicts; the slides' for a model without metadata."""
+    settings = {"target": "eps", **metadata(model).get("diffusion", SLIDES)}
+    target = settings.pop("target")
+    return ddpm_schedule(**settings), target
 
 
 def open_model(path: str, compile: bool = False) -> keras.Model:

@@ -59,8 +59,9 @@ class ReverseSteps:
 
     Args:
         model: a network, see `diffusion.denoiser.denoiser`.
-        sched: what `ddpm_schedule` returned.
+        sched: the schedule that it was trained with.
         batch_size: how many images.
+        target: what it predicts.
         clip: whether the estimate of x_0 is clipped.
         noise: where all noise comes from, a function like `standard_normal`.
         xla: whether XLA compiles a step; None for what is faster.
@@ -77,13 +78,14 @@ class ReverseSteps:
         model: keras.Model,
         sched: Schedule,
         batch_size: int,
+        target: str = "eps",
         clip: bool = True,
         noise: Callable[..., tf.Tensor] = standard_normal,
         xla: bool | None = None,
     ):
         shape = tuple(model.inputs[0].shape[1:])
         xla = device.has_gpu() or batch_size == 1 if xla is None else xla  # a single image cannot be divided
-        denoise = denoiser(predictor(model, 1 if xla else device.parts_for(batch_size)), sched)
+        denoise = denoiser(predictor(model, 1 if xla else device.parts_for(batch_size)), sched, target)
         denoise = clipped(denoise, sched) if clip else denoise
 
         @tf.function(jit_compile=xla, autograph=False)

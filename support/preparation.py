@@ -11,7 +11,7 @@ from ddpm import ddpm_schedule
 from evaluation.validation import split_held_out
 from support import advice, checkpoint, device, files
 from support.console import say
-from support.settings import NOTHING_DONE, STEPS_OF_FIRST, as_fraction, choose_settings, complete
+from support.settings import DIFFUSION, NOTHING_DONE, STEPS_OF_FIRST, as_fraction, choose_settings, complete
 from support.training_run import TrainingRun
 from unet import NaiveUnet
 
@@ -32,9 +32,7 @@ def prepare(options: dict, path: str) -> tuple[keras.Model, np.ndarray, np.ndarr
     if resuming:
         complete(book)
     settings = choose_settings(options, book, path, preset_for_this_machine)
-    ddpm_schedule(settings["beta1"], settings["beta2"], settings["T"])  # checks them
-    if not resuming and (sentence := advice.on_schedule(settings["beta1"], settings["beta2"], settings["T"])):
-        say(sentence)
+    check_schedule(settings, new=not resuming)
     images, held_out = choose_data(options, settings, book, path)
 
     if resuming:
@@ -46,7 +44,7 @@ def prepare(options: dict, path: str) -> tuple[keras.Model, np.ndarray, np.ndarr
         optimizer = keras.optimizers.Adam(settings["learning_rate"], use_ema=True, ema_momentum=settings["ema"])
         optimizer.build(model.trainable_variables)
         book["progress"] = dict(NOTHING_DONE)
-    book["diffusion"] = {name: settings[name] for name in ("beta1", "beta2", "T")}
+    book["diffusion"] = {name: settings[name] for name in DIFFUSION}
     book["settings"] = settings
     checkpoint.metadata(model).update(book)
 
@@ -54,6 +52,17 @@ def prepare(options: dict, path: str) -> tuple[keras.Model, np.ndarray, np.ndarr
     parts = options.get("parts", 1 if xla else device.parts_for(settings["batch_size"]))
     checkpoint.compile_for_run(model, optimizer, settings["precision"], xla, min(parts, settings["batch_size"]))
     return model, images, held_out
+
+
+def check_schedule(settings: dict, new: bool) -> None:
+    """Raises ValueError for an invalid schedule, and gives advice on one of a new model that is hardly intended."""
+    if settings["zero_snr"] and settings["target"] == "eps":
+        raise ValueError("--zero-snr leaves nothing of the image in x_T, so the noise says nothing of it there; "
+                         "add --target v or --target x0")  # fmt: skip
+    ddpm_schedule(**{name: settings[name] for name in DIFFUSION if name != "target"})
+    linear = settings["schedule"] == "linear" and not settings["zero_snr"]
+    if new and linear and (sentence := advice.on_schedule(settings["beta1"], settings["beta2"], settings["T"])):
+        say(sentence)
 
 
 def preset_for_this_machine() -> str:

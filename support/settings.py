@@ -93,6 +93,15 @@ OPTIONS = (
     setting("beta1", "variance of the noise of the first step", 1e-4, fixed=True, type=float, metavar="VARIANCE"),
     setting("beta2", "variance of the noise of the last step", 0.02, fixed=True, type=float, metavar="VARIANCE"),
     setting("T", "steps from image to noise", 1000, fixed=True, type=integer(1), metavar="STEPS"),
+    setting("schedule", "how the noise grows: linear in its variance as on the slides, cosine or sigmoid", "linear",
+            fixed=True, choices=("linear", "cosine", "sigmoid")),
+    setting("zero_snr", "let x_T be pure noise; needs --target x0 or v", False, fixed=True, action=YES_OR_NO),
+    setting("target", "what the network predicts: the noise, the image, or v, which is between them", "eps", fixed=True,
+            choices=("eps", "x0", "v")),
+    setting("weighting", "of the loss by t: none; snr, the error of the noise whatever the target; min-snr, the error "
+            "of the image, at most 5 times", "none", choices=("none", "min-snr", "snr")),
+    setting("t_sampling", "which t are trained: all alike, or logsnr: mostly those between noise and image", "uniform",
+            choices=("uniform", "logsnr")),
     setting("seed", "of everything random", 0, fixed=True, type=integer(0, 2**32 - 1), metavar="N"),
     of_run("model", "file to write, or to resume if it exists", "model.keras", metavar="FILE.keras"),
     setting("validation", "held-out images, whose loss is reported: a fraction of the images such as 0.1, or a source "
@@ -115,6 +124,7 @@ SETTINGS = [option for option in OPTIONS if option.stored]
 PRESETS = {name: {option.name: getattr(option, name) for option in SETTINGS} for name in ("first", "slides")}
 # Progress in the metadata: epochs and steps done, and of the running epoch the images used, the steps taken, the sum of
 # their losses, and the seconds they took.
+DIFFUSION = ("beta1", "beta2", "T", "schedule", "zero_snr", "target")  # settings that samplers need
 NOTHING_DONE = {"epoch": 0, "step": 0, "images": 0, "epoch_steps": 0, "loss": 0.0, "seconds": 0.0}
 
 

@@ -8,7 +8,7 @@ import time
 import keras
 import numpy as np
 
-from ddpm import ddpm_schedule, to_pixels
+from ddpm import to_pixels
 from diffusion.sampling import sample
 from evaluation.validation import Validation, overfitting_warning
 from support import checkpoint, console, files
@@ -201,9 +201,9 @@ class Grids:
 
     def __init__(self, model: keras.Model, interruption: Interruption):
         self.model, self.interruption = model, interruption
-        book = checkpoint.metadata(model)
-        self.sched, self.seed = ddpm_schedule(**book["diffusion"]), book["settings"]["seed"]
-        self.steps = ReverseSteps(model, self.sched, N_SAMPLES)
+        self.seed = checkpoint.metadata(model)["settings"]["seed"]
+        self.sched, target = checkpoint.diffusion_of(model)
+        self.steps = ReverseSteps(model, self.sched, N_SAMPLES, target)
 
     def sample(self) -> np.ndarray:
         """Images sampled with the EMA weights, int16 (16, height, width, channels); unfinished if a signal came."""

@@ -102,7 +102,7 @@ def generate(function, sched, shape, count, seed=0, variance="beta", clip=True, 
     from diffusion.sampling import sample
     from support.execution import ReverseSteps
 
-    steps = ReverseSteps(Oracle(function, shape), sched, count, clip, xla=False)
+    steps = ReverseSteps(Oracle(function, shape), sched, count, clip=clip, xla=False)
     return [(t, x_t.numpy()) for t, x_t in sample(steps, sched, seed, range(count), variance, **more)]
 
 

@@ -9,6 +9,7 @@ import tensorflow as tf
 from conftest import ROOT, generate
 
 import ddpm
+from diffusion.denoiser import denoiser
 from diffusion.sampling import standard_normal
 from support import execution
 
@@ -395,3 +396,117 @@ def test_the_bound_of_the_exact_predictor_of_a_gaussian_is_the_one_computed_by_h
         error = beta[t] ** 2 / (alpha[t] * (1 - ab)) * ab * s**2 / (ab * s**2 + 1 - ab)
         nats = 0.5 * (np.log(of_p / tilde) + (tilde + error) / of_p - 1)
         assert got.mean() == pytest.approx(nats / np.log(2), abs=5 * got.std() / 8 + 1e-7)
+
+
+# --- schedules, targets, weights --------------------------------------------------------------------------------------
+
+
+def test_cosine_and_sigmoid_schedules_are_those_of_the_papers():
+    for T in 10, 1000:
+        u = np.arange(T + 1) / T
+        f = np.cos((u + 0.008) / 1.008 * np.pi / 2) ** 2
+        cosine = ddpm.ddpm_schedule(T=T, schedule="cosine").alphabar
+        np.testing.assert_allclose(cosine[:-1], (f / f[0])[:-1], rtol=1e-9)  # only the last β is clipped
+        assert 1 - cosine[-1] / cosine[-2] == pytest.approx(0.999)
+
+        def sigmoid(x):
+            return 1 / (1 + np.exp(-x))
+
+        v_start, v_end = sigmoid(-3.0), sigmoid(3.0)
+        gamma = (v_end - sigmoid(u * 6 - 3)) / (v_end - v_start)
+        got = ddpm.ddpm_schedule(T=T, schedule="sigmoid").alphabar
+        np.testing.assert_allclose(got[:-1], gamma[:-1], rtol=1e-9)
+        assert 1 - got[-1] / got[-2] == pytest.approx(0.999)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "sigmoid"])
+@pytest.mark.parametrize("zero_snr", [False, True])
+@pytest.mark.parametrize("T", [1, 2, 20, 1000])
+def test_every_schedule_falls_from_1_and_no_table_holds_an_infinity(schedule, zero_snr, T):
+    sched = ddpm.ddpm_schedule(0.01, 0.01 if T == 1 else 0.02, T, schedule, zero_snr)
+    assert sched.alphabar[0] == 1 and np.all(np.diff(sched.alphabar) < 0) and ddpm.n_steps(sched) == T
+    assert (sched.alphabar[-1] == 0) == zero_snr
+    for name, table in sched.items():
+        assert table.shape == (T + 1,) and np.all(np.isfinite(table)), name
+
+
+def test_zero_terminal_snr_moves_the_end_and_not_the_beginning():
+    before, after = (ddpm.ddpm_schedule(zero_snr=zero).alphabar ** 0.5 for zero in (False, True))
+    assert after[1] == pytest.approx(before[1], rel=1e-12) and after[-1] == 0
+    scale = before[1] / (before[1] - before[-1])
+    np.testing.assert_allclose(after[1:], (before[1:] - before[-1]) * scale, atol=1e-12)
+
+
+def test_an_unknown_schedule_target_or_weighting_names_those_that_exist(sched):
+    with pytest.raises(ValueError, match="linear, cosine, sigmoid, got 'cubic'"):
+        ddpm.ddpm_schedule(schedule="cubic")
+    with pytest.raises(ValueError, match="eps, x0, v, got 'image'"):
+        ddpm.training_target(images(0), steps(1), images(0), sched, "image")
+    with pytest.raises(ValueError, match="none, min-snr, snr, got 'p2'"):
+        ddpm.loss_weight(steps(1), sched, "eps", "p2")
+
+
+SCHEDULES = [("linear", False), ("cosine", False), ("sigmoid", False), ("linear", True), ("cosine", True)]
+
+
+def some_pairs(schedule, zero_snr, n=40):
+    """A schedule, some t, and images, their noise and x_t there; with ᾱ_T = 0 the last t too."""
+    sched, rng = ddpm.ddpm_schedule(schedule=schedule, zero_snr=zero_snr), np.random.default_rng(0)
+    t = np.concatenate([[1, 2, 500, 999], rng.integers(1, 1000, n - 4)])
+    t[-1] = 1000 if zero_snr else 990
+    x_0, eps = rng.uniform(-1, 1, (n, 4, 4, 1)), rng.standard_normal((n, 4, 4, 1))
+    ab = sched.alphabar[t][:, None, None, None]
+    return sched, t, x_0, eps, ab**0.5 * x_0 + (1 - ab) ** 0.5 * eps
+
+
+@pytest.mark.parametrize("target", ["eps", "x0", "v"])
+@pytest.mark.parametrize("schedule, zero_snr", SCHEDULES)
+def test_a_perfect_network_gives_the_image_and_the_noise_whatever_it_predicts(target, schedule, zero_snr):
+    if target == "eps" and zero_snr:
+        return  # refused
+    sched, t, x_0, eps, x_t = some_pairs(schedule, zero_snr)
+    x_0, eps, x_t = (tf.constant(a, tf.float32) for a in (x_0, eps, x_t))
+    perfect = ddpm.training_target(x_0, tf.constant(t), eps, sched, target)
+    denoise = denoiser(lambda inputs: perfect, sched, target)
+    got_x_0, got_eps = denoise(x_t, tf.constant(t))
+    scale = np.maximum(1, 1e-6 / sched["sqrtab"][t])[:, None, None, None] if target == "eps" else 1
+    np.testing.assert_allclose((got_x_0 - x_0) / scale, 0 * x_0, atol=2e-4)
+    np.testing.assert_allclose(got_eps, eps, atol=2e-4)
+
+
+@pytest.mark.parametrize("weighting", ["snr", "min-snr"])
+@pytest.mark.parametrize("schedule, zero_snr", SCHEDULES)
+def test_a_weighted_error_of_one_estimate_is_one_number_whatever_the_target(weighting, schedule, zero_snr):
+    sched, t, x_0, eps, x_t = some_pairs(schedule, zero_snr)
+    ab = sched.alphabar[t][:, None, None, None]
+    snr = ab / (1 - ab)
+    guess = x_0 + 0.1 * np.random.default_rng(1).standard_normal(x_0.shape)
+    guess_eps = (x_t - ab**0.5 * guess) / (1 - ab) ** 0.5
+    guesses = {"eps": guess_eps, "x0": guess, "v": ab**0.5 * guess_eps - (1 - ab) ** 0.5 * guess}
+    targets = {"eps": eps, "x0": x_0, "v": ab**0.5 * eps - (1 - ab) ** 0.5 * x_0}
+    expected = (np.minimum(snr, 5) if weighting == "min-snr" else snr) * (guess - x_0) ** 2
+    for target in targets:
+        weight = ddpm.loss_weight(tf.constant(t), sched, target, weighting).numpy().astype(np.float64)
+        assert weight.shape == (len(t), 1, 1, 1)
+        error = weight * (guesses[target] - targets[target]) ** 2
+        inside = slice(0, -1) if zero_snr and target == "eps" else slice(None)
+        np.testing.assert_allclose(error[inside], expected[inside], rtol=1e-5, atol=1e-12)
+    for target in targets:
+        assert np.all(ddpm.loss_weight(tf.constant(t), sched, target, "none") == 1)
+
+
+@pytest.mark.parametrize("schedule, zero_snr", SCHEDULES)
+def test_steps_around_log_snr_0_are_drawn_most_often(schedule, zero_snr):
+    """Against a sum over a fine grid of log-SNR, each point of which goes to the nearest t."""
+    sched = ddpm.ddpm_schedule(T=50, beta2=0.3, schedule=schedule, zero_snr=zero_snr)
+    got = ddpm.log_snr_probabilities(sched)
+    ab = sched.alphabar[1:]
+    log_snr = np.log(np.maximum(ab, 1e-300) / (1 - ab))
+    grid = np.linspace(-30, 30, 400_001)
+    density = np.exp(-np.abs(grid) / 0.5)
+    finite = np.where(ab > 0, log_snr, -np.inf)
+    nearest = np.abs(grid[:, None] - np.where(np.isfinite(finite), finite, -1e9)[None]).argmin(axis=1)
+    expected = np.bincount(nearest, weights=density, minlength=50) / density.sum()
+    assert got.shape == (50,) and got.sum() == pytest.approx(1, abs=1e-12) and np.all(got >= 0)
+    np.testing.assert_allclose(got, expected, atol=2e-4)
+    assert abs(log_snr[got.argmax()]) < 1.5

@@ -78,7 +78,7 @@ def test_a_typed_batch_size_counts_at_once_and_another_only_when_typed(source):
     for options, sizes in ({}, [6, 6, 2]), ({"batch_size": 4}, [4, 4, 4, 2]), ({"batch_size": 40}, [14]):
         model, images, _ = preparation.prepare({"data": source, **options}, MODEL)
         trained = []
-        model.train_on_batch = lambda inputs, target, sizes=trained: sizes.append(len(target)) or 0.5
+        model.train_on_batch = lambda inputs, target, sizes=trained, **more: sizes.append(len(target)) or 0.5
         train(model, images)
         assert trained == sizes
         progress = checkpoint.metadata(model)["progress"]

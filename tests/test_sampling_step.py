@@ -96,7 +96,7 @@ def test_t_over_T_is_the_same_number_wherever_the_network_is_asked(eagerly, witn
     sched, images = ddpm.ddpm_schedule(**DIFFUSION), np.zeros((2 * T, *SHAPE), np.uint8)
     noisy, asked = diffusion_model.noising(sched, 0), {}
     steps = [noisy(tf.zeros((32, *SHAPE)), tf.constant(step, tf.int64)) for step in range(10)]
-    asked["training"] = {float(t) for _, t_input, _ in steps for t in t_input[:, 0]}
+    asked["training"] = {float(t) for _, t_input, *_ in steps for t in t_input[:, 0]}
 
     def numbers():
         """What was asked since the last time."""

@@ -15,6 +15,7 @@ from PIL import Image
 from tensorflow.compat.v1.train import summary_iterator
 
 import ddpm
+import reverse_diffusion
 import unet
 from evaluation import validation
 from support import checkpoint, preparation, tensorboard
@@ -67,7 +68,9 @@ def test_the_model_is_one_compiled_keras_file_with_its_settings(trained):
     model = keras.models.load_model(trained[0] / "model.keras")
     assert int(model.optimizer.iterations) == 6
     book = checkpoint.metadata(model)
-    assert book["diffusion"] == {"beta1": 1e-4, "beta2": 0.5, "T": 20}
+    assert book["diffusion"] == {
+        "beta1": 1e-4, "beta2": 0.5, "T": 20, "schedule": "linear", "zero_snr": False, "target": "eps",
+    }  # fmt: skip
     assert book["data"]["count"] == 48
     assert book["progress"] == {"epoch": 2, "images": 0, "loss": 0.0, "seconds": 0.0, "step": 6, "epoch_steps": 0}
 
@@ -119,6 +122,33 @@ def rows_of(path):
         ]
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--schedule", "cosine", "--target", "v", "--weighting", "min-snr"),
+        ("--schedule", "sigmoid", "--target", "x0", "--t-sampling", "logsnr", "--precision", "bfloat16"),
+        ("--zero-snr", "--target", "v", "--weighting", "snr", "--parts", "2"),
+    ],
+)
+def test_what_a_model_was_trained_with_is_in_its_file_and_sampling_takes_it_from_there(train_tiny, options):
+    train_tiny(*TINY, *options, "--n-epochs", "2", "--sample-every", "1", "--validation", "0.3")
+    train_tiny("--n-epochs", "3")
+    model = checkpoint.open_model("model.keras")
+    sched, target = checkpoint.diffusion_of(model)
+    typed = dict(zip(options[::2], options[1::2], strict=False)) if options[0] != "--zero-snr" else {"--target": "v"}
+    assert target == typed["--target"] and (sched.alphabar[-1] == 0) == ("--zero-snr" in options)
+    expected = ddpm.ddpm_schedule(1e-4, 0.5, 20, typed.get("--schedule", "linear"), "--zero-snr" in options)
+    np.testing.assert_array_equal(sched.alphabar, expected.alphabar)
+
+    images = reverse_diffusion.my_sample(n_sample=2, model="model.keras", seed=0, verbose=0)
+    other = ddpm.ddpm_schedule(1e-4, 0.5, 20)
+    assert images.std() > 0.5
+    checkpoint.metadata(model)["diffusion"]["target"] = "eps" if target != "eps" else "v"
+    if not np.array_equal(sched.alphabar, other.alphabar) and sched.alphabar[-1] > 0:
+        assert np.any(reverse_diffusion.my_sample(n_sample=2, model=model, seed=0, verbose=0) != images)
+    assert all(np.isfinite(float(row["held_out_loss"])) for row in rows_of("model.csv"))
+
+
 def test_more_epochs_plan_the_fall_of_the_learning_rate_anew(model_folder, monkeypatch, capsys):
     monkeypatch.chdir(model_folder)
     preparation.prepare({"n_epochs": 12, "lr_decay": "cosine"}, "model.keras")
@@ -151,6 +181,9 @@ def read(path):
         ({"n_feat": 16}, ("--n-feat 8", "16")),
         ({"channels": 1}, ("--channels 3", "1")),
         ({"seed": 1}, ("--seed 0", "1")),
+        ({"schedule": "cosine"}, ("--schedule linear", "cosine")),
+        ({"target": "v"}, ("--target eps", "v")),
+        ({"zero_snr": True, "target": "v"}, ("--zero-snr False", "True")),
         ({"preset": "slides"}, ("--preset first", "slides")),
         ({"data": "drawings"}, ("pictures.npy (48", "drawings (2,048)", "--new-data", "--model")),
     ],
@@ -235,6 +268,7 @@ def test_wrong_words_are_answered_in_one_sentence_at_once(run, options, words):
         ({"data": "empty"}, ("empty", "no image")),
         ({"data": "text.txt"}, ("text.txt",)),
         ({"beta1": 0.5}, ("beta1", "0.5")),
+        ({"zero_snr": True}, ("--zero-snr", "--target v")),
         ({"beta2": float("nan")}, ("beta2",)),
         ({"image_size": 48, "data": "grays.npy"}, ("48", "multiples of 32")),
         ({"n_feat": 12, "data": "grays.npy"}, ("n_feat", "multiple of 8", "12")),

@@ -37,7 +37,7 @@ def alphabar(t):
 def noising(seed=0, diffusion=DIFFUSION):
     """`diffusion_model.noising` as a function from NumPy to NumPy that returns x_t, t/T and ε."""
     noisy = diffusion_model.noising(ddpm.ddpm_schedule(**diffusion), seed)
-    return lambda x_0, step: [a.numpy() for a in noisy(tf.constant(x_0, tf.float32), tf.constant(step, tf.int64))]
+    return lambda x_0, step: [a.numpy() for a in noisy(tf.constant(x_0, tf.float32), tf.constant(step, tf.int64))][:3]
 
 
 # --- t and noise ------------------------------------------------------------------------------------------------------
