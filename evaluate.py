@@ -43,6 +43,7 @@ def parse_options(arguments=None):
         help="what distances are measured on: inception (downloads "
         "its weights), efficientnet (see requirements-optional.txt), pixels, FILE.keras or module:function (inception)",
     )
+    console.add_sampler_options(parser)
     add(
         "--draws",
         type=integer(0),
@@ -117,7 +118,8 @@ def main():
             rows |= sample_rows(samples, training, held_out, extract, options)
         with files.replacing(options.out) as draft, open(draft, "w", encoding="utf-8") as file:
             json.dump({"model": options.model, "data": options.data, "step": book["progress"]["step"],
-                       "features": options.features, **rows}, file, indent=1)  # fmt: skip
+                       "features": options.features, "sampler": console.sampler_options(options), **rows},
+                      file, indent=1)  # fmt: skip
         show(rows)
         say(f"written to {options.out}")
 

@@ -49,7 +49,7 @@ def reverse(model, seed=0, steps=None):
     import tensorflow as tf
 
     from diffusion.denoiser import clipped, denoiser
-    from diffusion.sampling import sample
+    from diffusion.sampling import make_plan, sample
     from support import checkpoint
 
     sched, reverse_steps = sampler(model, 1)
@@ -57,7 +57,7 @@ def reverse(model, seed=0, steps=None):
     denoise = clipped(denoiser(lambda inputs: model(inputs, training=False), sched, target), sched)
     shown = sorted(steps or fractions(sched), reverse=True)
     noisy, estimates = [], []
-    for t, x_t in sample(reverse_steps, sched, seed, [0], every=True):
+    for t, x_t in sample(reverse_steps, make_plan(sched), seed, [0], every=True):
         if t in shown:
             noisy.append(x_t[0])
             estimates.append(denoise(x_t, tf.constant([t]))[0][0] if t else x_t[0])
@@ -73,7 +73,7 @@ def interpolation(model, count=8, seed=0):
     import numpy as np
     import tensorflow as tf
 
-    from diffusion.sampling import sample, standard_normal
+    from diffusion.sampling import make_plan, sample, standard_normal
 
     angle = tf.constant(np.linspace(0, np.pi / 2, count), tf.float32)[:, None, None, None]
 
@@ -82,7 +82,7 @@ def interpolation(model, count=8, seed=0):
         return tf.cos(angle) * one + tf.sin(angle) * other
 
     sched, reverse_steps = sampler(model, count, between)
-    *_, (_, x_0) = sample(reverse_steps, sched, seed, range(count))
+    *_, (_, x_0) = sample(reverse_steps, make_plan(sched), seed, range(count))
     return strip([x_0], [f"{100 * k // (count - 1)} %" for k in range(count)], [""])
 
 
@@ -92,13 +92,13 @@ def reverse_gif(model, path, n_sample=16, frames=40, seed=0):
     from PIL import Image
 
     from ddpm import n_steps, to_pixels
-    from diffusion.sampling import sample
+    from diffusion.sampling import make_plan, sample
     from support import files
 
     sched, reverse_steps = sampler(model, n_sample)
     shown = {round(n_steps(sched) * (1 - k / frames) ** 2) for k in range(frames + 1)}  # more of them near 0
     frames_shown = []
-    for t, x_t in sample(reverse_steps, sched, seed, range(n_sample), every=True):
+    for t, x_t in sample(reverse_steps, make_plan(sched), seed, range(n_sample), every=True):
         if t in shown:
             grid = files.grid(files.enlarged(to_pixels(x_t)))
             frame = Image.fromarray(grid.squeeze(-1) if grid.shape[-1] == 1 else grid)

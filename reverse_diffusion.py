@@ -54,7 +54,21 @@ def one_at_a_time(function):
 
 
 @one_at_a_time
-def my_sample(image_shape=None, n_sample=1, model="model.keras", seed=None, variance="beta", clip=True, verbose=1):
+def my_sample(
+    image_shape=None,
+    n_sample=1,
+    model="model.keras",
+    seed=None,
+    variance="beta",
+    clip=True,
+    verbose=1,
+    *,
+    sampler=None,
+    steps=None,
+    spacing=None,
+    eta=0.0,
+    noise=None,
+):
     """Samples images (DDPM algorithm 2).
 
     The first call for a model and a batch size compiles, which takes seconds. Compiled steps are cached for the two
@@ -68,18 +82,25 @@ def my_sample(image_shape=None, n_sample=1, model="model.keras", seed=None, vari
         seed: an integer; image k of a seed is the same however many are sampled. None for different ones every time.
         variance, clip: see `ddpm.p_sample`.
         verbose: 0 for silence, 1 for a bar that counts t down.
+        sampler: `'ddpm'` (None), `'ddim'` or `'dpm++'`, see `diffusion.samplers.coefficients`.
+        steps: how many steps, 1 … T; None for all. 20 to 50 do for ddim and dpm++.
+        spacing: of the steps, `'uniform'` in t, `'quadratic'` or `'logsnr'`; None for what suits the sampler.
+        eta: of ddim, 0 (no noise) … 1.
+        noise: float32 (n_sample, height, width, channels), x_T; None to draw it from the seed.
 
     Returns:
         int16 array (n_sample, height, width, channels), values 0 … 255.
 
     Raises:
         FileNotFoundError: if there is no such model.
-        ValueError: if the model cannot be used, or image_shape, n_sample, seed or variance is invalid.
+        ValueError: if the model cannot be used, or another argument is invalid.
         ImportError: if a module of another name is in the way of ours.
     """
     check_imports()
-    from support import console, device
+    from support import device
 
+    if noise is not None and n_sample == 1:
+        n_sample = len(noise)
     if not (isinstance(n_sample, numbers.Integral) and n_sample >= 1):
         raise ValueError(f"n_sample must be an integer of at least 1, got {n_sample}")
     seed = secrets.randbits(31) if seed is None else seed
@@ -87,35 +108,98 @@ def my_sample(image_shape=None, n_sample=1, model="model.keras", seed=None, vari
         raise ValueError(f"seed must be an integer of at least 0, got {seed}")
 
     # Our pre-trained model, and the noise schedule that it was trained with.
-    tf = device.start_tensorflow()
-    import numpy as np
+    device.start_tensorflow()
+    from ddpm import to_pixels
+    from diffusion.sampling import make_plan
 
-    from ddpm import n_steps, to_pixels
-    from diffusion.sampling import sample
-    from support.execution import even_batches
-
-    if isinstance(model, str | os.PathLike):
-        model = load(*load_key(model))
-    shape = model.inputs[0].shape[1:]
+    model, shape = open_model(model)
     if image_shape is not None and tuple(image_shape) != shape:
         raise ValueError(f"this model generates images of shape {shape}, not {tuple(image_shape)}")
+    if noise is not None:
+        check_array("noise", noise, (n_sample, *shape))
+    sched, steps_for = reverse_steps(model)
+    plan = make_plan(sched, sampler or "ddpm", steps, spacing, eta, variance)
+    return to_pixels(run(steps_for, plan, model, n_sample, seed, bool(clip), noise, verbose))
+
+
+@one_at_a_time
+def invert(images, model="model.keras", steps=None, verbose=1):
+    """The noise that DDIM turns into given images: `my_sample(noise=…, sampler="ddim", clip=False)` leads back.
+
+    The more steps, the nearer. Estimates of x_0 are never clipped on this way.
+
+    Args:
+        images: (n, height, width, channels), integers 0 … 255 or floating-point numbers in [-1, 1].
+        model: see `my_sample`.
+        steps: how many steps, 1 … T; None for all.
+        verbose: 0 for silence, 1 for a bar that counts t up.
+
+    Returns:
+        float32 array (n, height, width, channels).
+
+    Raises:
+        FileNotFoundError, ValueError, ImportError: as `my_sample`.
+    """
+    check_imports()
+    from support import device
+
+    device.start_tensorflow()
+    import numpy as np
+
+    import data
+    from diffusion.sampling import make_inversion
+
+    model, shape = open_model(model)
+    images = np.asarray(images)
+    check_array("images", images, (len(images) if images.ndim else 0, *shape))
+    integers = images.dtype.kind in "ui"
+    low, high = (0, 255) if integers else (-1, 1)
+    if not np.all((images >= low) & (images <= high)):
+        raise ValueError(f"images must lie in {low} … {high}, got {images.min():g} … {images.max():g}")
+    x_0 = data.scaled(images) if integers else images
+    sched, steps_for = reverse_steps(model)
+    return run(steps_for, make_inversion(sched, steps), model, len(images), 0, False, x_0.astype(np.float32), verbose)
+
+
+def check_array(name, array, shape):
+    """Raises ValueError if an array of numbers has another shape."""
+    found = getattr(array, "shape", type(array).__name__)
+    if found != shape or 0 in shape:
+        raise ValueError(f"{name} must be an array of shape {shape}, got {found}")
+    if array.dtype.kind not in "uif":
+        raise ValueError(f"{name} must be an array of numbers, got {array.dtype}")
+
+
+def run(steps_for, plan, model, n_sample, seed, clip, start, verbose):
+    """Runs the steps of a plan for all images in batches; float32 (n_sample, height, width, channels)."""
+    import numpy as np
+
+    from diffusion.sampling import sample
+    from support import console
+    from support.execution import even_batches
 
     _, batch_size = even_batches(model, n_sample)
     batch_size = min((size for size in SIZES if size >= batch_size), default=batch_size)
-    batches = -(-n_sample // batch_size)
-    sched, steps_for = reverse_steps(model)
-    steps, T = steps_for(bool(clip), batch_size), n_steps(sched)
-    images = []
+    batches, steps = -(-n_sample // batch_size), steps_for(clip, batch_size)
+    done = []
     for batch in range(batches):
         # The last batch is filled up, not shorter, and so needs no compilation of its own.
-        index = tf.range(batch * batch_size, (batch + 1) * batch_size)
-        show = (
-            console.Countdown(T, f"{batch + 1}/{batches} " if batches > 1 else "").show if verbose else lambda i: None
-        )
-        for i, x_t in sample(steps, sched, seed, index, variance):
-            show(i)
-        images.extend(to_pixels(x_t))
-    return np.array(images[:n_sample])
+        index = np.arange(batch * batch_size, (batch + 1) * batch_size)
+        some = None if start is None else np.asarray(start, np.float32)[index % n_sample]
+        title = f"{batch + 1}/{batches} " if batches > 1 else ""
+        countdown = console.Countdown(plan.times, title) if verbose else None
+        for t, x_t in sample(steps, plan, seed, index, some):
+            if countdown:
+                countdown.show(t)
+        done.append(np.asarray(x_t))
+    return np.concatenate(done)[:n_sample]
+
+
+def open_model(model):
+    """A model given as itself or by its path, and the shape of its images."""
+    if isinstance(model, str | os.PathLike):
+        model = load(*load_key(model))
+    return model, tuple(model.inputs[0].shape[1:])
 
 
 def load_key(path):
@@ -161,9 +245,7 @@ def parse_options(arguments=None):
     parser.add_argument(
         "--model", default="model.keras", metavar="FILE.keras", help="the trained network (model.keras)"
     )
-    parser.add_argument(
-        "--variance", choices=("beta", "posterior"), default="beta", help="of the noise in a step (beta)"
-    )
+    console.add_sampler_options(parser)
     options = parser.parse_args(arguments)
     from support import files
 
@@ -185,7 +267,7 @@ def main():
             files.check_writable(path)  # better known now than after the work
         console.say("reverse_diffusion.py: starting TensorFlow …")
         device.start_tensorflow(parts=min(options.n_sample, device.MOST_PARTS))
-        images = my_sample(None, options.n_sample, options.model, options.seed, options.variance)
+        images = my_sample(None, options.n_sample, options.model, options.seed, **console.sampler_options(options))
         files.save_grid(images, options.out)
         if options.npy:
             files.save_array(images, options.npy)

@@ -23,7 +23,7 @@ def ours(n_feat, size, batch, way):
 
     tf = device.start_tensorflow(parts=min(batch, device.MOST_PARTS) if way == "my_sample" else 1)
     import ddpm
-    from diffusion.samplers import ancestral_coefficients
+    from diffusion.samplers import coefficients
     from support import execution
     from unet import NaiveUnet
 
@@ -41,10 +41,10 @@ def ours(n_feat, size, batch, way):
 
     steps = execution.ReverseSteps(model, sched, batch, xla=way == "xla" or None)
     times = np.arange(500, 500 - TOGETHER - 1, -1, dtype=np.int32)
-    coefficients = ancestral_coefficients(sched, times)
+    of_steps, memory = coefficients(sched, times), tf.zeros_like(x_t)
 
     def once():
-        return steps(x_t, times[:-1], coefficients, 0, range(batch)).numpy()
+        return steps(x_t, memory, times[:-1], of_steps, 0, range(batch))[0].numpy()
 
     return once
 

@@ -47,14 +47,14 @@ from support import device
 tf = device.start_tensorflow(parts=N)
 stage("TensorFlow and Keras")
 import numpy as np, reverse_diffusion as rd
-from diffusion.samplers import ancestral_coefficients
+from diffusion.samplers import coefficients
 model = rd.load(*rd.load_key("model.keras"))
 stage("the model from its file")
 sched, steps_for = rd.reverse_steps(model)
 steps = steps_for(True, N)
 x_t = steps.start(1000, 0, range(N))
 stage("noise")
-steps(x_t, [1000], ancestral_coefficients(sched, np.array([1000, 999])), 0, range(N))
+steps(x_t, x_t, [1000], coefficients(sched, np.array([1000, 999])), 0, range(N))
 stage("first step: the graph")
 step(x_t, tf.constant(T), x_t)
 stage("second step")

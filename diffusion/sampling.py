@@ -1,12 +1,13 @@
 """From noise to images: where the noise comes from, and the one loop (slides "Reverse diffusion example, code")."""
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
 
 from ddpm import Schedule, n_steps
-from diffusion.samplers import ancestral_coefficients
+from diffusion import samplers
 
 
 def standard_normal(seed: int, t: int, index: Sequence[int], image_shape: tuple[int, int, int]) -> tf.Tensor:
@@ -26,29 +27,70 @@ def standard_normal(seed: int, t: int, index: Sequence[int], image_shape: tuple[
     return tf.stack([tf.random.stateless_normal(image_shape, key) for key in tf.unstack(keys)])
 
 
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The steps of a reverse process: `times` (S + 1,) int32 and `coefficients` (S, 4) float32."""
+
+    times: np.ndarray
+    coefficients: np.ndarray
+
+
+def make_plan(
+    sched: Schedule,
+    sampler: str = "ddpm",
+    steps: int | None = None,
+    spacing: str | None = None,
+    eta: float = 0.0,
+    variance: str = "beta",
+) -> Plan:
+    """The steps of a sampler.
+
+    Args:
+        sched: the noise schedule.
+        sampler, eta, variance: see `samplers.coefficients`.
+        steps: how many; None for all T.
+        spacing: see `samplers.choose_times`; None for what suits the sampler, log-SNR for dpm++, else uniform.
+
+    Raises:
+        ValueError: for what these refuse, and a spacing without steps.
+    """
+    if spacing is not None and steps is None:
+        raise ValueError(f"spacing {spacing} needs a number of steps")
+    spacing = spacing or ("logsnr" if sampler == "dpm++" else "uniform")
+    times = samplers.choose_times(sched, n_steps(sched) if steps is None else steps, spacing)
+    return Plan(times, samplers.coefficients(sched, times, sampler, variance, eta))
+
+
+def make_inversion(sched: Schedule, steps: int | None = None) -> Plan:
+    """The steps from images to the noise that DDIM turns into them."""
+    times = samplers.choose_times(sched, n_steps(sched) if steps is None else steps)[::-1]
+    return Plan(times, samplers.inversion_coefficients(sched, times))
+
+
 def sample(
     steps: Callable[..., tf.Tensor],
-    sched: Schedule,
+    plan: Plan,
     seed: int,
     index: Sequence[int],
-    variance: str = "beta",
+    start: tf.Tensor | None = None,
     every: bool = False,
 ) -> Iterator[tuple[int, tf.Tensor]]:
-    """The reverse process (DDPM algorithm 2): yields (t, x_t) from t = T down to t = 0.
+    """The loop over the steps of a plan (DDPM algorithm 2): yields (t, x_t) from its first time to its last.
 
     Args:
         steps: a `support.execution.ReverseSteps`, which computes several steps at once where they are quick.
-        sched: the noise schedule.
+        plan: see `make_plan`.
         seed: an integer, see `standard_normal`.
         index: (batch,) int, the numbers of the images.
-        variance: see `ancestral_coefficients`.
-        every: True to see x_t at every t, one step at a time.
+        start: (batch, height, width, channels) float32, where the process starts; None for noise, x_T.
+        every: True to see x_t at every time, one step at a time.
     """
-    times = np.arange(n_steps(sched), -1, -1, dtype=np.int32)
-    coefficients = ancestral_coefficients(sched, times, variance)
-    x_t, k = steps.start(n_steps(sched), seed, index), 0
+    times, coefficients = plan.times, plan.coefficients
+    x_t = steps.start(times[0], seed, index) if start is None else start
+    memory, k = tf.zeros_like(x_t), 0
     yield int(times[0]), x_t
     while k < len(coefficients):
         last = min(k + (1 if every else steps.at_once), len(coefficients))
-        x_t, k = steps(x_t, times[k:last], coefficients[k:last], seed, index), last
+        asked = np.maximum(times[k:last], 1)  # networks are not trained at t = 0, where an inversion starts
+        (x_t, memory), k = steps(x_t, memory, asked, coefficients[k:last], seed, index), last
         yield int(times[k]), x_t

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import keras
 import numpy as np
 
-from ddpm import n_steps, to_pixels
-from diffusion.sampling import sample
+from ddpm import to_pixels
+from diffusion.sampling import make_plan, sample
 from evaluation import metrics
 from support import checkpoint, console, files
 from support.console import say
@@ -18,20 +18,29 @@ from support.execution import ReverseSteps, even_batches
 def generate_samples(model: keras.Model, book: dict, options: argparse.Namespace, cache: str | None) -> np.ndarray:
     """Samples images, uint8, in batches that are cached in a file as they come, unless `cache` is None."""
     shape = model.inputs[0].shape[1:]
-    path = cache and f"{cache}-samples.npy"
+    how = console.sampler_options(options)
+    path = cache and f"{cache}-{sampler_name(**how)}samples.npy"
     samples = np.load(path) if path and os.path.exists(path) else np.empty((0, *shape), np.uint8)
     start, (sched, target) = len(samples), checkpoint.diffusion_of(model)
-    T = n_steps(sched)
+    plan = make_plan(sched, **how)
     batches, batch_size = even_batches(model, max(1, options.n_sample - start))
     steps = ReverseSteps(model, sched, batch_size, target)
-    bar = console.Bar(batches * batch_size * T, "step")
+    S, place = len(plan.times) - 1, {int(t): k for k, t in enumerate(plan.times)}
+    bar = console.Bar(batches * batch_size * S, "step")
     for first in range(start, options.n_sample, batch_size):
-        for t, x_t in sample(steps, sched, 0, range(first, first + batch_size)):
-            bar.update((first - start) * T + batch_size * (T - t))
+        for t, x_t in sample(steps, plan, 0, range(first, first + batch_size)):
+            bar.update((first - start) * S + batch_size * place[t])
         samples = np.concatenate([samples, to_pixels(x_t).astype(np.uint8)])
         if path:
             files.save_array(samples, path)  # a later run resumes from here
     return samples[: options.n_sample]
+
+
+def sampler_name(sampler: str, steps: int | None, spacing: str | None, eta: float, variance: str) -> str:
+    """What files of samples are called after: nothing for the default, `ddim-50-` for 50 steps of DDIM and so on."""
+    parts = [sampler if sampler != "ddpm" else "", variance if variance != "beta" else "", str(steps or ""),
+             spacing or "", f"eta{eta:g}" if eta else ""]  # fmt: skip
+    return "".join(f"{part}-" for part in parts if part)
 
 
 def sample_rows(

@@ -166,25 +166,31 @@ class Bar:
 
 
 class Countdown:
-    """The slides' countdown of t as one line: a bar on a terminal, elsewhere a line every tenth."""
+    """The slides' countdown of t as one line: a bar on a terminal, elsewhere a line every tenth of the steps.
 
-    def __init__(self, T: int, title: str = ""):
-        self.T, self.title = T, title
-        self.start, self.shown, self.tenths = time.monotonic(), 0.0, 10
+    Args:
+        times: all t in their order.
+        title: what stands before them.
+    """
+
+    def __init__(self, times: Sequence[int], title: str = ""):
+        self.place = {int(t): k for k, t in enumerate(times)}
+        self.last, self.title = len(self.place) - 1, title
+        self.start, self.shown, self.tenths = time.monotonic(), 0.0, -1
 
     def show(self, t: int) -> None:
-        """Shows that the image x_t is there."""
-        now, width = time.monotonic(), 30
+        """Shows that the images x_t are there."""
+        now, width, k = time.monotonic(), 30, self.place[t]
         if SafeStream(sys.stdout).isatty() or "ipykernel" in sys.modules:
-            if t and now - self.shown < 0.1:
+            if k < self.last and now - self.shown < 0.1:
                 return
             self.shown = now
-            full = width * (self.T - t) // self.T
-            left = duration((now - self.start) * t / (self.T - t)) if t < self.T else ""
+            full = width * k // self.last
+            left = duration((now - self.start) * (self.last - k) / k) if k else ""
             line = f"\r{self.title}t = {t:<5}{'━' * full}{'┄' * (width - full)} {left:<12}"
-            _write("stdout", line if t else line + "\n")
-        elif t == self.T or -(-10 * t // self.T) < self.tenths:
-            self.tenths = -(-10 * t // self.T)
+            _write("stdout", line if k < self.last else line + "\n")
+        elif 10 * k // self.last > self.tenths:
+            self.tenths = 10 * k // self.last
             say(f"{self.title}t = {t}")
 
 
@@ -251,3 +257,18 @@ def _number(kind, what, low, high):
         return value
 
     return parse
+
+
+def add_sampler_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that say how images are sampled; see `diffusion.sampling.make_plan`."""
+    add = parser.add_argument
+    add("--sampler", choices=("ddpm", "ddim", "dpm++"), default="ddpm", help="how images are sampled (ddpm)")
+    add("--steps", type=integer(1), metavar="N", help="so many of the T steps; 20 to 50 do for ddim and dpm++ (all)")
+    add("--spacing", choices=("uniform", "quadratic", "logsnr"), help="of the steps (dpm++ logsnr, else uniform)")
+    add("--eta", type=number(0, 1), default=0.0, help="noise of ddim, 0 to 1 (0)")
+    add("--variance", choices=("beta", "posterior"), default="beta", help="of the noise in a step of ddpm (beta)")
+
+
+def sampler_options(options: argparse.Namespace) -> dict:
+    """What was typed of them, as keyword arguments."""
+    return {name: getattr(options, name) for name in ("sampler", "steps", "spacing", "eta", "variance")}

@@ -89,22 +89,22 @@ class ReverseSteps:
         denoise = clipped(denoise, sched) if clip else denoise
 
         @tf.function(jit_compile=xla, autograph=False)
-        def step(x_t, t, coefficients, z):
-            return samplers.step(denoise, x_t, tf.repeat(t, batch_size), coefficients, z)
+        def step(x_t, memory, t, coefficients, z):
+            return samplers.step(denoise, x_t, tf.repeat(t, batch_size), coefficients, z, memory)
 
         def spec(dtype, *shape):
             return tf.TensorSpec(shape, dtype)
 
-        x, times, coefficients = spec(tf.float32, batch_size, *shape), spec(tf.int32, None), spec(tf.float32, None, 3)
+        x, times, coefficients = spec(tf.float32, batch_size, *shape), spec(tf.int32, None), spec(tf.float32, None, 4)
         seed_and_index = spec(tf.int64), spec(tf.int64, batch_size)
 
-        @tf.function(input_signature=[x, times, coefficients, *seed_and_index], autograph=False)
-        def take(x_t, times, coefficients, seed, index):
-            def one(k, x_t):
-                return k + 1, step(x_t, times[k], coefficients[k], noise(seed, times[k], index, shape))
+        @tf.function(input_signature=[x, x, times, coefficients, *seed_and_index], autograph=False)
+        def take(x_t, memory, times, coefficients, seed, index):
+            def one(k, x_t, memory):
+                z = noise(seed, times[k], index, shape)
+                return k + 1, *step(x_t, memory, times[k], coefficients[k], z)
 
-            _, x_t = tf.while_loop(lambda k, x_t: k < tf.shape(times)[0], one, (0, x_t))
-            return x_t
+            return tf.while_loop(lambda k, *_: k < tf.shape(times)[0], one, (0, x_t, memory))[1:]
 
         self._take, self._draw = take, lambda seed, t, index: noise(seed, t, index, shape)
         self.at_once, self.compiled = 1, False
@@ -115,14 +115,24 @@ class ReverseSteps:
         return self._draw(seed, tf.constant(T + 1), index)
 
     def __call__(
-        self, x_t: tf.Tensor, times: np.ndarray, coefficients: np.ndarray, seed: int, index: Sequence[int]
-    ) -> tf.Tensor:
-        """The images after one step from each of the times, (S,) int, with coefficients (S, 3) float32."""
+        self,
+        x_t: tf.Tensor,
+        memory: tf.Tensor,
+        times: np.ndarray,
+        coefficients: np.ndarray,
+        seed: int,
+        index: Sequence[int],
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Takes one step from each of the times, (S,) int, with coefficients (S, 4) float32.
+
+        Returns:
+            The images after them, and their last estimate x̂_0, which is the `memory` of the next call.
+        """
         start = time.perf_counter()
-        x_t = self._take(x_t, times, coefficients, *_as_int64(seed, index))
+        x_t, memory = self._take(x_t, memory, times, coefficients, *_as_int64(seed, index))
         quick = time.perf_counter() - start < self.QUICK * len(times)
         self.at_once, self.compiled = self.MOST_AT_ONCE if quick else 1, True
-        return x_t
+        return x_t, memory
 
 
 def _as_int64(seed, index):

@@ -109,6 +109,8 @@ OPTIONS = (
     setting("validate_every", "epochs from one held-out loss to the next", 1, type=integer(1), metavar="EPOCHS"),
     setting("sample_every", "epochs from one grid of samples to the next, 0 for none", slides=10,
             default="once, half-way", type=integer(0), metavar="EPOCHS"),
+    setting("sample_steps", "steps of a grid, of DDIM where they are fewer than T", default="T", type=integer(1),
+            metavar="N"),
     of_run("save_every", "minutes between saves: at most this much is lost to a power cut", "10", type=number(0),
            metavar="MINUTES"),
     of_run("keep", "copies to keep, each of the first save after the end of an epoch", "0", type=integer(0),

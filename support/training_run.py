@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 from ddpm import to_pixels
-from diffusion.sampling import sample
+from diffusion.sampling import make_plan, sample
 from evaluation.validation import Validation, overfitting_warning
 from support import checkpoint, console, files
 from support.execution import ReverseSteps
@@ -202,13 +202,15 @@ class Grids:
     def __init__(self, model: keras.Model, interruption: Interruption):
         self.model, self.interruption = model, interruption
         self.seed = checkpoint.metadata(model)["settings"]["seed"]
-        self.sched, target = checkpoint.diffusion_of(model)
-        self.steps = ReverseSteps(model, self.sched, N_SAMPLES, target)
+        sched, target = checkpoint.diffusion_of(model)
+        few = checkpoint.metadata(model)["settings"]["sample_steps"]
+        self.plan = make_plan(sched, "ddim", few) if few else make_plan(sched)
+        self.steps = ReverseSteps(model, sched, N_SAMPLES, target)
 
     def sample(self) -> np.ndarray:
         """Images sampled with the EMA weights, int16 (16, height, width, channels); unfinished if a signal came."""
         checkpoint.swap_ema_weights(self.model)
-        for _, x_t in sample(self.steps, self.sched, self.seed, range(N_SAMPLES)):
+        for _, x_t in sample(self.steps, self.plan, self.seed, range(N_SAMPLES)):
             if self.interruption.stop:
                 break
         checkpoint.swap_ema_weights(self.model)

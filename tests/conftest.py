@@ -97,13 +97,14 @@ class Oracle:
         return self.function(inputs)
 
 
-def generate(function, sched, shape, count, seed=0, variance="beta", clip=True, **more):
+def generate(function, sched, shape, count, seed=0, variance="beta", clip=True, plan=None, **more):
     """All (t, x_t) of a reverse process in which the noise is predicted by a function."""
-    from diffusion.sampling import sample
+    from diffusion.sampling import make_plan, sample
     from support.execution import ReverseSteps
 
     steps = ReverseSteps(Oracle(function, shape), sched, count, clip=clip, xla=False)
-    return [(t, x_t.numpy()) for t, x_t in sample(steps, sched, seed, range(count), variance, **more)]
+    plan = make_plan(sched, variance=variance) if plan is None else plan
+    return [(t, x_t.numpy()) for t, x_t in sample(steps, plan, seed, range(count), **more)]
 
 
 def tiny_network(shape, n_feat=None):

@@ -306,6 +306,7 @@ def test_of_sorted_training_images_some_of_all_classes_are_compared(monkeypatch)
 
     monkeypatch.setattr(likelihood, "measure_denoising", measure_denoising)
     monkeypatch.setattr(execution, "even_batches", lambda *more: (1, 10))
+    monkeypatch.setattr(checkpoint, "diffusion_of", lambda model: (ddpm.ddpm_schedule(), "eps"))
     training, options = np.repeat(np.arange(10), 100), types.SimpleNamespace(only=["overfitting"], draws=1)
     book = {"diffusion": {"beta1": 1e-4, "beta2": 0.5, "T": 20}}
     likelihood.likelihood_rows(None, book, np.arange(50), training, options, None)

@@ -49,7 +49,7 @@ def test_the_ends_of_an_interpolation_are_the_pictures_of_the_two_noises(trained
     figure = figures.interpolation(model, count=3)
     first, _, last = (np.asarray(axis.images[0].get_array(), int) for axis in figure.axes)
     sched, steps = figures.sampler(model, 2)
-    *_, (_, x_0) = sampling.sample(steps, sched, 0, range(2))
+    *_, (_, x_0) = sampling.sample(steps, sampling.make_plan(sched), 0, range(2))
     assert np.abs(first - ddpm.to_pixels(x_0[0])).max() <= 1
     assert np.abs(last - ddpm.to_pixels(x_0[1])).max() <= 1
 

@@ -174,7 +174,7 @@ def test_no_failure_to_print_ends_work(monkeypatch, kind):
     for _ in range(2):
         console.say(text)
         console.warn(text)
-    countdown = console.Countdown(2)
+    countdown = console.Countdown(range(2, -1, -1))
     for t in 2, 1, 0:
         countdown.show(t)
     with pytest.raises(SystemExit, match="2"):
@@ -199,7 +199,7 @@ def test_a_bar_on_a_terminal_that_goes_away_ends_nothing(monkeypatch, kind):
     for done in 1, 2, 3:
         shown.update(done, loss=0.5)
         shown.say("×")
-    countdown = console.Countdown(3, "β ")
+    countdown = console.Countdown(range(3, -1, -1), "β ")
     for t in 3, 2, 1, 0:
         countdown.show(t)
 

@@ -195,7 +195,7 @@ def test_few_sizes_of_batches_are_compiled_and_few_models_kept(monkeypatch):
         made.append((model, batch_size))
         return model.inputs[0].shape[1:]
 
-    def fake_sample(shape, sched, seed, index, variance):
+    def fake_sample(shape, plan, seed, index, start):
         yield 0, np.zeros((len(index), *shape))
 
     forget()

@@ -122,12 +122,11 @@ def compile_with_ema(model):
     checkpoint.compile_for_run(model, optimizer, "float32", xla=False)
 
 
-def test_x_T_and_the_noise_of_every_step_are_independent(monkeypatch):
+def test_x_T_and_the_noise_of_every_step_are_independent():
     """A step that returns its noise shows all of it: first x_T, then z_T … z_1, for three images each."""
-    only_noise = np.tile(np.float32([0, 0, 1]), (T, 1))
-    monkeypatch.setattr(sampling, "ancestral_coefficients", lambda *more: only_noise)
+    only_noise = sampling.Plan(np.arange(T, -1, -1, dtype=np.int32), np.tile(np.float32([0, 0, 1, 0]), (T, 1)))
     sched = ddpm.ddpm_schedule(**DIFFUSION)
-    drawn = generate(lambda inputs: inputs[0], sched, (32, 32, 1), 3, seed=7, every=True)
+    drawn = generate(lambda inputs: inputs[0], sched, (32, 32, 1), 3, seed=7, every=True, plan=only_noise)
     drawn = np.concatenate([x_t for _, x_t in drawn])
     assert len(drawn) == 3 * (T + 1)
     assert_independent_noise(drawn)
@@ -181,12 +180,12 @@ def test_a_step_of_the_sampler_is_the_step_of_the_slides(variance, clip):
     """`samplers.step` with its float64 coefficients, and `ddpm.p_sample` with the tables, at every t."""
     sched, rng = ddpm.ddpm_schedule(**DIFFUSION), np.random.default_rng(0)
     times = np.arange(T, -1, -1)
-    coefficients = samplers.ancestral_coefficients(sched, times, variance)
+    coefficients = samplers.coefficients(sched, times, "ddpm", variance)
     x_t, eps, z = rng.standard_normal((3, T, *SHAPE)).astype(np.float32)
     denoise = denoiser(lambda inputs: eps[T - int(np.rint(inputs[1][0, 0] * T))][None], sched)
     denoise = clipped(denoise, sched) if clip else denoise
     for k, t in enumerate(times[:-1]):
         t_ind, of_step = tf.constant([t]), slice(k, k + 1)
         expected = ddpm.p_sample(x_t[of_step], t_ind, eps[of_step], z[of_step], sched, variance, clip)
-        got = samplers.step(denoise, x_t[of_step], t_ind, coefficients[k], z[of_step])
+        got, _ = samplers.step(denoise, x_t[of_step], t_ind, coefficients[k], z[of_step], 1e6 * z[of_step])
         np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,269 @@
+"""Samplers against closed forms: on Gaussian data every step is linear, and its mean and variance are known."""
+
+import itertools
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import Oracle, generate
+
+import ddpm
+import reverse_diffusion as rd
+from diffusion import samplers, sampling
+from support.execution import ReverseSteps
+
+MEAN, DEVIATION = 0.2, 0.25
+SLIDES = ddpm.ddpm_schedule()
+
+
+# --- times ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("spacing", samplers.SPACINGS)
+@pytest.mark.parametrize("schedule, zero_snr", [("linear", False), ("cosine", False), ("cosine", True)])
+def test_times_fall_strictly_from_T_to_0_and_T_of_them_are_every_t(spacing, schedule, zero_snr):
+    for T in 1, 2, 20:
+        sched = ddpm.ddpm_schedule(0.01, 0.01 if T == 1 else 0.3, T, schedule, zero_snr)
+        for steps in range(1, T + 1):
+            times = samplers.choose_times(sched, steps, spacing)
+            assert len(times) == steps + 1 and times[0] == T and times[-1] == 0 and np.all(np.diff(times) < 0)
+        assert list(times) == list(range(T, -1, -1))
+
+
+def test_spacings_are_what_they_are_called():
+    np.testing.assert_array_equal(samplers.choose_times(SLIDES, 5), [1000, 800, 600, 400, 200, 0])
+    np.testing.assert_array_equal(samplers.choose_times(SLIDES, 5, "quadratic"), [1000, 640, 360, 160, 40, 0])
+    times = samplers.choose_times(SLIDES, 8, "logsnr")
+    ab = SLIDES.alphabar[times[:-1]]
+    log_snr = np.log(ab / (1 - ab))
+    assert times[-2] == 1
+    np.testing.assert_allclose(np.diff(log_snr), (log_snr[-1] - log_snr[0]) / 7, atol=0.35)  # times are integers
+    zero = samplers.choose_times(ddpm.ddpm_schedule(zero_snr=True), 8, "logsnr")
+    assert zero[0] == 1000 and zero[-2] == 1
+
+
+# --- a Gaussian's exact predictor -------------------------------------------------------------------------------------
+
+
+def gaussian_predictor(sched, mean=MEAN, deviation=DEVIATION):
+    """The best noise predictor for data N(mean, deviation²)."""
+    alphabar = tf.constant(sched.alphabar, tf.float32)
+
+    def predict(inputs):
+        x_t, t_input = inputs
+        t = tf.cast(tf.round(t_input * ddpm.n_steps(sched)), tf.int32)
+        ab = tf.reshape(tf.gather(alphabar, t), (-1, 1, 1, 1))
+        return (1 - ab) ** 0.5 * (x_t - ab**0.5 * mean) / (ab * deviation**2 + 1 - ab)
+
+    return predict
+
+
+@pytest.fixture(scope="module")
+def steps():
+    """One compiled step, for all samplers, numbers of steps and spacings."""
+    return ReverseSteps(Oracle(gaussian_predictor(SLIDES), (32, 32, 1)), SLIDES, 64, clip=False, xla=False)
+
+
+def moments_by_hand(times, sampler, variance, eta):
+    """Mean and variance at the end, each sampler as its paper writes it; x_t and x̂_0 are jointly Gaussian."""
+    ab, m, s = SLIDES.alphabar, MEAN, DEVIATION
+
+    def estimate(t):  # x̂_0 = p x_t + q
+        gain = ab[t] ** 0.5 * s**2 / (ab[t] * s**2 + 1 - ab[t])
+        return gain, m - gain * ab[t] ** 0.5 * m
+
+    # The state (x_t, x̂_0 of the step before): its mean, and its covariance.
+    mean, covariance, h_before = np.zeros(2), np.diag([1.0, 0.0]), None
+    for t, s_ in itertools.pairwise(times):
+        p, q = estimate(t)
+        a_t, s_t, a_s, s_s = ab[t] ** 0.5, (1 - ab[t]) ** 0.5, ab[s_] ** 0.5, (1 - ab[s_]) ** 0.5
+        beta = 1 - ab[t] / ab[s_]
+        tilde = beta * (1 - ab[s_]) / (1 - ab[t])
+        noise = 0.0
+        if sampler == "ddpm":  # the posterior of x_s given x_t and x_0
+            of_x_0, of_x_t = a_s * beta / (1 - ab[t]), (1 - beta) ** 0.5 * (1 - ab[s_]) / (1 - ab[t])
+            row, shift = [of_x_t + of_x_0 * p, 0.0], of_x_0 * q
+            noise = (beta if variance == "beta" else tilde) if s_ else 0.0
+        elif sampler == "ddim":
+            square = eta**2 * tilde
+            along = (1 - ab[s_] - square) ** 0.5 / s_t  # of x_t - √ᾱ_t x̂_0
+            row, shift = [along + (a_s - along * a_t) * p, 0.0], (a_s - along * a_t) * q
+            noise = square if s_ else 0.0
+        elif s_ == 0:
+            row, shift = [p, 0.0], q
+        else:
+            h = np.log(a_s / s_s) - np.log(a_t / s_t)
+            extra = 0.0 if h_before is None else h / (2 * h_before)
+            of_d = a_s * -np.expm1(-h)  # D = (1 + extra) x̂_0 - extra x̂_0 before
+            row, shift = [s_s / s_t + of_d * (1 + extra) * p, -of_d * extra], of_d * (1 + extra) * q
+            h_before = h
+        matrix = np.array([row, [p, 0.0]])
+        mean = matrix @ mean + [shift, q]
+        covariance = matrix @ covariance @ matrix.T + np.diag([noise, 0.0])
+    return mean[0], covariance[0, 0]
+
+
+SAMPLERS = [("ddpm", "beta", 0.0), ("ddpm", "posterior", 0.0), ("ddim", "beta", 0.0), ("ddim", "beta", 0.6),
+            ("ddim", "beta", 1.0), ("dpm++", "beta", 0.0)]  # fmt: skip
+
+
+@pytest.mark.parametrize("count, spacing", [(5, None), (10, "logsnr"), (50, "uniform"), (250, "quadratic")])
+@pytest.mark.parametrize("sampler, variance, eta", SAMPLERS)
+def test_mean_and_variance_are_those_of_the_papers_formulas(steps, sampler, variance, eta, count, spacing):
+    plan = sampling.make_plan(SLIDES, sampler, count, spacing, eta, variance)
+    *_, (t, x_0) = sampling.sample(steps, plan, 3, range(64))
+    mean, square = moments_by_hand([int(t) for t in plan.times], sampler, variance, eta)
+    x_0 = x_0.numpy()
+    assert t == 0 and x_0.mean() == pytest.approx(mean, abs=5 * (square / x_0.size) ** 0.5 + 1e-4)
+    assert x_0.var() == pytest.approx(square, rel=5 * (2 / x_0.size) ** 0.5)
+
+
+def test_ddim_with_eta_1_is_ddpm_with_the_posterior_variance():
+    for count in 7, 1000:
+        times = samplers.choose_times(SLIDES, count)
+        one = samplers.coefficients(SLIDES, times, "ddim", eta=1.0)
+        np.testing.assert_allclose(one, samplers.coefficients(SLIDES, times, "ddpm", "posterior"), atol=1e-7)
+
+
+@pytest.mark.parametrize("sampler, order", [("ddim", 1), ("dpm++", 2)])
+def test_without_noise_samplers_converge_to_the_flow_with_their_order(sampler, order):
+    """From x_T to t = 1 in steps that are equal in log-SNR; the flow scales x_t - √ᾱ_t m with its deviation."""
+    ab_1, ab_T = SLIDES.alphabar[1], SLIDES.alphabar[-1]
+    ends, x_T, errors = np.log([ab_T / (1 - ab_T), ab_1 / (1 - ab_1)]), np.array([-1.5, 0.3, 2.0]), []
+    for count in 40, 80, 160:
+        sched = ddpm.Schedule()
+        sched.alphabar = 1 / (1 + np.exp(-np.linspace(*ends, count + 1)))[::-1]  # its own times, count … 0
+        times, x, before = np.arange(count, -1, -1), x_T.copy(), 0.0
+        of_steps = samplers.coefficients(sched, times, sampler).astype(np.float64)
+        for t, (a, b, sigma, c) in zip(times, of_steps, strict=False):
+            ab = sched.alphabar[t]
+            eps = (1 - ab) ** 0.5 * (x - ab**0.5 * MEAN) / (ab * DEVIATION**2 + 1 - ab)
+            x_0 = (x - (1 - ab) ** 0.5 * eps) / ab**0.5
+            x, before = a * x_0 + b * eps + c * (x_0 - before), x_0
+            assert sigma == 0
+        scale = [(ab * DEVIATION**2 + 1 - ab) ** 0.5 for ab in (ab_T, ab_1)]
+        exact = ab_1**0.5 * MEAN + (x_T - ab_T**0.5 * MEAN) * scale[1] / scale[0]
+        errors.append(np.abs(x - exact).max())
+    for larger, smaller in itertools.pairwise(errors):
+        assert np.log2(larger / smaller) == pytest.approx(order, abs=0.25)
+
+
+def test_few_steps_are_as_many_network_calls_and_need_no_new_trace(steps):
+    calls = []
+
+    def counting(inputs):
+        tf.numpy_function(lambda t: calls.append(float(t[0, 0])) or np.int64(0), [inputs[1]], tf.int64)
+        return inputs[0]
+
+    sched = ddpm.ddpm_schedule(0.01, 0.3, 20)
+    of_count = ReverseSteps(Oracle(counting, (2, 2, 1)), sched, 1, xla=False)
+    for count, sampler, eta in (5, "ddim", 0.5), (7, "dpm++", 0.0), (20, "ddpm", 0.0):
+        calls.clear()
+        plan = sampling.make_plan(sched, sampler, count, eta=eta)
+        list(sampling.sample(of_count, plan, 0, [0]))
+        np.testing.assert_allclose(calls, plan.times[:-1] / 20, rtol=1e-6)
+    assert of_count._take.experimental_get_tracing_count() == 1
+
+
+# --- what every sampler keeps to --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("clip", [True, False])
+@pytest.mark.parametrize("target, schedule", [("eps", "linear"), ("x0", "cosine"), ("v", "sigmoid")])
+def test_every_sampler_keeps_to_the_contract(target, schedule, clip):
+    sched = ddpm.ddpm_schedule(0.01, 0.3, 20, schedule)
+    oracle = Oracle(lambda inputs: tf.sin(3 * inputs[0] + inputs[1][:, None, None]), (8, 8, 1))
+    three, one = (ReverseSteps(oracle, sched, n, target, clip, xla=False) for n in (3, 1))
+
+    def end(run, index, seed=1, **how):
+        *_, (t, x_0) = sampling.sample(run, sampling.make_plan(sched, **how), seed, index)
+        assert t == 0 and x_0.dtype == tf.float32
+        return x_0.numpy()
+
+    for sampler, variance, eta in SAMPLERS:
+        how = {"sampler": sampler, "variance": variance, "eta": eta, "steps": 6}
+        images = end(three, range(3), **how)
+        assert images.shape == (3, 8, 8, 1) and np.all(np.isfinite(images))
+        np.testing.assert_array_equal(images, end(three, range(3), **how))
+        assert np.any(images != end(three, range(3), seed=2, **how))
+        np.testing.assert_allclose(images[2:], end(one, [2], **how), atol=1e-5)
+        if clip:
+            assert np.abs(images).max() <= 1  # the last step is the estimate of x_0
+
+    start = tf.random.stateless_normal((3, 8, 8, 1), (0, 1))
+    for sampler in "ddim", "dpm++":  # without noise only x_T matters
+        plan = sampling.make_plan(sched, sampler, 6)
+        ends = [list(sampling.sample(three, plan, seed, range(3), start))[-1][1].numpy() for seed in (1, 2)]
+        np.testing.assert_array_equal(*ends)
+    posterior = end(three, range(3), variance="posterior")
+    np.testing.assert_allclose(posterior, end(three, range(3), sampler="ddim", eta=1.0), atol=1e-5)
+
+
+def test_an_inversion_leads_to_the_noise_that_leads_back():
+    x_0 = np.clip(MEAN + DEVIATION * np.random.default_rng(0).standard_normal((1, 16, 16, 1)), -1, 1).astype(np.float32)
+    predictor, asked = gaussian_predictor(SLIDES), []
+
+    def recording(inputs):
+        tf.numpy_function(lambda t: asked.append(round(1000 * float(t[0, 0]))) or np.int64(0), [inputs[1]], tf.int64)
+        return predictor(inputs)
+
+    errors = []
+    for count in 50, 400:
+        asked.clear()
+        plan, back = sampling.make_inversion(SLIDES, count), sampling.make_plan(SLIDES, "ddim", count)
+        *_, (t, x_T) = generate(recording, SLIDES, (16, 16, 1), 1, clip=False, plan=plan, start=tf.constant(x_0))
+        assert t == 1000 and asked[0] == 1 and asked[1:] == list(plan.times[1:-1])
+        *_, (_, again) = generate(predictor, SLIDES, (16, 16, 1), 1, clip=False, plan=back, start=tf.constant(x_T))
+        errors.append(np.abs(again - x_0).max())
+    assert errors[1] < 0.2 * errors[0] and errors[1] < 0.03
+    assert abs(x_T.mean()) < 0.3 and x_T.std() == pytest.approx(1, abs=0.15)
+
+
+def test_my_sample_and_invert_take_arrays(model_folder, monkeypatch):
+    monkeypatch.chdir(model_folder)
+    images = np.load("pictures.npy")[:2]
+    noise = rd.invert(images, steps=10, verbose=0)
+    assert noise.dtype == np.float32 and noise.shape == images.shape
+    np.testing.assert_allclose(noise, rd.invert(images / np.float32(127.5) - 1, steps=10, verbose=0), atol=1e-5)
+    one, other = (rd.my_sample(noise=noise, sampler="ddim", seed=k, verbose=0, clip=False) for k in (1, 2))
+    np.testing.assert_array_equal(one, other)
+    assert np.abs(one - images.astype(int)).mean() < 40  # of a network that has hardly been trained
+    few = rd.my_sample(n_sample=2, sampler="dpm++", steps=5, seed=3, verbose=0)
+    assert few.shape == images.shape and np.any(few != rd.my_sample(n_sample=2, steps=5, seed=3, verbose=0))
+
+
+@pytest.mark.parametrize(
+    "wrong, words",
+    [
+        ({"sampler": "euler"}, "ddpm, ddim, dpm\\+\\+, got 'euler'"),
+        ({"steps": 21}, "1 … 20, .*got 21"),
+        ({"steps": 0}, "1 … 20, .*got 0"),
+        ({"spacing": "uniform"}, "spacing uniform needs a number of steps"),
+        ({"spacing": "cubic", "steps": 5}, "uniform, quadratic, logsnr, got 'cubic'"),
+        ({"sampler": "ddim", "eta": 1.5}, "between 0 and 1, got 1.5"),
+        ({"sampler": "ddim", "eta": float("nan")}, "between 0 and 1, got nan"),
+        ({"sampler": "dpm++", "eta": 0.5}, "dpm\\+\\+ has none"),
+        ({"eta": 0.5}, "ddpm has none"),
+        ({"noise": np.zeros((2, 32, 32, 1), np.float32)}, r"noise must be an array of shape \(2, 32, 32, 3\)"),
+        ({"noise": np.zeros((3, 32, 32, 3), np.float32), "n_sample": 2}, r"shape \(2, 32, 32, 3\), got \(3,"),
+        ({"noise": np.full((1, 32, 32, 3), "a")}, "array of numbers"),
+    ],
+)
+def test_what_a_sampler_cannot_do_is_one_sentence(model_folder, wrong, words):
+    with pytest.raises(ValueError, match=words):
+        rd.my_sample(model=str(model_folder / "model.keras"), verbose=0, **wrong)
+
+
+@pytest.mark.parametrize(
+    "images, words",
+    [
+        (np.zeros((1, 32, 32, 1), np.uint8), r"images must be an array of shape \(1, 32, 32, 3\)"),
+        (np.full((1, 32, 32, 3), 300), "0 … 255, got 300"),
+        (np.full((1, 32, 32, 3), 1.5), "-1 … 1, got 1.5"),
+        (np.full((1, 32, 32, 3), np.nan), "-1 … 1, got nan"),
+        (np.zeros((0, 32, 32, 3)), "shape"),
+    ],
+)
+def test_images_that_cannot_be_inverted_are_one_sentence(model_folder, images, words):
+    with pytest.raises(ValueError, match=words):
+        rd.invert(images, str(model_folder / "model.keras"), verbose=0)
