@@ -86,7 +86,7 @@ def interpolation(model, count=8, seed=0):
     return strip([x_0], [f"{100 * k // (count - 1)} %" for k in range(count)], [""])
 
 
-def reverse_gif(model, path, n_sample=16, frames=40, seed=0):
+def reverse_gif(model, path, n_sample=9, frames=40, seed=0):
     """Writes the reverse process of a grid of images as an animated GIF that pauses at its end."""
     import numpy as np
     from PIL import Image
