@@ -79,17 +79,6 @@ def write(folder, files):
             path.write_bytes(encode(plain((10, 10), content), "PNG") if isinstance(content, tuple) else content)
 
 
-def write_any_name(folder, name, content):
-    """Writes a file whose name is any bytes, and returns its path."""
-    path = os.path.join(os.fsencode(folder), name)
-    try:
-        with open(path, "wb") as file:
-            file.write(content)
-    except OSError:
-        pytest.skip("this file system has no such names")
-    return os.fsdecode(path)
-
-
 def assert_plain(image, color, tolerance=0):
     assert np.abs(image.astype(int) - color).max() <= tolerance, f"{image[0, 0]} is not {color}"
 

@@ -8,22 +8,29 @@ import random
 import numpy as np
 import pytest
 from conftest import ROOT
-from data_helpers import RED, noise, posix, python, write
+from data_helpers import (
+    RED,
+    assert_plain,
+    assert_printable_on_one_line,
+    encode,
+    noise,
+    not_root,
+    plain,
+    posix,
+    python,
+    write,
+)
 
 import data
 from data import batches, digest, drawings, load_images
 
 
-@pytest.mark.parametrize("channels", [0, 2, 4, "3"])
-def test_other_numbers_of_channels_are_refused(channels):
-    with pytest.raises(ValueError, match="channels"):
-        load_images("drawings", 8, channels)
-
-
-@pytest.mark.parametrize("size", [0, -8, 8.5, "8", None])
-def test_impossible_sizes_are_refused(size):
-    with pytest.raises(ValueError, match="image_size"):
-        load_images("drawings", size)
+@pytest.mark.parametrize(
+    "name, value", [*(("channels", c) for c in (0, 2, 4, "3")), *(("image_size", s) for s in (0, -8, 8.5, "8", None))]
+)
+def test_impossible_sizes_and_channels_are_refused(name, value):
+    with pytest.raises(ValueError, match=name):
+        load_images("drawings", **{"image_size": 8, name: value})
 
 
 def test_sources_that_are_missing_or_of_another_kind_are_refused(tmp_path):
@@ -46,6 +53,65 @@ def test_links_to_nothing_and_pipes_named_like_arrays_are_refused_without_hangin
     assert done.returncode == 1 and "ValueError: " in done.stderr
 
 
+@not_root
+def test_files_and_folders_without_permission_are_skipped_or_refused(tmp_path):
+    write(tmp_path, {"good.png": RED, "closed.png": RED, "closed/a.png": RED})
+    np.save(tmp_path / "closed.npy", noise(2, 8, 8))
+    for name in "closed.png", "closed.npy", "closed":
+        os.chmod(tmp_path / name, 0)
+    try:
+        images, report = load_images(tmp_path, 8)
+        with pytest.raises(ValueError, match="closed.npy"):
+            load_images(tmp_path / "closed.npy", 8)
+    finally:
+        os.chmod(tmp_path / "closed", 0o700)
+    assert len(images) == 1
+    assert dict(report.skipped) == dict.fromkeys(["closed", "closed.npy", "closed.png"], "permission denied")
+
+
+NAMES = [
+    *(b"two\nlines", b"\r\t\x1b[31mred\x07\x7f", b"\xff\xfe", b" %s {0} \\ ' \" "),
+    *("next\u0085 line\u2028 separator\u2029".encode(), "Käse 猫".encode()),
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_of_any_bytes_are_read_and_printed_on_one_line(tmp_path, name):
+    def put(folder, ending, content):
+        """Writes a file, or makes a folder."""
+        path = os.path.join(os.fsencode(folder), name + ending)
+        try:
+            os.mkdir(path) if content is None else pathlib.Path(os.fsdecode(path)).write_bytes(content)
+        except OSError:
+            pytest.skip("this file system has no such names")
+        return os.fsdecode(path)
+
+    def refuse(source, said):
+        with pytest.raises(ValueError, match=said) as error:
+            load_images(source, 8)
+        assert_printable_on_one_line(str(error.value))
+
+    folder = put(tmp_path, b".npy", None)
+    refuse(folder, "it is empty")
+    bad = put(folder, b".png", b"no image")
+    refuse(folder, "no image")
+    put(folder, b".z.png", encode(plain((9, 9), RED), "PNG"))
+    images, report = load_images(folder, 8)
+    assert_plain(images[0], RED)
+    assert report.skipped == [(os.path.basename(bad), "not an image")]
+    assert_printable_on_one_line(str(report))
+    readable = name.decode(errors="ignore")
+    if readable.encode() == name and readable.isprintable():
+        assert readable in str(report), "what can be printed should be shown as it is"
+
+    array = put(tmp_path, b"2.npy", b"no array")
+    refuse(array, "plain array")
+    np.save(array, noise(2, 8, 8) / 255)
+    assert_printable_on_one_line(str(load_images(array, 8)[1]))
+    np.save(array, np.zeros(3))
+    refuse(array, "shape")
+
+
 @pytest.mark.parametrize("name", ["drawings", "new-drawings"])
 def test_a_folder_named_like_the_drawings_is_told_apart(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
@@ -53,7 +119,8 @@ def test_a_folder_named_like_the_drawings_is_told_apart(tmp_path, monkeypatch, n
     assert load_images(name, 8)[1].notes == []
     write(tmp_path, {f"{name}/a.png": RED})
     images, report = load_images(name, 8)
-    assert len(images) == 2 and report.source == name
+    np.testing.assert_array_equal(images, drawings.draw_cats(8, count=2, seed=int(name == "new-drawings")))
+    assert report.source == name
     assert report.notes == [f"{name} means the built-in drawings; for the folder of that name write .{os.sep}{name}"]
     for folder in f"./{name}", f"{name}/", tmp_path / name, pathlib.Path(name):
         images, report = load_images(folder, 8)
