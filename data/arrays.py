@@ -19,12 +19,12 @@ def read_array_file(path: str, image_size: int, channels: int) -> tuple[np.ndarr
         ValueError: for any other array, or a corrupt file.
     """
     array, photographs = _load(path)
-    name = image_files.escape_name(path)
+    name, shape = image_files.escape_name(path), array.shape
     if array.ndim == 3 and array.shape[-1] not in (1, 3, 4):
         array = array[..., None]
     if array.ndim != 4 or array.shape[-1] not in (1, 3) or 0 in array.shape:
         raise ValueError(
-            f"{name} holds an array of shape {array.shape}; images are (N, height, width) if grey, "
+            f"{name} holds an array of shape {shape}; images are (N, height, width) if grey, "
             "or (N, height, width, channels) with 1 or 3 channels"
         )
     black, white, notes = _find_value_range(array, name)
