@@ -104,7 +104,7 @@ def operations(n_feat, size, batch):
 
 
 def table(title, rows):
-    """Prints rows of words and numbers in columns; the first row is the heading. As Markdown, for the README."""
+    """Prints rows in columns as Markdown, for docs/performance.md; the first row is the heading."""
     print(f"\n{title}\n")
     widths = [max(len(str(row[k])) for row in rows) for k in range(len(rows[0]))]
     for i, row in enumerate(rows):

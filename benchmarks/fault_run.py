@@ -3,7 +3,7 @@
     python benchmarks/fault_run.py --kills 50
 
 After each kill the model file must load, its step must not have gone backwards, and no more may be lost
-than was learnt between two saves. Every second run saves after every step, so that many kills fall into a save.
+than was trained between two saves. Every second run saves after every step, so that many kills fall into a save.
 Prints a line for each kill and a summary; exit status 1 if something was lost. About 15 s a kill on 2 cores.
 """
 
@@ -39,7 +39,7 @@ def main():
     print(
         f"{len(outcomes)} kills, {in_save} of them during a save; at most {lost:.2f} s of training lost; {len(bad)} bad"
     )
-    print("and training goes on" if alive and going_on.returncode == 143 else "but training does not go on")
+    print("and training resumes" if alive and going_on.returncode == 143 else "but training does not resume")
     sys.exit(bool(bad) or not alive)
 
 
@@ -51,7 +51,7 @@ def training(save_every):
 
 
 def kill_once(folder, number, chance):
-    """Lets the training of `folder` go on for a moment, kills it, and says what is left of it."""
+    """Resumes the training of `folder` for a moment, kills it, and says what is left of it."""
     before = step_in(folder)
     save_every = 0 if number % 2 else SAVE_EVERY
     process = subprocess.Popen(training(save_every), cwd=folder, stdout=subprocess.PIPE, text=True)
@@ -64,7 +64,7 @@ def kill_once(folder, number, chance):
     in_save = any(name.startswith(".model.keras.saving") for name in os.listdir(folder))
     seconds_lost = killed - os.stat(path).st_mtime if os.path.exists(path) else 0.0
     after = step_in(folder)
-    # A save that was under way is lost with the time it took, and so is what was learnt before it was due.
+    # A save that was under way is lost with the time it took, and so are the steps before it was due.
     bad = after is None or (before or 0) > after or seconds_lost > save_every + 2
     print(
         f"kill {number + 1:3}: step {before} -> {after}, {seconds_lost:5.2f} s lost"

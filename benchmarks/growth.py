@@ -1,4 +1,4 @@
-"""How do time and memory of a training step grow with the width, the size of the pictures, and the batch?
+"""How do time and memory of a training step grow with the width, the size of the images, and the batch?
 
     python benchmarks/growth.py --out docs/growth.png       about 4 minutes on 2 cores
 
@@ -86,7 +86,7 @@ def draw(results, rate, path):
 def largest_batches(results):
     """Rows: memory of a card, and the largest batch of the slides' setting that should fit, computed.
 
-    The memory of a batch grows with n_feat and with the pixels; here it is that of a picture at n_feat 16 and 32×32,
+    The memory of a batch grows with n_feat and with the pixels; here it is that of an image at n_feat 16 and 32×32,
     times as much. Weights, gradients, Adam's two moments and the average take 5 × 4 bytes a parameter, and a tenth of
     the card is left to others.
     """

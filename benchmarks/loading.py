@@ -3,8 +3,8 @@
     python benchmarks/loading.py                  makes 10,000 JPEGs first; about 5 minutes on 2 cores
     python benchmarks/loading.py --data FOLDER    your own
 
-Reads all pictures of a folder at 64×64, beside the same Pillow calls in a pool of processes, one for each core; then
-reads them a second time; then measures what share of a training step goes into its batch.
+Reads all images of a folder at 64×64, beside the same Pillow calls in a pool of processes, one for each core; then
+reads them a second time; then measures what fraction of a training step goes into its batch.
 """
 
 import argparse
@@ -33,8 +33,8 @@ def make_photographs(folder, count):
         width, height = (int(side) for side in rng.integers(300, 500, 2))
         coarse = Image.fromarray(rng.integers(0, 256, (24, 32, 3), np.uint8)).resize((width, height), Image.BICUBIC)
         grain = rng.normal(0, 12, (height, width, 1))
-        picture = np.clip(np.asarray(coarse) + grain, 0, 255).astype(np.uint8)
-        Image.fromarray(picture).save(os.path.join(folder, f"{k:05}.jpg"), quality=90)
+        image = np.clip(np.asarray(coarse) + grain, 0, 255).astype(np.uint8)
+        Image.fromarray(image).save(os.path.join(folder, f"{k:05}.jpg"), quality=90)
 
 
 def read_one(path):
@@ -46,7 +46,7 @@ def read_one(path):
 
 
 def with_pillow(folder):
-    """All pictures of the folder, read by as many processes as there are cores."""
+    """All images of the folder, read by as many processes as there are cores."""
     paths = [os.path.join(folder, name) for name in sorted(os.listdir(folder))]
     with concurrent.futures.ProcessPoolExecutor(common.device.cores()) as pool:
         return np.stack(list(pool.map(read_one, paths, chunksize=64)))
@@ -88,7 +88,7 @@ def main():
             shutil.rmtree(folder)
     one, other, second = (statistics.median(times) for times in (ours, pillow, again))
     common.table(
-        f"{len(images):,} pictures from a folder to {SIZE}×{SIZE}",
+        f"{len(images):,} images from a folder to {SIZE}×{SIZE}",
         [
             ("", "seconds", "× Pillow"),
             ("this project, first time", f"{one:.1f}", f"{other / one:.2f}"),
@@ -102,7 +102,7 @@ def main():
     batches = sum(1 for _ in data.batches(images, batch, 0, 0, flip=True))
     each = (time.perf_counter() - start) / batches
     common.table(
-        f"one batch of {batch} pictures {SIZE}×{SIZE}, mirrored at random",
+        f"one batch of {batch} images {SIZE}×{SIZE}, mirrored at random",
         [("", "milliseconds"), ("shuffled, mirrored, as float32", f"{1e3 * each:.3f}")],
     )
 

@@ -3,7 +3,7 @@
     pip install -r benchmarks/requirements.txt
     python benchmarks/reverse_step.py             about 3 minutes on 2 cores
 
-A picture takes 1,000 such steps. Fresh noise is part of each step everywhere. This project's own are taken as in
+An image takes 1,000 such steps. Fresh noise is part of each step everywhere. This project's own are taken as in
 `my_sample`, ten in a call. PyTorch runs eager, in inference mode, in both memory layouts.
 """
 

@@ -3,8 +3,8 @@
     python benchmarks/sanity.py --features pixels                                  drawings, no downloads
     python benchmarks/sanity.py --features efficientnet --data CATS --other DOGS   photographs; some minutes
 
-Every row compares a set of pictures with the same held-out ones. `near-copies` is the share that are nearly training
-pictures (`metrics.copy_ratios`).
+Every row compares a set of images with the same held-out ones. `near-copies` is the share that are nearly training
+images (`metrics.copy_ratios`).
 """
 
 import argparse
@@ -19,22 +19,22 @@ from evaluation.features import extractor
 
 
 def blurred(images):
-    """Gaussian blur with a radius of a sixteenth of the picture."""
+    """Gaussian blur with a radius of a sixteenth of the image."""
     blur = ImageFilter.GaussianBlur(images.shape[1] / 16)
     return np.stack([np.asarray(Image.fromarray(image).filter(blur)) for image in images])
 
 
 def noisy(images, rng, share=0.3):
-    """A share of noise in every pixel."""
+    """A fraction of noise in every pixel."""
     return np.clip((1 - share) * images + share * rng.normal(128, 128, images.shape), 0, 255).astype(np.uint8)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default="drawings", help="real pictures (drawings)")
-    parser.add_argument("--other", help="pictures of another kind, for the row that is half of them (upside down ones)")
+    parser.add_argument("--data", default="drawings", help="real images (drawings)")
+    parser.add_argument("--other", help="images of another kind, for the row that is half of them (upside down ones)")
     parser.add_argument("--image-size", type=int, default=32)
-    parser.add_argument("--count", type=int, default=500, help="pictures in each set (500)")
+    parser.add_argument("--count", type=int, default=500, help="images in each set (500)")
     parser.add_argument("--features", default="pixels", help="as in evaluate.py (pixels)")
     options = parser.parse_args()
     common.device.start_tensorflow()
@@ -42,13 +42,13 @@ def main():
     images, _ = data.load_images(options.data, options.image_size)
     images = images[rng.permutation(len(images))]
     if len(images) < 3 * n:
-        parser.error(f"needs {3 * n:,} pictures, and {options.data} has {len(images):,}")
+        parser.error(f"needs {3 * n:,} images, and {options.data} has {len(images):,}")
     held_out, real, training = images[:n], images[n : 2 * n], images[2 * n :]
     other = data.load_images(options.other, options.image_size)[0][:n] if options.other else real[:, ::-1]
     cases = {
         "real": real,
-        "training pictures": training[:n],
-        "50 pictures, repeated": training[np.arange(n) % 50],
+        "training images": training[:n],
+        "50 images, repeated": training[np.arange(n) % 50],
         "half of another kind": np.concatenate([real[: n // 2], other[: n - n // 2]]),
         "blurred": blurred(real),
         "a third noise": noisy(real, rng),
@@ -57,16 +57,16 @@ def main():
     print(common.machine("tensorflow", "numpy"))
     extract = extractor(options.features)
     of_held_out, of_training = extract(held_out), extract(training)
-    rows = [("compared with held-out pictures", "KID", "Fréchet", "precision", "recall", "near-copies")]
-    for name, pictures in cases.items():
-        features = extract(pictures)
+    rows = [("compared with held-out images", "KID", "Fréchet", "precision", "recall", "near-copies")]
+    for name, images in cases.items():
+        features = extract(images)
         cells = []
         for metric in metrics.kid, metrics.frechet, metrics.precision, metrics.recall:
             value, error = metrics.with_error(metric, of_held_out, features)
             cells.append(f"{value:.3g} ± {error:.1g}")
         cells.append(f"{metrics.copy_ratios(features, of_training, of_held_out)[1]:.2f}")
         rows.append((name, *cells))
-    common.table(f"{n} pictures each of {options.data}, features: {options.features}", rows)
+    common.table(f"{n} images each of {options.data}, features: {options.features}", rows)
 
 
 if __name__ == "__main__":

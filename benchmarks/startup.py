@@ -87,7 +87,7 @@ def main():
         subprocess.run([sys.executable, script, *quick], cwd=folder, check=True, capture_output=True)
         starts = {
             "python diffusion_model.py, the settings of the first run": TRAINING,
-            "my_sample(), one picture": SAMPLING.replace("N", "1"),
+            "my_sample(), one image": SAMPLING.replace("N", "1"),
             "my_sample(n_sample=16)": SAMPLING.replace("N", "16"),
         }
         for title, code in starts.items():

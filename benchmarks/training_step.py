@@ -5,10 +5,10 @@
     python benchmarks/training_step.py --precision bfloat16
     python benchmarks/training_step.py --n-feat 512 --batch-size 64 --precision bfloat16        on a GPU
 
-All draw t and ε, noise the pictures, predict, go one step of Adam and average the weights. The networks are the same
+All draw t and ε, noise the images, predict, go one step of Adam and average the weights. The networks are the same
 (checked first: as many parameters, and with the same weights the same outputs to 1e-4). PyTorch runs as it is, eager,
 in both memory layouts; on a GPU also compiled. The last column is the arithmetic of the convolutions done in a second,
-as a share of that of large matrices, which this machine multiplies in the same run.
+as a fraction of that of large matrices, which this machine multiplies in the same run.
 """
 
 import argparse
@@ -108,7 +108,7 @@ def main():
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--n-feat", type=int, help="a width of your own, with --image-size")
     parser.add_argument("--image-size", type=int, default=64, help="with --n-feat (64)")
-    parser.add_argument("--batch-size", type=int, default=16, help="pictures in a step (16)")
+    parser.add_argument("--batch-size", type=int, default=16, help="images in a step (16)")
     options = parser.parse_args()
     settings = {"yours": (options.n_feat, options.image_size)} if options.n_feat else SETTINGS
     import peer
