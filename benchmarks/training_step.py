@@ -53,9 +53,9 @@ def ours(n_feat, size, batch, precision, options):
         if image_batch is None:
             endless = data.batches(images, batch, 0, step)
             image_batch = next(endless)
-        x_t, t_input, eps = noisy(image_batch, tf.constant(step, tf.int64))
+        x_t, t_input, target, weight = noisy(image_batch, tf.constant(step, tf.int64))
         step += 1
-        return model.train_on_batch([x_t, t_input], eps)
+        return model.train_on_batch([x_t, t_input], target, sample_weight=weight)
 
     return train_step
 
