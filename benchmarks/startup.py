@@ -57,7 +57,7 @@ x_t = steps.start(T, 0, range(N))
 stage("noise")
 steps(x_t, x_t, [T], coefficients(sched, np.array([T, T - 1])), 0, range(N))
 stage("first step: the graph")
-step(x_t, tf.constant(T), x_t)
+steps(x_t, x_t, [T], coefficients(sched, np.array([T, T - 1])), 0, range(N))
 stage("second step")
 print(stages)
 """
