@@ -241,7 +241,8 @@ def test_a_venv_that_works_is_never_cleared(ready):
     ],
 )
 def test_a_computer_that_tensorflow_does_not_support_is_told_so(folder, patches, words):
-    code = f"import platform, runpy, sys, sysconfig; {patches}; runpy.run_path('start.py', run_name='__main__')"
+    imports = "platform, runpy, shutil, subprocess, sys, sysconfig, webbrowser"  # which look at the platform too
+    code = f"import {imports}; {patches}; runpy.run_path('start.py', run_name='__main__')"
     done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=20)
     assert done.returncode == 1 and done.stdout == "" and not (folder / ".venv").exists()
     assert done.stderr.startswith("start.py: ") and len(done.stderr.splitlines()) == 1
