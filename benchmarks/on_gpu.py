@@ -2,7 +2,7 @@
 
     python benchmarks/on_gpu.py --minutes 25 --out on-gpu          everything
     python benchmarks/on_gpu.py --only runs,speed --out on-gpu     some parts
-    python benchmarks/on_gpu.py --tiny --out /tmp/tiny             the same checks in small, on any computer
+    python benchmarks/on_gpu.py --tiny --out tiny              the same checks in small, on any computer
 
     runs     does it run at all: precisions, XLA, determinism, out of memory, exact resume, SIGTERM
     speed    training and reverse steps, beside the matrix rate of the card and beside PyTorch
@@ -17,6 +17,7 @@ DIR/report.md at once, so that a cut-off loses nothing; the same command again c
 
 import argparse
 import dataclasses
+import functools
 import importlib.util
 import json
 import os
@@ -47,7 +48,6 @@ class Size:
     steps: int
     matrix: int
     absurd_batch: int
-    precisions: tuple = ("float32", "tf32", "bfloat16")
 
 
 FULL = Size(n_feat=512, image_size=64, batch=64, T=1000, steps=300, matrix=8192, absurd_batch=1024)
@@ -266,34 +266,11 @@ def speed_of_training(size, precision, xla, parts=1):
     }
 
 
-@check("speed", 60)
-def training_bfloat16_xla(size):
-    return speed_of_training(size, "bfloat16", True)
-
-
-@check("speed", 60)
-def training_tf32_xla(size):
-    return speed_of_training(size, "tf32", True)
-
-
-@check("speed", 90)
-def training_float32_xla(size):
-    return speed_of_training(size, "float32", True)
-
-
-@check("speed", 60)
-def training_bfloat16_without_xla(size):
-    return speed_of_training(size, "bfloat16", False)
-
-
-@check("speed", 60)
-def training_tf32_without_xla(size):
-    return speed_of_training(size, "tf32", False)
-
-
-@check("speed", 60)
-def training_bfloat16_in_two_parts(size):
-    return speed_of_training(size, "bfloat16", True, parts=2)
+for precision, xla, parts in ("bfloat16", True, 1), ("tf32", True, 1), ("float32", True, 1), ("bfloat16", False, 1), (
+    "tf32", False, 1), ("bfloat16", True, 2):  # fmt: skip
+    name = f"training_{precision}" + ("_xla" if xla else "_without_xla") + ("_in_two_parts" if parts > 1 else "")
+    function = functools.partial(speed_of_training, precision=precision, xla=xla, parts=parts)
+    CHECKS[name] = ("speed", 60, ("tensorflow",), function)
 
 
 def speed_of_torch(size, precision, compiled):
@@ -308,24 +285,10 @@ def speed_of_torch(size, precision, compiled):
     return {"ms a step": round(1e3 * seconds, 2), "images per second": round(size.batch / seconds, 1)}
 
 
-@check("speed", 60, needs=("torch",))
-def torch_bfloat16(size):
-    return speed_of_torch(size, "bfloat16", False)
-
-
-@check("speed", 120, needs=("torch", "gpu"))
-def torch_bfloat16_compiled(size):
-    return speed_of_torch(size, "bfloat16", True)
-
-
-@check("speed", 60, needs=("torch",))
-def torch_tf32(size):
-    return speed_of_torch(size, "tf32", False)
-
-
-@check("speed", 120, needs=("torch", "gpu"))
-def torch_tf32_compiled(size):
-    return speed_of_torch(size, "tf32", True)
+for precision, compiled in ("bfloat16", False), ("bfloat16", True), ("tf32", False), ("tf32", True):
+    name, needs = f"torch_{precision}" + "_compiled" * compiled, ("torch", "gpu") if compiled else ("torch",)
+    function = functools.partial(speed_of_torch, precision=precision, compiled=compiled)
+    CHECKS[name] = ("speed", 120 if compiled else 60, needs, function)
 
 
 @check("speed", 120)
@@ -454,19 +417,8 @@ def losses(size, precision):
     return {f"mean loss, third {k}": round(loss, 4) for k, loss in enumerate(thirds, start=1)}
 
 
-@check("right", 90)
-def losses_float32(size):
-    return losses(size, "float32")
-
-
-@check("right", 90)
-def losses_tf32(size):
-    return losses(size, "tf32")
-
-
-@check("right", 90)
-def losses_bfloat16(size):
-    return losses(size, "bfloat16")
+for precision in "float32", "tf32", "bfloat16":
+    CHECKS[f"losses_{precision}"] = ("right", 90, ("tensorflow",), functools.partial(losses, precision=precision))
 
 
 @check("right", 60, needs=("tensorflow", "gpu"))

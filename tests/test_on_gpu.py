@@ -40,7 +40,7 @@ def tiny(monkeypatch, tiny_networks):
     tf.config.experimental.enable_tensor_float_32_execution(before)
 
 
-FAST = ("find_device", "train_in_bfloat16", "resume_exactly", "training_tf32_xla", "training_bfloat16_in_two_parts",
+FAST = ("find_device", "train_in_bfloat16", "resume_exactly", "training_tf32_xla", "training_bfloat16_xla_in_two_parts",
         "reverse_steps", "losses_bfloat16")  # fmt: skip
 
 
