@@ -151,3 +151,13 @@ def test_a_check_in_a_process_of_its_own(monkeypatch, tmp_path, broken, status):
     got, more = on_gpu.run_check("find_device", options, 1 if broken is None else 20)
     assert got == status
     assert {"ok": "a", "failed": "whole error", "out of time": "within 1 s"}[status] in str(more)
+
+
+@pytest.mark.slow
+def test_everything_in_small(run, tmp_path):
+    """The real processes, five minutes of them."""
+    process = run(f"{ROOT}/benchmarks/on_gpu.py", "--tiny", "--minutes", "15", "--out", "out", timeout=1000)
+    assert process.returncode == 0, process.stderr
+    checks = json.loads((tmp_path / "out" / "report.json").read_text())["checks"]
+    assert checks.keys() == on_gpu.CHECKS.keys()
+    assert {check["status"] for check in checks.values()} <= {"ok", "skipped"}
