@@ -11,9 +11,11 @@ import zipfile
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from data_helpers import RED, WHITE, assert_plain, encode, jpeg, noise, pack, posix, python, write
 from PIL import Image
 
+import data
 from data import __main__ as command
 from data import load_images
 
@@ -183,6 +185,12 @@ def test_wrong_options_are_refused(tmp_path, monkeypatch, run, options):
     done = run(*options.split())
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and done.stderr.startswith("python -m data")
     assert os.listdir(tmp_path) == ["train.zip"]
+
+
+@pytest.mark.parametrize("animals, name", [("cats", "cats64"), ("dogs", "dogs64"), ("both", "cats_and_dogs64")])
+def test_the_default_output_is_in_the_package(capsys, animals, name):
+    out = command.parse_options(["cats", "--animals", animals]).out
+    assert out == os.path.join(ROOT, "data", f"{name}.npz") and (animals != "cats" or out == data.CATS)
 
 
 @contextlib.contextmanager
