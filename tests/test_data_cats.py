@@ -169,21 +169,22 @@ def test_other_archives_are_refused_and_leave_the_old_file(tmp_path, run, case):
 
 
 @pytest.mark.parametrize(
-    "options",
+    "options, said",
     [
-        "cats --archive missing.zip --out a.npz",
-        "cats --archive train.zip --out a.png",
-        "cats --archive train.zip --out a.npz --image-size 0",
-        "cats --archive train.zip --out a.npz --animals cows",
-        "cats --archive train.zip --out missing/a.npz",
-        "dogs",
+        ("cats --archive missing.zip --out a.npz", "--archive: there is no file missing.zip"),
+        ("cats --archive train.zip --out a.png", "--out must end in .npz"),
+        ("cats --archive train.zip --out a.npz --image-size 0", "at least 1"),
+        ("cats --archive train.zip --out a.npz --animals cows", "cows"),
+        ("cats --url http://127.0.0.1:1/pets.zip --out missing/a.npz", "missing"),  # before the download
+        ("dogs", "dogs"),
     ],
 )
-def test_wrong_options_are_refused(tmp_path, monkeypatch, run, options):
+def test_wrong_options_are_refused(tmp_path, monkeypatch, run, options, said):
     monkeypatch.chdir(tmp_path)
     write(tmp_path, {"train.zip": kaggle()})
     done = run(*options.split())
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and done.stderr.startswith("python -m data")
+    assert said in done.stderr
     assert os.listdir(tmp_path) == ["train.zip"]
 
 
