@@ -128,7 +128,7 @@ def load_elsewhere(folder):
         megabytes = int(re.search(r"VmHWM:\\s*(\\d+)", status)[1]) // 1024
         print(json.dumps([images[:, 4, 4].tolist(), dict(report.skipped), megabytes]))
     """
-    done = python("-c", code, folder)
+    done = python("-c", code, folder, timeout=30)
     assert done.returncode == 0 and done.stderr == "", done.stderr
     return json.loads(done.stdout)
 
