@@ -17,7 +17,6 @@ from PIL import Image
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
 posix = pytest.mark.skipif(os.name != "posix", reason="links, pipes or limits of POSIX systems")
-not_root = pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
 
 
 def noise(*shape, seed=0):

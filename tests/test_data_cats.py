@@ -11,9 +11,11 @@ import zipfile
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from data_helpers import RED, WHITE, assert_plain, encode, jpeg, noise, pack, posix, python, write
 from PIL import Image
 
+import data
 from data import __main__ as command
 from data import load_images
 
@@ -167,22 +169,29 @@ def test_other_archives_are_refused_and_leave_the_old_file(tmp_path, run, case):
 
 
 @pytest.mark.parametrize(
-    "options",
+    "options, said",
     [
-        "cats --archive missing.zip --out a.npz",
-        "cats --archive train.zip --out a.png",
-        "cats --archive train.zip --out a.npz --image-size 0",
-        "cats --archive train.zip --out a.npz --animals cows",
-        "cats --archive train.zip --out missing/a.npz",
-        "dogs",
+        ("cats --archive missing.zip --out a.npz", "--archive: there is no file missing.zip"),
+        ("cats --archive train.zip --out a.png", "--out must end in .npz"),
+        ("cats --archive train.zip --out a.npz --image-size 0", "at least 1"),
+        ("cats --archive train.zip --out a.npz --animals cows", "cows"),
+        ("cats --url http://127.0.0.1:1/pets.zip --out missing/a.npz", "missing"),  # before the download
+        ("dogs", "dogs"),
     ],
 )
-def test_wrong_options_are_refused(tmp_path, monkeypatch, run, options):
+def test_wrong_options_are_refused(tmp_path, monkeypatch, run, options, said):
     monkeypatch.chdir(tmp_path)
     write(tmp_path, {"train.zip": kaggle()})
     done = run(*options.split())
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and done.stderr.startswith("python -m data")
+    assert said in done.stderr
     assert os.listdir(tmp_path) == ["train.zip"]
+
+
+@pytest.mark.parametrize("animals, name", [("cats", "cats64"), ("dogs", "dogs64"), ("both", "cats_and_dogs64")])
+def test_the_default_output_is_in_the_package(capsys, animals, name):
+    out = command.parse_options(["cats", "--animals", animals]).out
+    assert out == os.path.join(ROOT, "data", f"{name}.npz") and (animals != "cats" or out == data.CATS)
 
 
 @contextlib.contextmanager
