@@ -132,9 +132,14 @@ def open_for_training(path: str) -> keras.Model:
 
 
 def compile_for_run(
-    model: keras.Model, optimizer: keras.optimizers.Optimizer, precision: str, xla: bool, parts: int = 1
+    model: keras.Model,
+    optimizer: keras.optimizers.Optimizer,
+    precision: str,
+    xla: bool,
+    parts: int = 1,
+    ema_warmup: bool = False,
 ) -> None:
-    """Compiles a model to train in a precision, with or without XLA, with batches in parts.
+    """Compiles a model to train in a precision, with or without XLA, as `execution.divide_training` says.
 
     In float16 the loss is scaled up, so that small gradients do not vanish; `save` notes the scale.
     """
@@ -146,7 +151,7 @@ def compile_for_run(
         model.optimizer.build(model.trainable_variables)
         model.optimizer.step_counter.assign(before["age"])
     set_precision(model, precision)
-    divide_training(model, parts)
+    divide_training(model, parts, ema_warmup)
 
 
 def save(model: keras.Model, path: str) -> None:

@@ -3,6 +3,7 @@
 The result does not depend on the number of parts, except for rounding; the same number gives the same bits.
 """
 
+import contextlib
 import functools
 import math
 import time
@@ -139,15 +140,42 @@ def _as_int64(seed, index):
     return tf.constant(seed, tf.int64), tf.cast(index, tf.int64)
 
 
-def divide_training(model: keras.Model, parts: int) -> None:
+def ema_momentum(done: int | tf.Tensor, most: float) -> tf.Tensor:
+    """The momentum of the EMA weights after `done` updates: min(most, (1 + done) / (10 + done)).
+
+    While updates are few, EMA weights are a mean over the latest ninth of them or so, and forget how training began
+    (the formula of `tf.train.ExponentialMovingAverage`).
+    """
+    done = tf.cast(done, tf.float32)
+    return tf.minimum(most, (1 + done) / (10 + done))
+
+
+@contextlib.contextmanager
+def _warming_up(optimizer):
+    """While a step is traced: the momentum of the EMA weights rises with `iterations` as the steps are taken."""
+    most = optimizer.ema_momentum
+    optimizer.ema_momentum = ema_momentum(optimizer.iterations, most)
+    try:
+        yield
+    finally:
+        optimizer.ema_momentum = most
+
+
+def divide_training(model: keras.Model, parts: int, ema_warmup: bool = False) -> None:
     """Replaces the training step of a compiled model by one that computes a batch in parts, for its `train_on_batch`.
 
     Each part has its own gradient, so that none waits for the others before the weights change. One trace serves
     batches of all sizes: otherwise the order in which sizes come would decide which graph computes them, and a resumed
     run would differ in the last bits. The loss is the mean of the squared errors, each multiplied by the
     `sample_weight` of its image, (batch, 1, 1, 1), if given.
+
+    Args:
+        model: compiled, with an optimizer that keeps EMA weights.
+        parts: how many.
+        ema_warmup: whether their momentum is that of `ema_momentum`, instead of the same in every step.
     """
     model.parts = parts
+    averaging = getattr(model.optimizer, "inner_optimizer", model.optimizer)  # in float16 it stands in another one
     x_t, t = ([None, *tensor.shape[1:]] for tensor in model.inputs)
     signature = [tf.TensorSpec(shape) for shape in (x_t, t, x_t, [None, 1, 1, 1])]
 
@@ -167,7 +195,8 @@ def divide_training(model: keras.Model, parts: int) -> None:
             pieces = zip(*(split(tensor, parts) for tensor in batch), strict=True)
             losses, gradients = zip(*(of_piece(*piece, factor) for piece in pieces), strict=True)
             total = [tf.add_n(of_pieces) for of_pieces in zip(*gradients, strict=True)]
-            model.optimizer.apply(total, model.trainable_weights)
+            with _warming_up(averaging) if ema_warmup else contextlib.nullcontext():
+                model.optimizer.apply(total, model.trainable_weights)
             return {"loss": tf.add_n(losses)}
 
         return step

@@ -50,7 +50,8 @@ def prepare(options: dict, path: str) -> tuple[keras.Model, np.ndarray, np.ndarr
 
     xla = options.get("xla", device.has_gpu()) and not options.get("deterministic")
     parts = options.get("parts", 1 if xla else device.parts_for(settings["batch_size"]))
-    checkpoint.compile_for_run(model, optimizer, settings["precision"], xla, min(parts, settings["batch_size"]))
+    parts = min(parts, settings["batch_size"])
+    checkpoint.compile_for_run(model, optimizer, settings["precision"], xla, parts, settings["ema_warmup"])
     return model, images, held_out
 
 

@@ -87,6 +87,8 @@ OPTIONS = (
             metavar="STEPS"),
     setting("ema", "momentum of the EMA weights, from which images are sampled; 0 for none", first=0.99, slides=0.999,
             type=number(0, 0.999999), metavar="MOMENTUM"),
+    setting("ema_warmup", "let that momentum rise from 0 in the first steps, so that EMA weights forget the start",
+            True, action=YES_OR_NO),
     setting("flip", "mirror images at random", default="photographs yes; drawings and arrays no", action=YES_OR_NO),
     setting("precision", "of the layers; weights stay float32", "float32",
             choices=("float32", "bfloat16", "float16")),
@@ -127,6 +129,7 @@ PRESETS = {name: {option.name: getattr(option, name) for option in SETTINGS} for
 # Progress in the metadata: epochs and steps done, and of the running epoch the images used, the steps taken, the sum of
 # their losses, and the seconds they took.
 DIFFUSION = ("beta1", "beta2", "T", "schedule", "zero_snr", "target")  # settings that samplers need
+BEFORE = {"ema_warmup": False}  # what was done before there was a setting, where it is not the default
 NOTHING_DONE = {"epoch": 0, "step": 0, "images": 0, "epoch_steps": 0, "loss": 0.0, "seconds": 0.0}
 
 
@@ -197,7 +200,7 @@ def choose_settings(options: dict, book: dict, path: str, automatic: Callable[[]
 
 def complete(book: dict) -> None:
     """Adds to the metadata what files of earlier versions lack, so that nothing else asks whether it is there."""
-    settings = book["settings"] = {**PRESETS["first"], **book["settings"]}
+    settings = book["settings"] = {**PRESETS["first"], **BEFORE, **book["settings"]}
     progress = book["progress"] = {**NOTHING_DONE, **book["progress"]}
     if batch_size := progress.pop("batch_size", None):  # until steps were counted, all of an epoch had one size
         progress["epoch_steps"] = -(-progress["images"] // batch_size)

@@ -74,6 +74,33 @@ def test_the_same_losses_of_the_next_steps(then, source):
     assert progress["loss"] == pytest.approx(0.948615312576294 + sum(then["losses"]), rel=1e-6)
 
 
+def test_its_ema_weights_go_on_without_a_warm_up(source):
+    """After its 14 steps the momentum of a warm-up would be 15/24."""
+    model, images, _ = preparation.prepare({"data": source}, MODEL)
+    momentum = checkpoint.metadata(model)["settings"]["ema"]
+    before, raw = ema_weights(model), []
+    train_on_batch = model.train_on_batch
+
+    def recording(*batch, **more):
+        loss = train_on_batch(*batch, **more)
+        raw.append(np.concatenate([w.ravel() for w in model.get_weights()]))
+        return loss
+
+    model.train_on_batch = recording
+    train(model, images)
+    for weights in raw:
+        before = momentum * before + (1 - momentum) * weights
+    np.testing.assert_allclose(ema_weights(model), before, rtol=1e-5, atol=1e-6)
+    assert momentum > 0.9 and np.abs(raw[-1] - before).max() > 1e-4
+
+
+def ema_weights(model):
+    checkpoint.swap_ema_weights(model)
+    weights = np.concatenate([w.ravel() for w in model.get_weights()])
+    checkpoint.swap_ema_weights(model)
+    return weights
+
+
 def test_a_typed_batch_size_counts_at_once_and_another_only_when_typed(source):
     for options, sizes in ({}, [6, 6, 2]), ({"batch_size": 4}, [4, 4, 4, 2]), ({"batch_size": 40}, [14]):
         model, images, _ = preparation.prepare({"data": source, **options}, MODEL)

@@ -114,6 +114,28 @@ def test_resuming_before_any_batch_gives_the_same_bits(parts, stops):
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.parametrize("parts, precision", [(1, "float32"), (2, "float32"), (1, "float16")])
+def test_ema_weights_after_five_steps(parts, precision):
+    """The momenta by hand, at most 0.27; resumed after two steps, with a new trace. Without warm-up all are 0.27."""
+    batches = list(some_batches([4] * 5, size=8))
+    for warmup, momenta in (True, [0, 2 / 11, 3 / 12, 0.27, 0.27]), (False, [0, 0.27, 0.27, 0.27, 0.27]):
+        keras.utils.set_random_seed(0)
+        model, optimizer = small_network(8), keras.optimizers.SGD(0.5, use_ema=True, ema_momentum=0.27)
+        optimizer.build(model.trainable_variables)
+        expected = 0
+        for k, (inputs, eps) in enumerate(batches):
+            if k in (0, 2):
+                checkpoint.compile_for_run(model, optimizer, precision, False, parts, warmup)
+            model.train_on_batch(inputs, eps)
+            weights = np.concatenate([w.ravel() for w in model.get_weights()])
+            expected = momenta[k] * expected + (1 - momenta[k]) * weights
+        checkpoint.swap_ema_weights(model)
+        averages = np.concatenate([w.ravel() for w in model.get_weights()])
+        np.testing.assert_allclose(averages, expected, atol=1e-6)
+        assert np.abs(averages - weights).max() > 1e-4  # weights moved
+        assert optimizer.get_config()["ema_momentum"] == 0.27
+
+
 @pytest.mark.parametrize("parts", [1, 2])
 def test_a_weight_counts_for_a_whole_image(parts):
     """As many images as pixels in a row: a weight that multiplied columns instead would go unnoticed elsewhere."""
