@@ -174,6 +174,14 @@ def predict_eps(x_t, t, x_0, sched):
     return (x_t - _at(sched["sqrtab"], t, x_t) * x_0) / _at(sched["sqrtmab"], t, x_t)
 
 
+def predict_score(t, eps, sched):
+    """The score ∇ log q(x_t) that goes with the noise `eps` in x_t, -ε / √(1 - ᾱ_t), for t ≥ 1; like `eps`.
+
+    Denoising score matching: Vincent 2011; Song & Ermon 2019, arXiv 1907.05600; for DDPM Luo 2022, arXiv 2208.11970.
+    """
+    return -eps / _at(sched["sqrtmab"], t, eps)
+
+
 def clip_estimate(x_t, t, x_0, sched):
     """An estimate of x_0 clipped to [-1, 1], and the noise that goes with it: (x̂₀, ε̂), so that both make up x_t."""
     x_0 = tf.clip_by_value(x_0, -1, 1)

@@ -77,8 +77,8 @@ def interpolation(model, count=8, seed=0):
 
     angle = tf.constant(np.linspace(0, np.pi / 2, count), tf.float32)[:, None, None, None]
 
-    def between(seed, t, index, image_shape):
-        one, other = tf.unstack(standard_normal(seed, t, tf.range(2), image_shape))
+    def between(seed, t, index, image_shape, draw=0):
+        one, other = tf.unstack(standard_normal(seed, t, tf.range(2), image_shape, draw))
         return tf.cos(angle) * one + tf.sin(angle) * other
 
     sched, reverse_steps = sampler(model, count, between)

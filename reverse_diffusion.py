@@ -68,6 +68,8 @@ def my_sample(
     spacing=None,
     eta=0.0,
     noise=None,
+    corrector=0,
+    snr=0.16,
 ):
     """Samples images (DDPM algorithm 2).
 
@@ -82,11 +84,13 @@ def my_sample(
         seed: an integer; image k of a seed is the same however many are sampled. None for different ones every time.
         variance, clip: see `ddpm.p_sample`.
         verbose: 0 for silence, 1 for a bar that counts t down.
-        sampler: `'ddpm'` (None), `'ddim'` or `'dpm++'`, see `diffusion.samplers.coefficients`.
+        sampler: `'ddpm'` (None), `'ddim'`, `'dpm++'` or `'langevin'`, see `diffusion.samplers.coefficients`.
         steps: how many steps, 1 … T; None for all. 20 to 50 do for ddim and dpm++.
         spacing: of the steps, `'uniform'` in t, `'quadratic'` or `'logsnr'`; None for what suits the sampler.
         eta: of ddim, 0 (no noise) … 1.
         noise: float32 (n_sample, height, width, channels), x_T; None to draw it from the seed.
+        corrector: how many Langevin steps follow each step, 0 … 4095; each asks the network once more.
+        snr: how large those are, above 0.
 
     Returns:
         int16 array (n_sample, height, width, channels), values 0 … 255.
@@ -118,7 +122,7 @@ def my_sample(
     if noise is not None:
         check_array("noise", noise, (n_sample, *shape))
     sched, steps_for = reverse_steps(model)
-    plan = make_plan(sched, sampler or "ddpm", steps, spacing, eta, variance)
+    plan = make_plan(sched, sampler or "ddpm", steps, spacing, eta, variance, corrector, snr)
     return to_pixels(run(steps_for, plan, model, n_sample, seed, bool(clip), noise, verbose))
 
 

@@ -5,25 +5,39 @@
 
 An image takes 1,000 such steps. Fresh noise is part of each step everywhere. This project's own are taken as in
 `my_sample`, ten in a call. PyTorch runs eager, in inference mode, in both memory layouts.
+
+A second table compares the samplers with as many calls of the network and nothing else.
 """
 
 import argparse
 
 import common
-import numpy as np
 
 T = 1000
-TOGETHER = 10  # steps in a call of our own contenders
+TOGETHER = 10  # steps in a call of our own contenders, and in the plan of a sampler
+SAMPLERS = {
+    "ddpm": {},
+    "ddim": {"sampler": "ddim"},
+    "ddim, η 1": {"sampler": "ddim", "eta": 1.0},
+    "dpm++": {"sampler": "dpm++"},
+    "langevin": {"sampler": "langevin"},
+    "ddpm and corrector": {"corrector": 1},
+}
 SETTINGS = [(16, 32, 16), (16, 32, 1), (32, 64, 16), (32, 64, 1)]  # n_feat, image size, batch
 
 
-def ours(n_feat, size, batch, way):
-    """Steps as `my_sample` takes them, or with XLA, or what others call first: `model.predict`."""
+def ours(n_feat, size, batch, way, how=None):
+    """Steps as `my_sample` takes them, or with XLA, or what others call first: `model.predict`.
+
+    Args:
+        way: `my_sample`, `xla`, `predict`, or `network` for calls of the network alone.
+        how: of `make_plan`; None for ten neighbouring steps of DDPM.
+    """
     from support import device
 
-    tf = device.start_tensorflow(parts=min(batch, device.MOST_PARTS) if way == "my_sample" else 1)
+    tf = device.start_tensorflow(parts=min(batch, device.MOST_PARTS) if way in ("my_sample", "network") else 1)
     import ddpm
-    from diffusion.samplers import coefficients
+    from diffusion.sampling import make_plan
     from support import execution
     from unet import NaiveUnet
 
@@ -39,12 +53,23 @@ def ours(n_feat, size, batch, way):
 
         return once
 
+    if way == "network":
+        predict = execution.predictor(model, device.parts_for(batch))
+        t_input = tf.fill((batch, 1), 0.5)
+
+        @tf.function(autograph=False)
+        def calls(x):
+            return tf.while_loop(lambda k, _: k < TOGETHER, lambda k, x: (k + 1, predict([x, t_input])), (0, x))[1]
+
+        return lambda: calls(x_t).numpy()
+
     steps = execution.ReverseSteps(model, sched, batch, xla=way == "xla" or None)
-    times = np.arange(500, 500 - TOGETHER - 1, -1, dtype=np.int32)
-    of_steps, memory = coefficients(sched, times), tf.zeros_like(x_t)
+    plan = make_plan(sched) if how is None else make_plan(sched, **how, steps=TOGETHER)
+    now = slice(500, 500 + TOGETHER) if how is None else slice(None)
+    rows, memory = (plan.times[:-1][now], plan.draws[now], plan.coefficients[now]), tf.zeros_like(x_t)
 
     def once():
-        return steps(x_t, memory, times[:-1], of_steps, 0, range(batch))[0].numpy()
+        return steps(x_t, memory, *rows, 0, range(batch))[0].numpy()
 
     return once
 
@@ -91,6 +116,18 @@ def main():
             (f"{n_feat}, {size}×{size}, {batch}", *(f"{1e3 * s:.1f}" for s in seconds.values()), f"{ratio:.2f}")
         )
     common.table("one reverse step in milliseconds, noise included (the last column: in its better layout)", rows)
+
+    n_feat, size, batch = SETTINGS[0]
+    contenders = {"the network alone": common.Contender(ours, *SETTINGS[0], "network")}
+    contenders |= {name: common.Contender(ours, *SETTINGS[0], "my_sample", how) for name, how in SAMPLERS.items()}
+    seconds = common.race(contenders, options.rounds, seconds_a_turn=0.5)
+    rows = [("sampler", "network calls", "ms a call", "× the network alone")]
+    for name, of_all in seconds.items():
+        calls = 2 * TOGETHER - 1 if SAMPLERS.get(name, {}).get("corrector") else TOGETHER
+        of_call = of_all / calls
+        ratio = of_call * TOGETHER / seconds["the network alone"]
+        rows.append((name, calls, f"{1e3 * of_call:.2f}", f"{ratio:.2f}"))
+    common.table(f"each sampler in {TOGETHER} steps; n_feat {n_feat}, {size}×{size}, {batch} images", rows)
 
 
 if __name__ == "__main__":

@@ -46,18 +46,18 @@ def stage(name):
 from support import device
 tf = device.start_tensorflow(parts=N)
 stage("TensorFlow and Keras")
-import numpy as np, reverse_diffusion as rd
-from diffusion.samplers import coefficients
+import reverse_diffusion as rd
+from diffusion.sampling import make_plan, sample
 model = rd.load(*rd.load_key("model.keras"))
 stage("the model from its file")
 sched, steps_for = rd.reverse_steps(model)
 steps = steps_for(True, N)
-T = len(sched["beta_t"]) - 1
-x_t = steps.start(T, 0, range(N))
+all_steps = sample(steps, make_plan(sched), 0, range(N), every=True)
+next(all_steps)
 stage("noise")
-steps(x_t, x_t, [T], coefficients(sched, np.array([T, T - 1])), 0, range(N))
+next(all_steps)
 stage("first step: the graph")
-steps(x_t, x_t, [T], coefficients(sched, np.array([T, T - 1])), 0, range(N))
+next(all_steps)
 stage("second step")
 print(stages)
 """

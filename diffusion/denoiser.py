@@ -10,7 +10,15 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from ddpm import Schedule, clip_estimate, estimates_from_velocity, network_time, predict_eps, predict_x0
+from ddpm import (
+    Schedule,
+    clip_estimate,
+    estimates_from_velocity,
+    network_time,
+    predict_eps,
+    predict_score,
+    predict_x0,
+)
 
 Denoiser = Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
 
@@ -33,6 +41,11 @@ def denoiser(network: Callable, sched: Schedule, target: str = "eps") -> Denoise
         return estimates_from_velocity(x_t, t, predicted, sched)
 
     return denoise
+
+
+def score(denoise: Denoiser, sched: Schedule) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
+    """The same network as a model of the score: a function of (x_t, t), t ≥ 1, that returns ∇ log p(x_t), like x_t."""
+    return lambda x_t, t: predict_score(t, denoise(x_t, t)[1], sched)
 
 
 def clipped(denoise: Denoiser, sched: Schedule) -> Denoiser:

@@ -2,8 +2,11 @@
 
     x_s = a x̂_0 + b ε̂ + σ z + c (x̂_0 - x̂_0 of the step before)      z from N(0, 1), (x̂_0, ε̂) from a denoiser
 
-The coefficients are computed here in float64 and passed to the step, so that a compiled step serves all samplers,
-numbers of steps, spacings and η.
+and for a Langevin step of a corrector, whose size κ depends on the image: x_s = a x̂_0 + b (1 - κ) ε̂ + σ √(2κ) z with
+κ = r ‖z‖² / ‖ε̂‖².
+
+The coefficients a, b, σ, c, r are computed here in float64 and passed to the step, so that a compiled step serves all
+samplers, numbers of steps, spacings, η and correctors.
 """
 
 import numpy as np
@@ -12,18 +15,19 @@ import tensorflow as tf
 from ddpm import Schedule, n_steps
 from diffusion.denoiser import Denoiser
 
-SAMPLERS = ("ddpm", "ddim", "dpm++")
+SAMPLERS = ("ddpm", "ddim", "dpm++", "langevin")
 SPACINGS = ("uniform", "quadratic", "logsnr")
 
 
-def choose_times(sched: Schedule, steps: int, spacing: str = "uniform") -> np.ndarray:
-    """The times of `steps` steps: T at first, 0 at last, strictly falling.
+def choose_times(sched: Schedule, steps: int, spacing: str = "uniform", repeats: int = 1) -> np.ndarray:
+    """The times of `steps` steps: T at first, 0 at last, strictly falling unless each is repeated.
 
     Args:
         sched: the noise schedule.
         steps: how many, 1 … T. With T of them every spacing is every t.
         spacing: equal steps in t, `'uniform'`; in √t, `'quadratic'`; or in log(ᾱ / (1 - ᾱ)), `'logsnr'`, which ends
             with a step from t = 1.
+        repeats: how many steps there are from each t; from the last one fewer where `steps` is no multiple of it.
 
     Returns:
         (steps + 1,) int32.
@@ -36,8 +40,9 @@ def choose_times(sched: Schedule, steps: int, spacing: str = "uniform") -> np.nd
         raise ValueError(f"steps must be 1 … {T}, the number of steps that this model was trained with, got {steps}")
     if spacing not in SPACINGS:
         raise ValueError(f"spacing must be one of {', '.join(SPACINGS)}, got {spacing!r}")
-    left = 1 - np.arange(steps + 1) / steps
-    if spacing == "uniform" or steps == T:
+    count = -(-steps // repeats)
+    left = 1 - np.arange(count + 1) / count
+    if spacing == "uniform" or count == T:
         times = T * left
     elif spacing == "quadratic":
         times = T * left**2
@@ -45,26 +50,28 @@ def choose_times(sched: Schedule, steps: int, spacing: str = "uniform") -> np.nd
         ab = sched.alphabar[1:]
         last = T if ab[-1] > 0 else T - 1  # where log-SNR is finite
         log_snr = np.log(ab[:last]) - np.log1p(-ab[:last])
-        wanted = np.linspace(log_snr[-1], log_snr[0], steps)
+        wanted = np.linspace(log_snr[-1], log_snr[0], count)
         times = np.append(np.interp(-wanted, -log_snr, np.arange(1, last + 1)), 0)
     times = np.rint(times).astype(np.int32)
     times[0], times[-1] = T, 0
-    for k in range(steps - 1, 0, -1):  # where rounding repeats a t, it moves to the next free one
+    for k in range(count - 1, 0, -1):  # where rounding repeats a t, it moves to the next free one
         times[k] = max(times[k], times[k + 1] + 1)
-    return np.minimum(times, T - np.arange(steps + 1, dtype=np.int32))
+    times = np.minimum(times, T - np.arange(count + 1, dtype=np.int32))
+    return np.append(np.repeat(times[:-1], repeats)[:steps], times[-1:])
 
 
 def coefficients(
     sched: Schedule, times: np.ndarray, sampler: str = "ddpm", variance: str = "beta", eta: float = 0.0
 ) -> np.ndarray:
-    """a, b, σ, c of every step, (S, 4) float32.
+    """a, b, σ, c, r of every step, (S, 5) float32.
 
     Args:
         sched: the noise schedule.
         times: (S + 1,) int, falling from T to 0.
         sampler: `'ddpm'`, algorithm 2 of DDPM, for strides from q(x_s | x_t, x_0); `'ddim'` (Song, Meng & Ermon 2021,
             arXiv 2010.02502, equation 12); `'dpm++'`, DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, algorithm 2),
-            of first order in the first step and in the one to 0, where log-SNR is infinite.
+            of first order in the first step and in the one to 0, where log-SNR is infinite; `'langevin'`, see
+            `langevin_coefficients`.
         variance: of ddpm, `'beta'` for 1 - ᾱ_t / ᾱ_s, the slides' β_t, or `'posterior'` for the variance of
             q(x_s | x_t, x_0), β̃_t. It is 0 in the step that ends in x_0.
         eta: of ddim, 0 for no noise, 1 for the variance of q(x_s | x_t, x_0).
@@ -80,6 +87,8 @@ def coefficients(
         raise ValueError(f"eta must lie between 0 and 1, got {eta}")
     if eta and sampler != "ddim":
         raise ValueError(f"eta is of the sampler ddim, and {sampler} has none; leave it out, or choose ddim")
+    if sampler == "langevin":
+        return langevin_coefficients(sched, times)
     ab_t, ab_s = sched.alphabar[times[:-1]], sched.alphabar[times[1:]]
     beta = 1 - ab_t / ab_s
     posterior = beta * (1 - ab_s) / (1 - ab_t)
@@ -87,8 +96,12 @@ def coefficients(
     noise = beta if sampler == "ddpm" and variance == "beta" else direction
     a, b = np.sqrt(ab_s), np.sqrt(np.maximum(1 - ab_s - direction, 0))
     sigma = np.where(np.asarray(times[1:]) > 0, np.sqrt(noise), 0)
-    c = _second_order(ab_t, ab_s) if sampler == "dpm++" else 0 * a
-    return np.stack([a, b, sigma, c], axis=1).astype(np.float32)
+    return _rows(a, b, sigma, c=_second_order(ab_t, ab_s) if sampler == "dpm++" else 0)
+
+
+def _rows(a, b, sigma, c=0.0, r=0.0):
+    """Coefficients of steps, (S, 5) float32, from arrays or numbers."""
+    return np.stack(np.broadcast_arrays(a, b, sigma, c, r), axis=1).astype(np.float32)
 
 
 def _second_order(ab_t, ab_s):
@@ -102,7 +115,7 @@ def _second_order(ab_t, ab_s):
 
 
 def inversion_coefficients(sched: Schedule, times: np.ndarray) -> np.ndarray:
-    """Those of DDIM without noise in the other direction, (S, 4) float32, for `times` rising from 0 to T.
+    """Those of DDIM without noise in the other direction, (S, 5) float32, for `times` rising from 0 to T.
 
     The network is not trained at t = 0. The first step asks it at t = 1, for whose estimates a and b are adapted, so
     that x_s = √ᾱ_s x_0 + √(1 - ᾱ_s) ε̂ with x_0 as it is.
@@ -111,20 +124,79 @@ def inversion_coefficients(sched: Schedule, times: np.ndarray) -> np.ndarray:
     a, b = np.sqrt(ab_s), np.sqrt(1 - ab_s)
     ab_1 = sched.alphabar[1]
     a[0], b[0] = a[0] * np.sqrt(ab_1), b[0] + a[0] * np.sqrt(1 - ab_1)
-    return np.stack([a, b, 0 * a, 0 * a], axis=1).astype(np.float32)
+    return _rows(a, b, 0.0)
+
+
+def langevin_coefficients(sched: Schedule, times: np.ndarray) -> np.ndarray:
+    """Those of annealed Langevin sampling (Song & Ermon 2020, NCSNv2, arXiv 2006.09011, algorithm 1), (S, 5) float32.
+
+    x_t / √ᾱ_t is an image with noise of deviation σ_t = √((1 - ᾱ_t) / ᾱ_t) on it. Each step moves it by κσ_t² along the
+    score, -ε̂ / σ_t, with noise of variance 2κσ_t², and the last step returns x̂_0.
+
+    Args:
+        times: (S + 1,) int, falling from T to 0, several steps from each t, see `choose_times`.
+    """
+    t, s = times[:-1], times[1:]
+    ab_t, ab_s = sched.alphabar[t], sched.alphabar[s]
+    kappa = np.append(langevin_step_sizes(sched, t[:-1]), 0)  # of the last step none: from x̂_0 alone
+    known = ab_t > 0  # with zero terminal SNR x_T / √ᾱ_T is infinite, and x_s is noise of another draw
+    scale = np.where(known, np.sqrt(ab_s / np.where(known, ab_t, 1)), 1) * np.sqrt(1 - ab_t)
+    scale[~known], scale[-1] = np.sqrt(1 - ab_s[~known]), 0
+    return _rows(np.sqrt(ab_s), scale * (1 - kappa), scale * np.sqrt(2 * kappa))
+
+
+def langevin_step_sizes(sched: Schedule, t: np.ndarray) -> np.ndarray:
+    """κ of each step from a time in `t`, (S,) int, falling, with repeats; float64.
+
+    The n steps at a noise level begin with the variance of the level before, γ² times as large. κ is what brings it
+    nearest to that of this level (NCSNv2, technique 4: its equation as near to 1 as can be, on a grid).
+    """
+    levels, place, n = np.unique(-t, return_inverse=True, return_counts=True)
+    ab = sched.alphabar[-levels]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        variances = (1 - ab) / ab
+        ratio = variances[:-1] / variances[1:]
+    ratio = np.where(np.isfinite(ratio), ratio, 1)
+    gamma2 = np.concatenate([ratio[:1], ratio])[: len(levels)] if len(levels) > 1 else np.ones(len(levels))
+    kappa = np.linspace(0, 1, 1001) ** 2
+    left, stationary = (1 - kappa) ** (2 * n[:, None]), 2 / (2 - kappa)
+    end = left * (gamma2[:, None] - stationary) + stationary
+    return kappa[np.argmin(end, axis=1)][place]
+
+
+def with_corrector(
+    sched: Schedule, times: np.ndarray, coefficients: np.ndarray, count: int, snr: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Times and coefficients with `count` Langevin steps after every step but the last.
+
+    Song et al. 2021, arXiv 2011.13456, algorithm 5: x + ε g + √(2ε) z, g the score, ε = 2 α_t (snr ‖z‖ / ‖g‖)².
+    """
+    t = times[1:-1]
+    ab, alpha = sched.alphabar[t], sched.alphabar[t] / sched.alphabar[t - 1]
+    steps = _rows(np.sqrt(ab), np.sqrt(1 - ab), np.sqrt(1 - ab), r=2 * alpha * snr**2)
+    both = np.concatenate([coefficients[:-1, None], np.repeat(steps[:, None], count, axis=1)], axis=1)
+    both = np.concatenate([both.reshape(-1, 5), coefficients[-1:]])
+    return np.concatenate([times[:1], np.repeat(t, count + 1), times[-1:]]), both
 
 
 def step(
     denoise: Denoiser, x_t: tf.Tensor, t: tf.Tensor, coefficients: tf.Tensor, z: tf.Tensor, before: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """x_s and x̂_0, (batch, height, width, channels) float32.
+    """x_s and the estimate x̂_0 for the step after it, (batch, height, width, channels) float32.
 
     Args:
         denoise: see `diffusion/denoiser.py`.
         x_t, z, before: (batch, height, width, channels) float32; x̂_0 of the step before.
         t: (batch,) int.
-        coefficients: (4,) float32, a, b, σ, c.
+        coefficients: (5,) float32, a, b, σ, c, r.
     """
+
+    def norm2(x):  # of each image, so that none depends on the others of its batch
+        return tf.reduce_sum(tf.square(x), axis=(1, 2, 3), keepdims=True)
+
     x_0, eps = denoise(x_t, t)
-    a, b, sigma, c = tf.unstack(coefficients)
-    return a * x_0 + b * eps + sigma * z + c * (x_0 - before), x_0
+    a, b, sigma, c, r = tf.unstack(coefficients)
+    corrects = r > 0
+    kappa = tf.math.divide_no_nan(r * norm2(z), norm2(eps))
+    x_s = a * x_0 + b * (1 - kappa) * eps + sigma * tf.where(corrects, tf.sqrt(2 * kappa), 1) * z
+    return x_s + c * (x_0 - before), tf.where(corrects, before, x_0)

@@ -1,6 +1,7 @@
 """From noise to images: where the noise comes from, and the one loop (slides "Reverse diffusion example, code")."""
 
 import dataclasses
+import numbers
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -9,30 +10,45 @@ import tensorflow as tf
 from ddpm import Schedule, n_steps
 from diffusion import samplers
 
+MOST_DRAWS, MOST_TIMES = 2**12, 2**20
+LANGEVIN_REPEATS = 5  # steps at each noise level, as in the paper of NCSNv2
 
-def standard_normal(seed: int, t: int, index: Sequence[int], image_shape: tuple[int, int, int]) -> tf.Tensor:
-    """Standard normal noise determined only by (seed, t, image index), independent of batching.
+
+def standard_normal(
+    seed: int, t: int, index: Sequence[int], image_shape: tuple[int, int, int], draw: int = 0
+) -> tf.Tensor:
+    """Standard normal noise determined only by (seed, t, draw, image index), independent of batching.
 
     Args:
-        seed, t: integers; t below 2³².
+        seed, t: integers; t below 2³², or below 2²⁰ if there are further draws.
         index: (batch,) int, the numbers of the images, below 2³¹; batch must be known. Image k gets the same noise in
             every batch.
         image_shape: (height, width, channels).
+        draw: 0 for the noise of a sampler's step from t, 1, 2, … below 2¹² for that of further steps at the same t.
 
     Returns:
         (batch, height, width, channels) float32.
     """
-    seed, t, index = tf.cast(seed, tf.int64), tf.cast(t, tf.int64), tf.cast(index, tf.int64)
-    keys = tf.stack([tf.broadcast_to(seed, tf.shape(index)), index * 2**32 + t], axis=1)
+    seed, t, index, draw = (tf.cast(number, tf.int64) for number in (seed, t, index, draw))
+    keys = tf.stack([tf.broadcast_to(seed, tf.shape(index)), index * 2**32 + draw * MOST_TIMES + t], axis=1)
     return tf.stack([tf.random.stateless_normal(image_shape, key) for key in tf.unstack(keys)])
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """The steps of a reverse process: `times` (S + 1,) int32 and `coefficients` (S, 4) float32."""
+    """The steps of a reverse process: `times` (S + 1,) int32 and `coefficients` (S, 5) float32.
+
+    Where a time is repeated, a step stays at it.
+    """
 
     times: np.ndarray
     coefficients: np.ndarray
+
+    @property
+    def draws(self) -> np.ndarray:
+        """Which draw of the noise at its t each step takes, (S,) int32: 0 for the step that leaves t."""
+        _, counts = np.unique(self.times[:-1], return_counts=True)
+        return np.concatenate([np.arange(n, dtype=np.int32)[::-1] for n in counts[::-1]])
 
 
 def make_plan(
@@ -42,23 +58,40 @@ def make_plan(
     spacing: str | None = None,
     eta: float = 0.0,
     variance: str = "beta",
+    corrector: int = 0,
+    snr: float = 0.16,
 ) -> Plan:
     """The steps of a sampler.
 
     Args:
         sched: the noise schedule.
         sampler, eta, variance: see `samplers.coefficients`.
-        steps: how many; None for all T.
-        spacing: see `samplers.choose_times`; None for what suits the sampler, log-SNR for dpm++, else uniform.
+        steps: how many, without those of the corrector; None for all T.
+        spacing: see `samplers.choose_times`; None for what suits the sampler, log-SNR for dpm++ and langevin, else
+            uniform.
+        corrector: how many Langevin steps follow each step but the last; see `samplers.with_corrector`.
+        snr: of the corrector, how large they are.
 
     Raises:
-        ValueError: for what these refuse, and a spacing without steps.
+        ValueError: for what these refuse, a spacing without steps, and a corrector or `snr` that cannot be.
     """
+    if not (isinstance(corrector, numbers.Integral) and 0 <= corrector < MOST_DRAWS):
+        raise ValueError(f"corrector must be an integer from 0 to {MOST_DRAWS - 1}, got {corrector}")
+    if not 0 < snr < float("inf"):
+        raise ValueError(f"snr must be a number above 0, got {snr}")
+    if corrector and sampler == "langevin":
+        raise ValueError("the sampler langevin takes no corrector, as it consists of such steps; choose another one")
+    if (corrector or sampler == "langevin") and n_steps(sched) >= MOST_TIMES - 1:
+        raise ValueError(f"Langevin steps need a T below {MOST_TIMES - 1}, got {n_steps(sched)}")
     if spacing is not None and steps is None:
         raise ValueError(f"spacing {spacing} needs a number of steps")
-    spacing = spacing or ("logsnr" if sampler == "dpm++" else "uniform")
-    times = samplers.choose_times(sched, n_steps(sched) if steps is None else steps, spacing)
-    return Plan(times, samplers.coefficients(sched, times, sampler, variance, eta))
+    spacing = spacing or ("logsnr" if sampler in ("dpm++", "langevin") else "uniform")
+    repeats = LANGEVIN_REPEATS if sampler == "langevin" else 1
+    times = samplers.choose_times(sched, n_steps(sched) if steps is None else steps, spacing, repeats)
+    coefficients = samplers.coefficients(sched, times, sampler, variance, eta)
+    if corrector:
+        times, coefficients = samplers.with_corrector(sched, times, coefficients, corrector, snr)
+    return Plan(times, coefficients)
 
 
 def make_inversion(sched: Schedule, steps: int | None = None) -> Plan:
@@ -85,12 +118,12 @@ def sample(
         start: (batch, height, width, channels) float32, where the process starts; None for noise, x_T.
         every: True to see x_t at every time, one step at a time.
     """
-    times, coefficients = plan.times, plan.coefficients
+    times, draws = plan.times, plan.draws
+    asked = np.maximum(times[:-1], 1)  # networks are not trained at t = 0, where an inversion starts
     x_t = steps.start(times[0], seed, index) if start is None else start
     memory, k = tf.zeros_like(x_t), 0
     yield int(times[0]), x_t
-    while k < len(coefficients):
-        last = min(k + (1 if every else steps.at_once), len(coefficients))
-        asked = np.maximum(times[k:last], 1)  # networks are not trained at t = 0, where an inversion starts
-        (x_t, memory), k = steps(x_t, memory, asked, coefficients[k:last], seed, index), last
+    while k < len(asked):
+        now = slice(k, min(k + (1 if every else steps.at_once), len(asked)))
+        (x_t, memory), k = steps(x_t, memory, asked[now], draws[now], plan.coefficients[now], seed, index), now.stop
         yield int(times[k]), x_t

@@ -36,10 +36,13 @@ def generate_samples(model: keras.Model, book: dict, options: argparse.Namespace
     return samples[: options.n_sample]
 
 
-def sampler_name(sampler: str, steps: int | None, spacing: str | None, eta: float, variance: str) -> str:
+def sampler_name(
+    sampler: str, steps: int | None, spacing: str | None, eta: float, variance: str, corrector: int, snr: float
+) -> str:
     """What files of samples are called after: nothing for the default, `ddim-50-` for 50 steps of DDIM and so on."""
     parts = [sampler if sampler != "ddpm" else "", variance if variance != "beta" else "", str(steps or ""),
-             spacing or "", f"eta{eta:g}" if eta else ""]  # fmt: skip
+             spacing or "", f"eta{eta:g}" if eta else "",
+             f"corrector{corrector}-{snr:g}" if corrector else ""]  # fmt: skip
     return "".join(f"{part}-" for part in parts if part)
 
 

@@ -262,13 +262,22 @@ def _number(kind, what, low, high):
 def add_sampler_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options that say how images are sampled; see `diffusion.sampling.make_plan`."""
     add = parser.add_argument
-    add("--sampler", choices=("ddpm", "ddim", "dpm++"), default="ddpm", help="how images are sampled (ddpm)")
+    add("--sampler", choices=("ddpm", "ddim", "dpm++", "langevin"), default="ddpm", help="of the images (ddpm)")
     add("--steps", type=integer(1), metavar="N", help="so many of the T steps; 20 to 50 do for ddim and dpm++ (all)")
-    add("--spacing", choices=("uniform", "quadratic", "logsnr"), help="of the steps (dpm++ logsnr, else uniform)")
+    add(
+        "--spacing",
+        choices=("uniform", "quadratic", "logsnr"),
+        help="of the steps (dpm++ and langevin logsnr, else uniform)",
+    )
     add("--eta", type=number(0, 1), default=0.0, help="noise of ddim, 0 to 1 (0)")
     add("--variance", choices=("beta", "posterior"), default="beta", help="of the noise in a step of ddpm (beta)")
+    add("--corrector", type=integer(0, 4095), default=0, metavar="N", help="Langevin steps after each step (0)")
+    add("--snr", type=number(1e-6), default=0.16, metavar="RATIO", help="how large those are (0.16)")
+
+
+SAMPLER_OPTIONS = ("sampler", "steps", "spacing", "eta", "variance", "corrector", "snr")
 
 
 def sampler_options(options: argparse.Namespace) -> dict:
     """What was typed of them, as keyword arguments."""
-    return {name: getattr(options, name) for name in ("sampler", "steps", "spacing", "eta", "variance")}
+    return {name: getattr(options, name) for name in SAMPLER_OPTIONS}

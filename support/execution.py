@@ -56,7 +56,7 @@ class ReverseSteps:
     """The reverse steps of a model for batches of one size, as is fast on this machine.
 
     Where steps are quick, several are one call of TensorFlow, whose own loop saves a millisecond on each. One trace,
-    which takes a second, serves all numbers of steps, times, coefficients and seeds.
+    which takes a second, serves all plans and seeds.
 
     Args:
         model: a network, see `diffusion.denoiser.denoiser`.
@@ -96,13 +96,17 @@ class ReverseSteps:
         def spec(dtype, *shape):
             return tf.TensorSpec(shape, dtype)
 
-        x, times, coefficients = spec(tf.float32, batch_size, *shape), spec(tf.int32, None), spec(tf.float32, None, 4)
+        x, integers, coefficients = (
+            spec(tf.float32, batch_size, *shape),
+            spec(tf.int32, None),
+            spec(tf.float32, None, 5),
+        )
         seed_and_index = spec(tf.int64), spec(tf.int64, batch_size)
 
-        @tf.function(input_signature=[x, x, times, coefficients, *seed_and_index], autograph=False)
-        def take(x_t, memory, times, coefficients, seed, index):
+        @tf.function(input_signature=[x, x, integers, integers, coefficients, *seed_and_index], autograph=False)
+        def take(x_t, memory, times, draws, coefficients, seed, index):
             def one(k, x_t, memory):
-                z = noise(seed, times[k], index, shape)
+                z = noise(seed, times[k], index, shape, draws[k])
                 return k + 1, *step(x_t, memory, times[k], coefficients[k], z)
 
             return tf.while_loop(lambda k, *_: k < tf.shape(times)[0], one, (0, x_t, memory))[1:]
@@ -120,17 +124,18 @@ class ReverseSteps:
         x_t: tf.Tensor,
         memory: tf.Tensor,
         times: np.ndarray,
+        draws: np.ndarray,
         coefficients: np.ndarray,
         seed: int,
         index: Sequence[int],
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Takes one step from each of the times, (S,) int, with coefficients (S, 4) float32.
+        """Takes one step from each of the times, (S,) int, with draws (S,) int and coefficients (S, 5) of a plan.
 
         Returns:
             The images after them, and their last estimate x̂_0, which is the `memory` of the next call.
         """
         start = time.perf_counter()
-        x_t, memory = self._take(x_t, memory, times, coefficients, *_as_int64(seed, index))
+        x_t, memory = self._take(x_t, memory, times, draws, coefficients, *_as_int64(seed, index))
         quick = time.perf_counter() - start < self.QUICK * len(times)
         self.at_once, self.compiled = self.MOST_AT_ONCE if quick else 1, True
         return x_t, memory

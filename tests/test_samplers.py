@@ -9,7 +9,7 @@ from conftest import Oracle, generate
 
 import ddpm
 import reverse_diffusion as rd
-from diffusion import samplers, sampling
+from diffusion import denoiser, samplers, sampling
 from support.execution import ReverseSteps
 
 MEAN, DEVIATION = 0.2, 0.25
@@ -74,6 +74,7 @@ def moments_by_hand(times, sampler, variance, eta):
 
     # The state (x_t, x̂_0 of the step before): its mean, and its covariance.
     mean, covariance, h_before = np.zeros(2), np.diag([1.0, 0.0]), None
+    step_sizes = langevin_step_sizes(times[:-2]) if sampler == "langevin" else None
     for t, s_ in itertools.pairwise(times):
         p, q = estimate(t)
         a_t, s_t, a_s, s_s = ab[t] ** 0.5, (1 - ab[t]) ** 0.5, ab[s_] ** 0.5, (1 - ab[s_]) ** 0.5
@@ -91,6 +92,13 @@ def moments_by_hand(times, sampler, variance, eta):
             noise = square if s_ else 0.0
         elif s_ == 0:
             row, shift = [p, 0.0], q
+        elif sampler == "langevin":  # of y = x_t / √ᾱ_t: a step of κσ² along the score -ε̂ / σ, and noise
+            kappa, sigma = next(step_sizes), s_t / a_t
+            row, shift = (
+                [a_s * (1 / a_t - kappa * sigma * (1 - a_t * p) / s_t), 0.0],
+                a_s * kappa * sigma * a_t * q / s_t,
+            )
+            noise = a_s**2 * 2 * kappa * sigma**2
         else:
             h = np.log(a_s / s_s) - np.log(a_t / s_t)
             extra = 0.0 if h_before is None else h / (2 * h_before)
@@ -103,8 +111,21 @@ def moments_by_hand(times, sampler, variance, eta):
     return mean[0], covariance[0, 0]
 
 
+def langevin_step_sizes(times):
+    """κ of each step: what brings n repetitions of v ← (1 - κ)² v + 2κ nearest from the level before to v = 1."""
+    variances = {t: (1 - SLIDES.alphabar[t]) / SLIDES.alphabar[t] for t in times}
+    levels = list(variances)
+    for k, t in enumerate(levels):
+        first = min(max(k, 1), len(levels) - 1)  # for the first level, as there is none before it, that of the second
+        kappa = np.linspace(0, 1, 1001) ** 2
+        v = variances[levels[first - 1]] / variances[levels[first]] if first else 1.0
+        for _ in range(times.count(t)):
+            v = (1 - kappa) ** 2 * v + 2 * kappa
+        yield from [kappa[np.argmin(np.abs(v - 1))]] * times.count(t)
+
+
 SAMPLERS = [("ddpm", "beta", 0.0), ("ddpm", "posterior", 0.0), ("ddim", "beta", 0.0), ("ddim", "beta", 0.6),
-            ("ddim", "beta", 1.0), ("dpm++", "beta", 0.0)]  # fmt: skip
+            ("ddim", "beta", 1.0), ("dpm++", "beta", 0.0), ("langevin", "beta", 0.0)]  # fmt: skip
 
 
 @pytest.mark.parametrize("count, spacing", [(5, None), (10, "logsnr"), (50, "uniform"), (250, "quadratic")])
@@ -135,7 +156,7 @@ def test_without_noise_samplers_converge_to_the_flow_with_their_order(sampler, o
         sched.alphabar = 1 / (1 + np.exp(-np.linspace(*ends, count + 1)))[::-1]  # its own times, count … 0
         times, x, before = np.arange(count, -1, -1), x_T.copy(), 0.0
         of_steps = samplers.coefficients(sched, times, sampler).astype(np.float64)
-        for t, (a, b, sigma, c) in zip(times, of_steps, strict=False):
+        for t, (a, b, sigma, c, _) in zip(times, of_steps, strict=False):
             ab = sched.alphabar[t]
             eps = (1 - ab) ** 0.5 * (x - ab**0.5 * MEAN) / (ab * DEVIATION**2 + 1 - ab)
             x_0 = (x - (1 - ab) ** 0.5 * eps) / ab**0.5
@@ -157,12 +178,85 @@ def test_few_steps_are_as_many_network_calls_and_need_no_new_trace(steps):
 
     sched = ddpm.ddpm_schedule(0.01, 0.3, 20)
     of_count = ReverseSteps(Oracle(counting, (2, 2, 1)), sched, 1, xla=False)
-    for count, sampler, eta in (5, "ddim", 0.5), (7, "dpm++", 0.0), (20, "ddpm", 0.0):
-        calls.clear()
-        plan = sampling.make_plan(sched, sampler, count, eta=eta)
-        list(sampling.sample(of_count, plan, 0, [0]))
-        np.testing.assert_allclose(calls, plan.times[:-1] / 20, rtol=1e-6)
+    for count, sampler, eta in (5, "ddim", 0.5), (7, "dpm++", 0.0), (20, "ddpm", 0.0), (12, "langevin", 0.0):
+        for corrector in (0,) if sampler == "langevin" else (0, 2):
+            calls.clear()
+            plan = sampling.make_plan(sched, sampler, count, eta=eta, corrector=corrector)
+            list(sampling.sample(of_count, plan, 0, [0]))
+            np.testing.assert_allclose(calls, plan.times[:-1] / 20, rtol=1e-6)
+            assert len(calls) == count + corrector * (count - 1)  # no correction of x_0
     assert of_count._take.experimental_get_tracing_count() == 1
+
+
+# --- the score view ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("target", ddpm.TARGETS)
+def test_the_score_is_the_slope_of_the_log_density_whatever_the_target(target):
+    t, x_t = 300, np.random.default_rng(0).standard_normal((2, 4, 4, 1)).astype(np.float32)
+    ab = SLIDES.alphabar[t]
+    variance = ab * DEVIATION**2 + 1 - ab
+
+    def predict(inputs):
+        eps = gaussian_predictor(SLIDES)(inputs)
+        times = tf.constant([t, t])
+        x_0 = ddpm.predict_x0(inputs[0], times, eps, SLIDES)
+        return ddpm.training_target(x_0, times, eps, SLIDES, target)
+
+    score = denoiser.score(denoiser.denoiser(predict, SLIDES, target), SLIDES)
+    slope = -(x_t.astype(np.float64) - ab**0.5 * MEAN) / variance
+    np.testing.assert_allclose(score(x_t, tf.constant([t, t])), slope, rtol=1e-4, atol=1e-5)
+
+
+def test_a_correction_is_a_langevin_step_along_the_score():
+    """Song et al. 2021, algorithm 5, in float64; each image has its own step size."""
+    rng, snr, t = np.random.default_rng(1), 0.2, 400
+    x_t, z, before = rng.standard_normal((3, 2, 4, 4, 1)) * np.array([1.0, 3.0])[:, None, None, None]
+    times, coefficients = samplers.with_corrector(SLIDES, np.array([1000, t, 0]), np.zeros((2, 5), np.float32), 1, snr)
+    assert list(times) == [1000, t, t, 0] and not coefficients[[0, 2]].any()
+    denoise = denoiser.denoiser(gaussian_predictor(SLIDES), SLIDES)
+    tensors = [tf.constant(array, tf.float32) for array in (x_t, z, before)]
+    x_s, memory = samplers.step(denoise, tensors[0], tf.constant([t, t]), coefficients[1], *tensors[1:])
+
+    ab, alpha = SLIDES.alphabar[t], SLIDES.alphabar[t] / SLIDES.alphabar[t - 1]
+    g = -(x_t - ab**0.5 * MEAN) / (ab * DEVIATION**2 + 1 - ab)
+    for k in range(2):
+        epsilon = 2 * alpha * (snr * np.linalg.norm(z[k]) / np.linalg.norm(g[k])) ** 2
+        expected = x_t[k] + epsilon * g[k] + (2 * epsilon) ** 0.5 * z[k]
+        np.testing.assert_allclose(x_s[k], expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(memory, tensors[2])  # DPM-Solver++ goes on from the estimate of its own last step
+
+
+@pytest.mark.parametrize("snr", [0.16, 0.5])
+def test_corrections_of_a_gaussian_have_their_stationary_variance(steps, snr):
+    """v / (1 - ε/2v), with ε = 2α(snr ‖z‖ / ‖score‖)² for the norms that such images have."""
+    t = 300
+    start = samplers.coefficients(SLIDES, np.array([1000, t, 0]))
+    plan = sampling.Plan(*samplers.with_corrector(SLIDES, np.array([1000, t, 0]), start, 400, snr))
+    found = [x_t.numpy() for time, x_t in sampling.sample(steps, plan, 0, range(64)) if time == t][20:]
+    ab, alpha = SLIDES.alphabar[t], SLIDES.alphabar[t] / SLIDES.alphabar[t - 1]
+    v = ab * DEVIATION**2 + 1 - ab
+    measured = np.mean([(x - ab**0.5 * MEAN) ** 2 for x in found])
+    epsilon = 2 * alpha * snr**2 * v**2 / measured
+    assert measured == pytest.approx(v / (1 - epsilon / (2 * v)), rel=0.01)
+    assert measured == pytest.approx(v * (1 + alpha * snr**2), rel=0.01)  # solved for the variance
+
+
+def test_corrections_that_move_nothing_change_no_sampler(steps):
+    for sampler in "ddim", "dpm++":
+        ends = []
+        for corrector in 0, 2:
+            plan = sampling.make_plan(SLIDES, sampler, 8, corrector=corrector, snr=1e-6)
+            ends.append(list(sampling.sample(steps, plan, 0, range(64)))[-1][1].numpy())
+        np.testing.assert_allclose(*ends, atol=2e-5)
+
+
+def test_a_single_langevin_step_at_a_level_has_the_closed_form():
+    """(1 - κ)² γ² + 2κ is least at κ = 1 - 1/γ²."""
+    t = np.array([900, 600, 500])
+    variances = (1 - SLIDES.alphabar[t]) / SLIDES.alphabar[t]
+    kappa = samplers.langevin_step_sizes(SLIDES, t)
+    np.testing.assert_allclose(kappa[1:], 1 - variances[1:] / variances[:-1], atol=1.5e-3)
 
 
 # --- what every sampler keeps to --------------------------------------------------------------------------------------
@@ -180,13 +274,14 @@ def test_every_sampler_keeps_to_the_contract(target, schedule, clip):
         assert t == 0 and x_0.dtype == tf.float32
         return x_0.numpy()
 
-    for sampler, variance, eta in SAMPLERS:
-        how = {"sampler": sampler, "variance": variance, "eta": eta, "steps": 6}
+    ways = [{"sampler": sampler, "variance": variance, "eta": eta} for sampler, variance, eta in SAMPLERS]
+    for way in [*ways, {"corrector": 2}, {"sampler": "dpm++", "corrector": 1, "snr": 0.05}]:
+        how = {**way, "steps": 6}
         images = end(three, range(3), **how)
         assert images.shape == (3, 8, 8, 1) and np.all(np.isfinite(images))
         np.testing.assert_array_equal(images, end(three, range(3), **how))
         assert np.any(images != end(three, range(3), seed=2, **how))
-        np.testing.assert_allclose(images[2:], end(one, [2], **how), atol=1e-5)
+        np.testing.assert_allclose(images[2:], end(one, [2], **how), atol=5e-5)
         if clip:
             assert np.abs(images).max() <= 1  # the last step is the estimate of x_0
 
@@ -235,7 +330,7 @@ def test_my_sample_and_invert_take_arrays(model_folder, monkeypatch):
 @pytest.mark.parametrize(
     "wrong, words",
     [
-        ({"sampler": "euler"}, "ddpm, ddim, dpm\\+\\+, got 'euler'"),
+        ({"sampler": "euler"}, "ddpm, ddim, dpm\\+\\+, langevin, got 'euler'"),
         ({"steps": 21}, "1 … 20, .*got 21"),
         ({"steps": 0}, "1 … 20, .*got 0"),
         ({"spacing": "uniform"}, "spacing uniform needs a number of steps"),
@@ -244,6 +339,11 @@ def test_my_sample_and_invert_take_arrays(model_folder, monkeypatch):
         ({"sampler": "ddim", "eta": float("nan")}, "between 0 and 1, got nan"),
         ({"sampler": "dpm++", "eta": 0.5}, "dpm\\+\\+ has none"),
         ({"eta": 0.5}, "ddpm has none"),
+        ({"corrector": -1}, "corrector must be an integer from 0 to 4095, got -1"),
+        ({"corrector": 1.5}, "got 1.5"),
+        ({"corrector": 1, "snr": 0}, "snr must be a number above 0, got 0"),
+        ({"corrector": 1, "snr": float("nan")}, "got nan"),
+        ({"corrector": 1, "sampler": "langevin"}, "langevin takes no corrector"),
         ({"noise": np.zeros((2, 32, 32, 1), np.float32)}, r"noise must be an array of shape \(2, 32, 32, 3\)"),
         ({"noise": np.zeros((3, 32, 32, 3), np.float32), "n_sample": 2}, r"shape \(2, 32, 32, 3\), got \(3,"),
         ({"noise": np.full((1, 32, 32, 3), "a")}, "array of numbers"),

@@ -87,10 +87,11 @@ def test_no_two_draws_of_training_and_sampling_share_their_random_bits(monkeypat
         for step in range(60):
             noisy(np.zeros((2, 1, 1, 1)), step)
         for t in range(1, T + 2):
-            sampling.standard_normal(5, t, tf.range(3), (1, 1, 1))
+            for draw in range(3):
+                sampling.standard_normal(5, t, tf.range(3), (1, 1, 1), draw)
     finally:
         tf.config.run_functions_eagerly(False)
-    assert len(keys) >= 2 * 60 + 3 * (T + 1)
+    assert len(keys) >= 2 * 60 + 9 * (T + 1)
     assert len(set(keys)) == len(keys)
 
 
