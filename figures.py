@@ -3,8 +3,13 @@
     python figures.py --model model.keras --data drawings --out figures      all of them, as files
     python figures.py --only forward,schedule                                 some
 
-In IPython: `import figures; figures.schedule(ddpm_schedule(1e-4, 0.02, 1000))`. Each function returns a matplotlib
-figure, but for `reverse_gif`, which writes a file. Colours are those of Okabe and Ito, for all kinds of eyes.
+In IPython:
+
+    import figures; from ddpm import ddpm_schedule
+    figures.schedule(ddpm_schedule())
+
+Each function returns a matplotlib figure, but for `reverse_gif`, which writes a file. Colours are those of Okabe and
+Ito, for all kinds of eyes.
 """
 
 import csv
@@ -15,7 +20,7 @@ from support import console
 from support.console import say
 
 BLUE, ORANGE, GREEN, GRAY = "#0072B2", "#D55E00", "#009E73", "#777777"
-ALL = ("forward", "reverse", "gif", "schedule", "network", "interpolation", "training")
+ALL = ("forward", "reverse", "gif", "schedule", "schedules", "network", "interpolation", "training")
 STEPS = (0, 50, 100, 250, 500, 1000)
 
 
@@ -124,6 +129,34 @@ def schedule(sched, name="linear"):
     right.semilogy(t[1:], sched["sqrtab"][1:] ** 2 / sched["sqrtmab"][1:] ** 2, color=GREEN, label=name)
     right.axhline(1, color=GRAY, linewidth=0.8)
     right.set_ylabel("signal-to-noise ratio")
+    right.legend()
+    for axis in left, right:
+        axis.set_xlabel("t")
+        axis.grid(alpha=0.3)
+    return figure
+
+
+def schedules(T=1000):
+    """All noise schedules beside each other: ᾱ_t, and log(ᾱ_t / (1 - ᾱ_t)) (slide "Improvements").
+
+    Dotted: with zero terminal SNR, where the log-SNR of t = T is -∞.
+    """
+    import matplotlib.pyplot as plt
+    import numpy as np
+
+    from ddpm import SCHEDULES, ddpm_schedule
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
+    t = np.arange(T + 1)
+    for name, colour in zip(SCHEDULES, (BLUE, ORANGE, GREEN), strict=True):
+        for zero_snr, style in (False, "-"), (True, ":"):
+            ab = ddpm_schedule(T=T, schedule=name, zero_snr=zero_snr).alphabar
+            known = slice(1, T if zero_snr else T + 1)
+            left.plot(t, ab, style, color=colour)
+            label = None if zero_snr else name
+            right.plot(t[known], np.log(ab[known] / (1 - ab[known])), style, color=colour, label=label)
+    left.set_ylabel(r"$\bar\alpha_t$")
+    right.set_ylabel("log-SNR")
     right.legend()
     for axis in left, right:
         axis.set_xlabel("t")
@@ -288,6 +321,7 @@ def main():
             "forward": lambda: forward(some_image(), sched, seed=options.seed),
             "reverse": lambda: reverse(model, options.seed),
             "schedule": lambda: schedule(sched),
+            "schedules": schedules,
             "network": lambda: network(model),
             "interpolation": lambda: interpolation(model, seed=options.seed),
             "training": lambda: training(table),
