@@ -1,7 +1,7 @@
 """The mathematics of denoising diffusion (DDPM): tables, forward noising, one reverse step, the bound.
 
 Read it beside the slides: "Forward diffusion" is `ddpm_schedule` and `q_sample`, "Reverse diffusion" is `p_sample`.
-Formulas only: nothing in here knows a network, a file or a clock.
+Formulas only: no network, no files.
 
     x_0 = the clean image, values in [-1, 1]      t = 1 … T, one integer per image
     x_t = the image after t steps of noise        eps = the noise in it, N(0, 1)
@@ -14,51 +14,57 @@ import tensorflow as tf
 
 
 class Schedule(dict):
-    """Tables by their names, and as an attribute `alphabar`, ᾱ_t in float64, for the coefficients of samplers."""
+    """A dict of the float32 tables. Its attribute `alphabar` is ᾱ_t in float64, for the coefficients of samplers."""
+
+
+def check_choice(name, value, choices):
+    """Raises ValueError, naming the valid choices, if `value` is none of them."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
 
 
 def ddpm_schedule(beta1=1e-4, beta2=0.02, T=1000, schedule="linear", zero_snr=False):
     """The tables of a noise schedule (slides "Forward diffusion", DDPM section 4).
 
     Args:
-        beta1, beta2: the variances β_1 and β_T of the first and the last step of the linear schedule, in (0, 1).
+        beta1, beta2: the variances β_1 and β_T of the first and the last step of the linear schedule, in (0, 1). The
+            other schedules have none.
         T: number of steps, an integer.
         schedule: how ᾱ falls, `'linear'` (in β_t, as on the slides), `'cosine'` or `'sigmoid'`.
         zero_snr: whether ᾱ_T becomes 0, so that x_T is pure noise, for networks that predict x_0 or v.
 
     Returns:
-        What `schedule_tables` returns.
+        A `Schedule`, see `schedule_tables`.
 
     Raises:
-        ValueError: if a β is outside (0, 1) or not a number, β_1 > β_T, T is not an integer of at least 1, T = 1 has
-            two different β, or there is no such schedule.
+        ValueError: if T is not an integer of at least 1, there is no such schedule, or, for the linear one, a β is
+            outside (0, 1) or not a number, β_1 > β_T, or T = 1 has two different β.
     """
-    for name, beta in ("beta1", beta1), ("beta2", beta2):
-        if not 0 < beta < 1:
-            raise ValueError(f"{name} must lie between 0 and 1, got {beta}")
-    if beta1 > beta2:
-        raise ValueError(f"beta1 must not exceed beta2, got beta1 = {beta1} and beta2 = {beta2}")
     if not (T >= 1 and float(T).is_integer()):
         raise ValueError(f"T must be an integer of at least 1, got {T}")
-    if T == 1 and beta1 != beta2:
-        raise ValueError(f"T = 1 has a single step, so beta1 = {beta1} and beta2 = {beta2} must be equal")
-    if schedule not in SCHEDULES:
-        raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, got {schedule!r}")
+    check_choice("schedule", schedule, SCHEDULES)
     alphabar = SCHEDULES[schedule](beta1, beta2, int(T))
     return schedule_tables(with_zero_snr(alphabar) if zero_snr else alphabar)
 
 
 def linear_alphabar(beta1, beta2, T):
     """ᾱ_0 … ᾱ_T for β_t linear from β_1 to β_T, float64 (T + 1,)."""
+    for name, beta in ("beta1", beta1), ("beta2", beta2):
+        if not 0 < beta < 1:
+            raise ValueError(f"{name} must lie between 0 and 1, got {beta}")
+    if beta1 > beta2:
+        raise ValueError(f"beta1 must not exceed beta2, got beta1 = {beta1} and beta2 = {beta2}")
+    if T == 1 and beta1 != beta2:
+        raise ValueError(f"T = 1 has a single step, so beta1 = {beta1} and beta2 = {beta2} must be equal")
     return np.cumprod(np.concatenate([[1.0], 1 - np.linspace(beta1, beta2, T, dtype=np.float64)]))
 
 
-def cosine_alphabar(beta1, beta2, T, offset=0.008):
+def cosine_alphabar(_beta1, _beta2, T, offset=0.008):
     """ᾱ_t = cos²(π/2 (t/T + s)/(1 + s)), scaled to ᾱ_0 = 1 (Nichol & Dhariwal 2021, arXiv 2102.09672, equation 17)."""
     return clip_betas(np.cos(np.pi / 2 * (np.arange(T + 1) / T + offset) / (1 + offset)) ** 2)
 
 
-def sigmoid_alphabar(beta1, beta2, T, start=-3.0, end=3.0, tau=1.0):
+def sigmoid_alphabar(_beta1, _beta2, T, start=-3.0, end=3.0, tau=1.0):
     """ᾱ_t falls as a sigmoid from t/T = 0 to 1 (Jabri, Fleet & Chen 2022, arXiv 2212.11972, algorithm 5)."""
     sigmoid = 1 / (1 + np.exp((np.arange(T + 1) / T * (end - start) + start) / tau))
     return clip_betas(sigmoid - sigmoid[-1])
@@ -102,13 +108,13 @@ def schedule_tables(alphabar):
         `posterior_mean_coef1`  the factor of x_0 in the mean of that, equation 7
         `posterior_mean_coef2`  the factor of x_t in the mean of that, equation 7
     """
-    before = np.concatenate([[1.0], alphabar[:-1]])  # ᾱ_{t-1}
-    alpha_t = alphabar / before
+    previous = np.concatenate([[1.0], alphabar[:-1]])  # ᾱ_{t-1}
+    alpha_t = alphabar / previous
     beta_t, mab = 1 - alpha_t, 1 - alphabar
     mab_safe = np.where(mab > 0, mab, 1)  # no division by zero at t = 0, where all numerators are 0
 
-    coef1 = np.sqrt(before) * beta_t / mab_safe
-    coef2 = np.sqrt(alpha_t) * (1 - before) / mab_safe
+    coef1 = np.sqrt(previous) * beta_t / mab_safe
+    coef2 = np.sqrt(alpha_t) * (1 - previous) / mab_safe
     coef2[0] = 1  # at t = 0 the image stays as it is
 
     tables = {
@@ -120,7 +126,7 @@ def schedule_tables(alphabar):
         "oneover_sqrta": np.where(alpha_t > 0, 1 / np.sqrt(np.where(alpha_t > 0, alpha_t, 1)), 0),
         "mab_over_sqrtmab": beta_t / np.sqrt(mab_safe),
         "sqrt_beta_t": np.sqrt(beta_t),
-        "posterior_variance": beta_t * (1 - before) / mab_safe,
+        "posterior_variance": beta_t * (1 - previous) / mab_safe,
         "posterior_mean_coef1": coef1,
         "posterior_mean_coef2": coef2,
     }
@@ -207,9 +213,10 @@ TARGETS = ("eps", "x0", "v")
 
 def training_target(x_0, t, eps, sched, target="eps"):
     """What the network is trained to predict: ε, x_0 or v. Shapes and dtypes as in `q_sample`."""
-    if target not in TARGETS:
-        raise ValueError(f"target must be one of {', '.join(TARGETS)}, got {target!r}")
-    return {"eps": lambda: eps, "x0": lambda: x_0, "v": lambda: velocity(x_0, t, eps, sched)}[target]()
+    check_choice("target", target, TARGETS)
+    if target == "eps":
+        return eps
+    return x_0 if target == "x0" else velocity(x_0, t, eps, sched)
 
 
 def log_snr_probabilities(sched, mean=0.0, scale=0.5):
@@ -234,17 +241,17 @@ WEIGHTINGS = ("none", "min-snr", "snr")
 def loss_weight(t, sched, target="eps", weighting="none", gamma=5.0):
     """The weight of the squared error of each image's target, (batch, 1, 1, 1) float32.
 
-    With SNR = ᾱ_t / (1 - ᾱ_t), an error of x̂_0 is one of SNR times that size in ε and SNR + 1 times in v (squared), so
-    that the weights below mean the same for every target:
-        `'none'`     1 for each target as it is; for ε that is the loss of the slides
+    With SNR = ᾱ_t / (1 - ᾱ_t), a squared error of x̂_0 is SNR times as large in ε̂ and SNR + 1 times in v̂. The weighted
+    error is, for `'snr'` and `'min-snr'` whatever the target:
+        `'none'`     that of the target as it is, weight 1; for ε the loss of the slides
         `'snr'`      SNR ‖x_0 - x̂_0‖² = ‖ε - ε̂‖²
         `'min-snr'`  min(SNR, γ) ‖x_0 - x̂_0‖² (Hang et al. 2023, arXiv 2303.09556)
 
     Args:
         t: (batch,) int, 1 … T.
     """
-    if weighting not in WEIGHTINGS:
-        raise ValueError(f"weighting must be one of {', '.join(WEIGHTINGS)}, got {weighting!r}")
+    check_choice("target", target, TARGETS)
+    check_choice("weighting", weighting, WEIGHTINGS)
     ab = sched.alphabar
     if weighting == "none":
         weight = np.ones(len(ab))
@@ -283,7 +290,7 @@ def p_sample(x_t, t, eps, z, sched, variance="beta", clip=True):
 def p_mean(x_t, t, eps, sched, clip=True):
     """μ_θ(x_t, t), the mean of a reverse step; arguments and result as in `p_sample`."""
     if clip:
-        x_0, _ = clip_estimate(x_t, t, predict_x0(x_t, t, eps, sched), sched)
+        x_0 = tf.clip_by_value(predict_x0(x_t, t, eps, sched), -1, 1)
         return q_mean(x_0, x_t, t, sched)
     return _at(sched["oneover_sqrta"], t, x_t) * (x_t - _at(sched["mab_over_sqrtmab"], t, x_t) * eps)
 
@@ -293,14 +300,13 @@ def q_mean(x_0, x_t, t, sched):
     return _at(sched["posterior_mean_coef1"], t, x_t) * x_0 + _at(sched["posterior_mean_coef2"], t, x_t) * x_t
 
 
+VARIANCES = ("beta", "posterior")
+
+
 def _sigma(sched, variance):
     """The table of σ_t, 0 at t = 1: the step that ends in x_0 adds no noise."""
-    if variance == "beta":
-        sigma = sched["sqrt_beta_t"]
-    elif variance == "posterior":
-        sigma = np.sqrt(sched["posterior_variance"])
-    else:
-        raise ValueError(f"variance must be 'beta' or 'posterior', got {variance!r}")
+    check_choice("variance", variance, VARIANCES)
+    sigma = sched["sqrt_beta_t"] if variance == "beta" else np.sqrt(sched["posterior_variance"])
     return np.where(np.arange(len(sigma)) > 1, sigma, 0)
 
 
@@ -347,6 +353,7 @@ def bound_decoder(x_0, x_1, estimate, sched, variance="beta"):
     Arguments and result as in `bound_term`; pixel p is given as p / 127.5 - 1. The variance is β_1, or β̃_2 in place of
     β̃_1, which is 0, as in the code of the paper.
     """
+    check_choice("variance", variance, VARIANCES)
     t = tf.ones(tf.shape(x_0)[:1], tf.int32)
     beta = variance == "beta" or n_steps(sched) == 1
     sigma = np.sqrt(sched["beta_t"][1] if beta else sched["posterior_variance"][2])

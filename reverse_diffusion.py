@@ -74,11 +74,11 @@ def my_sample(
     """Samples images (DDPM algorithm 2).
 
     The first call for a model and a batch size compiles, which takes seconds. Compiled steps are cached for the two
-    latest models and twelve batch sizes, to the next of which a batch is filled up. Threads may call it at once.
+    latest models and twelve batch sizes; a batch is padded to the next of them. Threads may call it at once.
 
     Args:
         image_shape: (height, width, channels), only to check the model's.
-        n_sample: how many images.
+        n_sample: how many images; with `noise` as many as it holds.
         model: a path, or a Keras model that takes [x_t, t/T] and predicts the noise. The noise schedule comes from the
             metadata of the model; without metadata it is that of the slides.
         seed: an integer; image k of a seed is the same however many are sampled. None for different ones every time.
@@ -88,7 +88,7 @@ def my_sample(
         steps: how many steps, 1 … T; None for all. 20 to 50 do for ddim and dpm++.
         spacing: of the steps, `'uniform'` in t, `'quadratic'` or `'logsnr'`; None for what suits the sampler.
         eta: of ddim, 0 (no noise) … 1.
-        noise: float32 (n_sample, height, width, channels), x_T; None to draw it from the seed.
+        noise: an array or tensor (n_sample, height, width, channels), x_T; None to draw it from the seed.
         corrector: how many Langevin steps follow each step, 0 … 4095; each asks the network once more.
         snr: how large those are, above 0.
 
@@ -98,13 +98,11 @@ def my_sample(
     Raises:
         FileNotFoundError: if there is no such model.
         ValueError: if the model cannot be used, or another argument is invalid.
-        ImportError: if a module of another name is in the way of ours.
+        ImportError: if a module of the same name is in the way of one of ours.
     """
     check_imports()
     from support import device
 
-    if noise is not None and n_sample == 1:
-        n_sample = len(noise)
     if not (isinstance(n_sample, numbers.Integral) and n_sample >= 1):
         raise ValueError(f"n_sample must be an integer of at least 1, got {n_sample}")
     seed = secrets.randbits(31) if seed is None else seed
@@ -113,17 +111,22 @@ def my_sample(
 
     # Our pre-trained model, and the noise schedule that it was trained with.
     device.start_tensorflow()
+    import numpy as np
+
     from ddpm import to_pixels
     from diffusion.sampling import make_plan
 
     model, shape = open_model(model)
-    if image_shape is not None and tuple(image_shape) != shape:
-        raise ValueError(f"this model generates images of shape {shape}, not {tuple(image_shape)}")
+    if image_shape is not None and (np.ndim(image_shape) != 1 or tuple(image_shape) != shape):
+        raise ValueError(f"this model generates images of shape {shape}, not {image_shape}")
     if noise is not None:
-        check_array("noise", noise, (n_sample, *shape))
+        noise = as_images("noise", noise, shape)
+        if n_sample not in (1, len(noise)):
+            raise ValueError(f"noise for {len(noise)} images makes as many, not n_sample = {n_sample}")
+        n_sample = len(noise)
     sched, steps_for = reverse_steps(model)
     plan = make_plan(sched, sampler or "ddpm", steps, spacing, eta, variance, corrector, snr)
-    return to_pixels(run(steps_for, plan, model, n_sample, seed, bool(clip), noise, verbose))
+    return to_pixels(run_plan(steps_for, plan, model, n_sample, seed, bool(clip), noise, verbose))
 
 
 @one_at_a_time
@@ -154,27 +157,36 @@ def invert(images, model="model.keras", steps=None, verbose=1):
     from diffusion.sampling import make_inversion
 
     model, shape = open_model(model)
-    images = np.asarray(images)
-    check_array("images", images, (len(images) if images.ndim else 0, *shape))
+    images = as_images("images", images, shape)
     integers = images.dtype.kind in "ui"
     low, high = (0, 255) if integers else (-1, 1)
     if not np.all((images >= low) & (images <= high)):
         raise ValueError(f"images must lie in {low} … {high}, got {images.min():g} … {images.max():g}")
     x_0 = data.scaled(images) if integers else images
     sched, steps_for = reverse_steps(model)
-    return run(steps_for, make_inversion(sched, steps), model, len(images), 0, False, x_0.astype(np.float32), verbose)
+    return run_plan(
+        steps_for, make_inversion(sched, steps), model, len(images), 0, False, x_0.astype(np.float32), verbose
+    )
 
 
-def check_array(name, array, shape):
-    """Raises ValueError if an array of numbers has another shape."""
-    found = getattr(array, "shape", type(array).__name__)
-    if found != shape or 0 in shape:
-        raise ValueError(f"{name} must be an array of shape {shape}, got {found}")
-    if array.dtype.kind not in "uif":
-        raise ValueError(f"{name} must be an array of numbers, got {array.dtype}")
+def as_images(name, images, shape):
+    """Arrays, tensors or lists of numbers as an array (n, *shape), n ≥ 1.
+
+    Raises:
+        ValueError: if they are none.
+    """
+    import numpy as np
+
+    images = np.asarray(images)
+    if images.ndim != 4 or images.shape[1:] != shape or not len(images):
+        wanted = ", ".join(map(str, ("n", *shape)))
+        raise ValueError(f"{name} must be an array of shape ({wanted}), n at least 1, got {images.shape}")
+    if images.dtype.kind not in "uif" or not np.all(np.isfinite(images)):
+        raise ValueError(f"{name} must be an array of finite numbers, got {images.dtype}")
+    return images
 
 
-def run(steps_for, plan, model, n_sample, seed, clip, start, verbose):
+def run_plan(steps_for, plan, model, n_sample, seed, clip, start, verbose):
     """Runs the steps of a plan for all images in batches; float32 (n_sample, height, width, channels)."""
     import numpy as np
 
@@ -201,8 +213,14 @@ def run(steps_for, plan, model, n_sample, seed, clip, start, verbose):
 
 def open_model(model):
     """A model given as itself or by its path, and the shape of its images."""
+    from support import checkpoint
+
     if isinstance(model, str | os.PathLike):
         model = load(*load_key(model))
+    elif not getattr(model, "inputs", None):
+        raise ValueError(f"model must be a path, or a Keras model that has been built, got {type(model).__name__}")
+    else:
+        checkpoint.check_network(model, "this")
     return model, tuple(model.inputs[0].shape[1:])
 
 
@@ -275,7 +293,8 @@ def main():
         files.save_grid(images, options.out)
         if options.npy:
             files.save_array(images, options.npy)
-        console.say(f"{options.n_sample} images in {options.out}" + (f" and {options.npy}" if options.npy else ""))
+        what = "1 image" if options.n_sample == 1 else f"{options.n_sample} images"
+        console.say(f"{what} in {options.out}" + (f" and {options.npy}" if options.npy else ""))
 
 
 if __name__ == "__main__":

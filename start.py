@@ -157,6 +157,13 @@ def leave(number, frame):
 def main():
     if not VERSIONS[0] <= sys.version_info[:2] <= VERSIONS[1]:
         sys.exit("start.py: needs Python 3.11, 3.12 or 3.13, and this is %d.%d" % sys.version_info[:2])
+    word = (sys.argv[1:] or [""])[0]
+    if word in ("-h", "--help"):
+        say(__doc__.strip())
+        return
+    if word and word not in ("setup", "test") and not word.startswith("-"):
+        say("start.py: unknown command %s; use setup, test or options of diffusion_model.py" % word, sys.stderr)
+        sys.exit(2)
     handle(["SIGTERM", "SIGHUP"], leave)
     try:
         set_up()
@@ -165,10 +172,10 @@ def main():
     except KeyboardInterrupt:
         say("start.py: interrupted; start it again to finish setting up", sys.stderr)
         sys.exit(130)
-    if sys.argv[1:2] == ["setup"]:
+    if word == "setup":
         say("ready. Next: python3 start.py trains and shows images, python3 start.py test runs the tests")
         return
-    if sys.argv[1:2] == ["test"]:
+    if word == "test":
         command = ["-m", "pytest", HERE] + sys.argv[2:]
     else:
         command = [os.path.join(HERE, "diffusion_model.py")] + sys.argv[1:]

@@ -28,7 +28,7 @@ import ddpm, diffusion_model
 from support import preparation
 images, _ = data.load_images("drawings", 32)
 stage("2,048 drawings")
-model, *_ = preparation.prepare({"preset": "first", "data": "pictures.npy"}, "model.keras")
+model, *_ = preparation.prepare({"preset": "first", "data": "images.npy"}, "model.keras")
 stage("network and optimizer")
 noisy = diffusion_model.noising(ddpm.ddpm_schedule(1e-4, 0.02, 1000), 0)
 x_t, t, eps, _ = noisy(next(data.batches(images, 16, 0, 0)), tf.constant(0, tf.int64))
@@ -82,9 +82,9 @@ def main():
 
         from data import drawings
 
-        np.save(os.path.join(folder, "pictures.npy"), drawings.draw_cats(32, count=16))
+        np.save(os.path.join(folder, "images.npy"), drawings.draw_cats(32, count=16))
         script = os.path.join(common.ROOT, "diffusion_model.py")
-        quick = ["--data", "pictures.npy", "--n-epochs", "1", "--T", "50", "--beta2", "0.3", "--sample-every", "0"]
+        quick = ["--data", "images.npy", "--n-epochs", "1", "--T", "50", "--beta2", "0.3", "--sample-every", "0"]
         subprocess.run([sys.executable, script, *quick], cwd=folder, check=True, capture_output=True)
         starts = {
             "python diffusion_model.py, the settings of the first run": TRAINING,

@@ -64,6 +64,8 @@ def load_images(source: str | os.PathLike, image_size: int, channels: int = 3) -
         return images, Report(source, notes=_note_name_clash(source))
 
     source = os.fspath(source)
+    if not source:
+        raise ValueError("the source of images is empty")
     path = os.path.abspath(source)
     name = image_files.escape_name(source)
     if not os.path.exists(path):

@@ -1,1 +1,1 @@
-"""The slide "Improvements" and its links: layers, networks, denoisers and samplers. No files, no printing."""
+"""Between network and image: layers, denoiser, samplers, the sampling loop. No files, no printing."""

@@ -11,7 +11,9 @@ from collections.abc import Callable
 import tensorflow as tf
 
 from ddpm import (
+    TARGETS,
     Schedule,
+    check_choice,
     clip_estimate,
     estimates_from_velocity,
     network_time,
@@ -30,7 +32,11 @@ def denoiser(network: Callable, sched: Schedule, target: str = "eps") -> Denoise
         network: a function of [x_t, t/T], t/T (batch, 1) float32, that returns its prediction like x_t.
         sched: the schedule that it was trained with.
         target: what it predicts, `'eps'`, `'x0'` or `'v'`.
+
+    Raises:
+        ValueError: for another target.
     """
+    check_choice("target", target, TARGETS)
 
     def denoise(x_t, t):
         predicted = network([x_t, network_time(t, sched)])

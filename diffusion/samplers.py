@@ -9,10 +9,12 @@ The coefficients a, b, σ, c, r are computed here in float64 and passed to the s
 samplers, numbers of steps, spacings, η and correctors.
 """
 
+import numbers
+
 import numpy as np
 import tensorflow as tf
 
-from ddpm import Schedule, n_steps
+from ddpm import VARIANCES, Schedule, check_choice, n_steps
 from diffusion.denoiser import Denoiser
 
 SAMPLERS = ("ddpm", "ddim", "dpm++", "langevin")
@@ -36,10 +38,9 @@ def choose_times(sched: Schedule, steps: int, spacing: str = "uniform", repeats:
         ValueError: for another number of steps or spacing.
     """
     T = n_steps(sched)
-    if not 1 <= steps <= T:
+    if not (isinstance(steps, numbers.Integral) and 1 <= steps <= T):
         raise ValueError(f"steps must be 1 … {T}, the number of steps that this model was trained with, got {steps}")
-    if spacing not in SPACINGS:
-        raise ValueError(f"spacing must be one of {', '.join(SPACINGS)}, got {spacing!r}")
+    check_choice("spacing", spacing, SPACINGS)
     count = -(-steps // repeats)
     left = 1 - np.arange(count + 1) / count
     if spacing == "uniform" or count == T:
@@ -79,11 +80,9 @@ def coefficients(
     Raises:
         ValueError: for another `sampler` or `variance`, an `eta` outside [0, 1], or one of a sampler that has none.
     """
-    if sampler not in SAMPLERS:
-        raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}, got {sampler!r}")
-    if variance not in ("beta", "posterior"):
-        raise ValueError(f"variance must be 'beta' or 'posterior', got {variance!r}")
-    if not 0 <= eta <= 1:
+    check_choice("sampler", sampler, SAMPLERS)
+    check_choice("variance", variance, VARIANCES)
+    if not (isinstance(eta, numbers.Real) and 0 <= eta <= 1):
         raise ValueError(f"eta must lie between 0 and 1, got {eta}")
     if eta and sampler != "ddim":
         raise ValueError(f"eta is of the sampler ddim, and {sampler} has none; leave it out, or choose ddim")
@@ -108,10 +107,10 @@ def _second_order(ab_t, ab_s):
     """√ᾱ_s (1 - e^{-h}) / 2r of DPM-Solver++(2M): h is a step in λ = log √(ᾱ / (1 - ᾱ)), r h the one before."""
     with np.errstate(divide="ignore"):
         h = 0.5 * (np.log(ab_s) - np.log1p(-ab_s) - np.log(ab_t) + np.log1p(-ab_t))
-    before = np.concatenate([[np.inf], h[:-1]])
-    finite = np.isfinite(h) & np.isfinite(before)
-    h, before = np.where(finite, h, 0), np.where(finite, before, 1)
-    return np.sqrt(ab_s) * -np.expm1(-h) * h / (2 * before)
+    previous = np.concatenate([[np.inf], h[:-1]])
+    finite = np.isfinite(h) & np.isfinite(previous)
+    h, previous = np.where(finite, h, 0), np.where(finite, previous, 1)
+    return np.sqrt(ab_s) * -np.expm1(-h) * h / (2 * previous)
 
 
 def inversion_coefficients(sched: Schedule, times: np.ndarray) -> np.ndarray:

@@ -43,7 +43,9 @@ def load_inputs(
     of_sets = ", ".join(name for name in ("kid", "frechet", "precision", "recall") if name in only)
     for option, images in ("--data", held_out), ("--samples", samples):
         if of_sets and images is not None and len(images) < FEWEST:
-            raise ValueError(f"{option} has {len(images)} images, and {of_sets} need {FEWEST}; see --only for the rest")
+            raise ValueError(
+                f"{option} has {len(images)} images, and {of_sets} need at least {FEWEST}; see --only for the rest"
+            )
     return held_out, training, samples, extractor(options.features) if with_samples else None
 
 

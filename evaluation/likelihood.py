@@ -59,7 +59,7 @@ def bound_rows(measurements: dict[str, np.ndarray]) -> dict[str, dict]:
 
 
 def loss_rows(measurements: dict[str, np.ndarray], sched: Schedule, images: np.ndarray) -> dict[str, dict]:
-    """Rows: squared error of ε̂ in tenths of t, and that of the best predictor that knows only pixel variances.
+    """Rows: squared error of ε̂ in tenths of t, and that of the best predictor from pixels' mean and variance.
 
     Both are means over the t that were measured, since the error falls steeply within the first tenth.
     """
@@ -68,7 +68,7 @@ def loss_rows(measurements: dict[str, np.ndarray], sched: Schedule, images: np.n
         t, counts = np.unique(measurements["t"][here], return_counts=True)
         a = sched["alphabar_t"][t, None]
         best = np.average(np.mean(a * v / (a * v + 1 - a), axis=1), weights=counts)
-        remark = f"{best:.4f} if only the pixel variances were known"
+        remark = f"{best:.4f} if only mean and variance of each pixel were known"
         rows[f"loss, t = {low} … {high}"] = mean_row(measurements["error"], remark, here)
     return rows
 

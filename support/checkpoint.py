@@ -59,6 +59,8 @@ def open_model(path: str, compile: bool = False) -> keras.Model:
     """
     if not os.path.exists(path):
         raise FileNotFoundError(f"there is no model {path}; `python diffusion_model.py` trains one")
+    if os.path.isdir(path):
+        raise ValueError(f"{path} is a folder; name a .keras file")
     if not zipfile.is_zipfile(path):
         raise ValueError(f"{path} is not a complete Keras model file; use another file or a backup")
     try:
@@ -72,9 +74,14 @@ def open_model(path: str, compile: bool = False) -> keras.Model:
     except Exception as error:
         why = " ".join(str(error).split())[:200] or type(error).__name__
         raise ValueError(f"{path} cannot be loaded as a model, use another file or a backup: {why}") from error
-    if len(model.inputs) != 2 or model.inputs[0].shape != model.outputs[0].shape:
-        raise ValueError(f"{path} is a model, but not one that takes [image, t/T] and predicts the noise")
+    check_network(model, path)
     return model
+
+
+def check_network(model: keras.Model, path: str) -> None:
+    """Raises ValueError if a model does not take images and times and return something like the images."""
+    if len(model.inputs) != 2 or tuple(model.inputs[0].shape) != tuple(model.outputs[0].shape):
+        raise ValueError(f"{path} is a model, but not one that takes [image, t/T] and predicts the noise")
 
 
 @contextlib.contextmanager

@@ -216,7 +216,11 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, *arguments: Any, **named: Any) -> argparse.Namespace:
         open_streams()  # every program begins with its options
-        return super().parse_args(*arguments, **named)
+        options = super().parse_args(*arguments, **named)
+        for name, value in vars(options).items():
+            if value == "":  # an unset variable of the shell
+                self.error(f"--{name.replace('_', '-')} is empty")
+        return options
 
     def error(self, message: str) -> NoReturn:
         leave(f"{self.prog}: {message}; see {self.prog} --help", 2)
@@ -239,7 +243,7 @@ def some_of(names: Sequence[str]) -> Callable[[str], list[str]]:
         chosen = text.split(",")
         for name in chosen:
             if name not in names:
-                raise argparse.ArgumentTypeError(f"takes some of {','.join(names)}, got {name}")
+                raise argparse.ArgumentTypeError(f"takes some of {','.join(names)}, got {name!r}")
         return chosen
 
     return parse
@@ -252,8 +256,9 @@ def _number(kind, what, low, high):
         except ValueError:
             value = None
         if value is None or not low <= value <= high or abs(value) == float("inf"):
-            upper = "" if high in (2**63 - 1, float("inf")) else f" and at most {high:g}"
-            raise argparse.ArgumentTypeError(f"must be {what} of at least {low:g}{upper}, got {text!r}")
+            said = high != float("inf") and (high != 2**63 - 1 or (value or 0) > high)
+            upper = f" and at most {high}" if said else ""
+            raise argparse.ArgumentTypeError(f"must be {what} of at least {low}{upper}, got {text!r}")
         return value
 
     return parse
@@ -262,15 +267,24 @@ def _number(kind, what, low, high):
 def add_sampler_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options that say how images are sampled; see `diffusion.sampling.make_plan`."""
     add = parser.add_argument
-    add("--sampler", choices=("ddpm", "ddim", "dpm++", "langevin"), default="ddpm", help="of the images (ddpm)")
-    add("--steps", type=integer(1), metavar="N", help="so many of the T steps; 20 to 50 do for ddim and dpm++ (all)")
+    add(
+        "--sampler", choices=("ddpm", "ddim", "dpm++", "langevin"), default="ddpm", help="how images are sampled (ddpm)"
+    )
+    add(
+        "--steps", type=integer(1), metavar="N", help="number of steps, at most T; 20 to 50 do for ddim and dpm++ (all)"
+    )
     add(
         "--spacing",
         choices=("uniform", "quadratic", "logsnr"),
-        help="of the steps (dpm++ and langevin logsnr, else uniform)",
+        help="how the steps are spaced (dpm++ and langevin logsnr, else uniform)",
     )
     add("--eta", type=number(0, 1), default=0.0, help="noise of ddim, 0 to 1 (0)")
-    add("--variance", choices=("beta", "posterior"), default="beta", help="of the noise in a step of ddpm (beta)")
+    add(
+        "--variance",
+        choices=("beta", "posterior"),
+        default="beta",
+        help="variance of the noise in a step of ddpm (beta)",
+    )
     add("--corrector", type=integer(0, 4095), default=0, metavar="N", help="Langevin steps after each step (0)")
     add("--snr", type=number(1e-6), default=0.16, metavar="RATIO", help="how large those are (0.16)")
 

@@ -99,9 +99,10 @@ def choose_validation(
     before, typed = book.get("validation"), options.get("validation")
     fraction = as_fraction(typed) if typed is not None else before and before["fraction"]
     if book and fraction != (before and before["fraction"]):
+        how = f"with --validation {describe_validation(before)}" if before else "without --validation"
         raise ValueError(
-            f"{path} was trained with --validation {before and describe_validation(before)}, not {typed}, and the "
-            "held-out images cannot change; omit --validation to resume, or choose another --model to start a new run"
+            f"{path} was trained {how}, not with {typed}, and the held-out images cannot change; omit --validation to "
+            "resume, or choose another --model to start a new run"
         )
     if fraction is not None:
         if not 0 < fraction < 1 or not 0 < round(fraction * len(images)) < len(images):
@@ -130,7 +131,7 @@ def read_images(
     name: str, options: dict, before: dict | None, default: str | None, settings: dict, path: str
 ) -> tuple[np.ndarray, data.Report]:
     """Images from the source typed as `--data` or `--validation`, else the one in the file, else a default."""
-    source = options.get(name) or (before["source"] if before else default)
+    source = options.get(name, before["source"] if before else default)
     try:
         images, report = data.load_images(source, settings["image_size"], settings["channels"])
     except FileNotFoundError as error:

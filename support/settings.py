@@ -44,6 +44,8 @@ class Option:
     def default_of(self, preset: str) -> str:
         """Its default in a preset, in words."""
         value = getattr(self, preset)
+        if isinstance(value, bool):
+            return "yes" if value else "no"
         return self.default if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
     def help_with_default(self) -> str:
@@ -68,7 +70,8 @@ def of_run(name: str, help: str, default: str = "", **how: Any) -> Option:
 YES_OR_NO = argparse.BooleanOptionalAction
 OPTIONS = (
     setting("preset", "first: no GPU needed, minutes; slides: the lecture's values, days on a GPU", default="slides if "
-            "there are a GPU with 28 GB and data/cats64.npz, else first", choices=("first", "slides"), fixed=True),
+            "there is a GPU with 28 GB or more, and data/cats64.npz, else first", choices=("first", "slides"),
+            fixed=True),
     of_run("data", "images to train on: drawings (cartoon cats), a folder, or a .npy or .npz file", "drawings; with "
            "preset slides data/cats64.npz if it is there", metavar="SOURCE"),
     of_run("new_data", "resume with other images than those the model was trained on", action="store_true"),
@@ -77,10 +80,11 @@ OPTIONS = (
     setting("channels", "1 for grey, 3 for colour", 3, fixed=True, type=int, choices=(1, 3)),
     setting("n_feat", "width of the network, a multiple of 8", first=16, slides=512, fixed=True, type=integer(1),
             metavar="N"),
-    setting("batch_size", "images in a step", first=16, slides=64, type=integer(1), metavar="N"),
+    setting("batch_size", "images per step", first=16, slides=64, type=integer(1), metavar="N"),
     setting("n_epochs", "epochs in total, those of earlier runs included", slides=300, default="as many as make about "
             f"{STEPS_OF_FIRST} steps", type=integer(1), metavar="N"),
-    setting("learning_rate", "of Adam, at its highest", first=4e-3, slides=1e-3, type=number(1e-12), metavar="RATE"),
+    setting("learning_rate", "highest learning rate of Adam", first=4e-3, slides=1e-3, type=number(1e-12),
+            metavar="RATE"),
     setting("lr_decay", "cosine: the learning rate falls to 0 over all epochs", first="cosine", slides="none",
             choices=("none", "cosine")),
     setting("warmup", "steps in which the learning rate rises from 0", first=50, slides=0, type=integer(0),
@@ -90,21 +94,24 @@ OPTIONS = (
     setting("ema_warmup", "let that momentum rise from 0 in the first steps, so that EMA weights forget the start",
             True, action=YES_OR_NO),
     setting("flip", "mirror images at random", default="photographs yes; drawings and arrays no", action=YES_OR_NO),
-    setting("precision", "of the layers; weights stay float32", "float32",
+    setting("precision", "precision of the layers; weights stay float32", "float32",
             choices=("float32", "bfloat16", "float16")),
-    setting("beta1", "variance of the noise of the first step", 1e-4, fixed=True, type=float, metavar="VARIANCE"),
-    setting("beta2", "variance of the noise of the last step", 0.02, fixed=True, type=float, metavar="VARIANCE"),
+    setting("beta1", "variance of the noise of the first step", 1e-4, fixed=True, type=number(0, 1),
+            metavar="VARIANCE"),
+    setting("beta2", "variance of the noise of the last step", 0.02, fixed=True, type=number(0, 1),
+            metavar="VARIANCE"),
     setting("T", "steps from image to noise", 1000, fixed=True, type=integer(1), metavar="STEPS"),
     setting("schedule", "how the noise grows: linear in its variance as on the slides, cosine or sigmoid", "linear",
             fixed=True, choices=("linear", "cosine", "sigmoid")),
     setting("zero_snr", "let x_T be pure noise; needs --target x0 or v", False, fixed=True, action=YES_OR_NO),
     setting("target", "what the network predicts: the noise, the image, or v, which is between them", "eps", fixed=True,
             choices=("eps", "x0", "v")),
-    setting("weighting", "of the loss by t: none; snr, the error of the noise whatever the target; min-snr, the error "
-            "of the image, at most 5 times", "none", choices=("none", "min-snr", "snr")),
+    setting("weighting", "weight of the loss by t: none; snr: the error of the noise whatever the target; min-snr: "
+            "the error of the image times the signal-to-noise ratio, but at most times 5", "none",
+            choices=("none", "min-snr", "snr")),
     setting("t_sampling", "which t are trained: all alike, or logsnr: mostly those between noise and image", "uniform",
             choices=("uniform", "logsnr")),
-    setting("seed", "of everything random", 0, fixed=True, type=integer(0, 2**32 - 1), metavar="N"),
+    setting("seed", "seed of all random numbers", 0, fixed=True, type=integer(0, 2**32 - 1), metavar="N"),
     of_run("model", "file to write, or to resume if it exists", "model.keras", metavar="FILE.keras"),
     setting("validation", "held-out images, whose loss is reported: a fraction of the images such as 0.1, or a source "
             "of their own like --data", default="none", metavar="FRACTION|SOURCE"),

@@ -16,8 +16,8 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SCRIPTS = ("diffusion_model.py", "reverse_diffusion.py", "evaluate.py", "figures.py", "start.py")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-# A network small enough that training it takes seconds: 48 pictures, 3 steps an epoch.
-SMALL = ("--data", "pictures.npy", "--n-feat", "8", "--batch-size", "16", "--lr-decay", "none",
+# A network small enough that training it takes seconds: 48 images, 3 steps an epoch.
+SMALL = ("--data", "images.npy", "--n-feat", "8", "--batch-size", "16", "--lr-decay", "none",
          "--T", "20", "--beta2", "0.5")  # fmt: skip
 
 
@@ -43,10 +43,10 @@ def run(tmp_path):
     return run
 
 
-def write_pictures(folder, count=48):
+def write_images(folder, count=48):
     from data import drawings
 
-    np.save(folder / "pictures.npy", drawings.draw_cats(32, count=count))
+    np.save(folder / "images.npy", drawings.draw_cats(32, count=count))
 
 
 @pytest.fixture(scope="session")
@@ -65,7 +65,7 @@ def trained(tmp_path_factory, worker_id):
         while not printed.exists() and time.monotonic() < end:
             time.sleep(0.1)
     else:
-        write_pictures(folder)
+        write_images(folder)
         process = subprocess.run(
             command("diffusion_model.py", *SMALL, "--n-epochs", "2", "--sample-every", "1"),
             cwd=folder,

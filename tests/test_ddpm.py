@@ -208,7 +208,7 @@ def test_the_last_step_adds_no_noise_and_step_zero_changes_nothing(sched):
 
 
 def test_an_unknown_variance_is_refused(sched):
-    with pytest.raises(ValueError, match="'beta' or 'posterior'"):
+    with pytest.raises(ValueError, match="beta, posterior, got 'small'"):
         ddpm.p_sample(images(0), steps(1), images(0), images(0), sched, "small")
 
 
@@ -510,3 +510,22 @@ def test_steps_around_log_snr_0_are_drawn_most_often(schedule, zero_snr):
     assert got.shape == (50,) and got.sum() == pytest.approx(1, abs=1e-12) and np.all(got >= 0)
     np.testing.assert_allclose(got, expected, atol=2e-4)
     assert abs(log_snr[got.argmax()]) < 1.5
+
+
+def test_an_unknown_name_is_refused_wherever_it_is_given(sched):
+    x, t = np.zeros((1, 2, 2, 1), np.float32), steps(1)
+    for function, arguments in (
+        (ddpm.loss_weight, (t, sched, "velocity")),
+        (ddpm.training_target, (x, t, x, sched, "velocity")),
+        (denoiser, (None, sched, "velocity")),
+    ):
+        with pytest.raises(ValueError, match="target must be one of eps, x0, v, got 'velocity'"):
+            function(*arguments)
+    with pytest.raises(ValueError, match="variance must be one of beta, posterior, got 'small'"):
+        ddpm.bound_decoder(x, x, x, sched, "small")
+
+
+def test_betas_belong_to_the_linear_schedule_alone():
+    with pytest.raises(ValueError, match="must be equal"):
+        ddpm.ddpm_schedule(T=1)
+    assert ddpm.ddpm_schedule(T=1, schedule="cosine").alphabar[1] == pytest.approx(0.001)  # β clipped at 0.999

@@ -74,7 +74,7 @@ def test_the_same_losses_of_the_next_steps(then, source):
     assert progress["loss"] == pytest.approx(0.948615312576294 + sum(then["losses"]), rel=1e-6)
 
 
-def test_its_ema_weights_go_on_without_a_warm_up(source):
+def test_its_ema_weights_continue_without_a_warm_up(source):
     """After its 14 steps the momentum of a warm-up would be 15/24."""
     model, images, _ = preparation.prepare({"data": source}, MODEL)
     momentum = checkpoint.metadata(model)["settings"]["ema"]

@@ -73,7 +73,7 @@ def test_prediction_in_parts_is_prediction():
     np.testing.assert_allclose(execution.predictor(model, 3)(inputs), model(inputs), atol=1e-4)
 
 
-def test_no_more_parts_than_pictures_or_cores():
+def test_no_more_parts_than_images_or_cores():
     assert device.parts_for(1) == 1
     assert 1 <= device.parts_for(10**6) <= min(device.cores(), device.MOST_PARTS)
 

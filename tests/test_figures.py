@@ -22,10 +22,10 @@ def no_window():
 
 
 def test_all_of_them_as_files(run, model_folder):
-    process = run("figures.py", "--out", "pictures")
+    process = run("figures.py", "--out", "images")
     assert process.returncode == 0, process.stderr
     for name in figures.ALL:
-        with Image.open(model_folder / "pictures" / f"{name}.{'gif' if name == 'gif' else 'png'}") as image:
+        with Image.open(model_folder / "images" / f"{name}.{'gif' if name == 'gif' else 'png'}") as image:
             assert min(image.size) > 100
             assert image.convert("L").getextrema() != (255, 255)
             if name == "gif":
@@ -33,18 +33,18 @@ def test_all_of_them_as_files(run, model_folder):
     assert len(process.stdout.splitlines()) == 1 + len(figures.ALL)
 
 
-def test_forward_goes_from_the_picture_to_noise():
+def test_forward_goes_from_the_image_to_noise():
     sched = ddpm.ddpm_schedule(1e-4, 0.02, 1000)
-    picture = np.full((32, 32, 3), 200, np.uint8)
-    figure = figures.forward(picture, sched)
+    image = np.full((32, 32, 3), 200, np.uint8)
+    figure = figures.forward(image, sched)
     shown = [axis.images[0].get_array() for axis in figure.axes]
     assert [axis.get_title() for axis in figure.axes] == [f"t = {t}" for t in figures.STEPS]
-    np.testing.assert_array_equal(shown[0], picture)
+    np.testing.assert_array_equal(shown[0], image)
     spread = [np.std(image) for image in shown]
     assert sorted(spread) == spread and spread[-1] > 60
 
 
-def test_the_ends_of_an_interpolation_are_the_pictures_of_the_two_noises(trained):
+def test_the_ends_of_an_interpolation_are_the_images_of_the_two_noises(trained):
     model = checkpoint.open_model(str(trained[0] / "model.keras"))
     figure = figures.interpolation(model, count=3)
     first, _, last = (np.asarray(axis.images[0].get_array(), int) for axis in figure.axes)

@@ -52,7 +52,7 @@ def test_a_place_that_cannot_be_written_to_is_an_error(tmp_path):
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_a_grid_shows_every_picture_once(tmp_path, channels):
+def test_a_grid_shows_every_image_once(tmp_path, channels):
     images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, channels)).astype(np.int16)
     files.save_grid(images, tmp_path / "grid.png")
     grid = np.asarray(Image.open(tmp_path / "grid.png")).reshape(2 * 98, 3 * 98, channels)

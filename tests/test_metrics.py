@@ -32,7 +32,7 @@ def test_kid_is_unbiased(rng):
 
 @pytest.mark.parametrize("count, dimensions", [(4000, 3), (40, 200)])
 def test_the_frechet_distance_of_known_covariances(rng, count, dimensions):
-    """Against the formula with eigenvalues of C₁C₂, also with fewer pictures than dimensions."""
+    """Against the formula with eigenvalues of C₁C₂, also with fewer images than dimensions."""
     one = rng.normal(size=(count, dimensions)) * rng.uniform(0.5, 2, dimensions)
     other = rng.normal(0.7, 1, size=(count, dimensions)) @ rng.normal(size=(dimensions, dimensions))
     c1, c2 = np.cov(one.T), np.cov(other.T)
@@ -64,7 +64,7 @@ def test_precision_and_recall_by_counting(rng):
     assert metrics.recall(real, made) == among(real, made)
 
 
-def test_precision_sees_bad_pictures_and_recall_missing_ones(rng):
+def test_precision_sees_bad_images_and_recall_missing_ones(rng):
     real = np.concatenate([rng.normal(0, 1, (200, 4)), rng.normal(20, 1, (200, 4))])
     half = rng.normal(0, 1, (200, 4))
     assert metrics.precision(real, half) > 0.9 and metrics.recall(real, half) < 0.6
@@ -80,7 +80,7 @@ def test_the_standard_error_is_that_of_repetitions(rng):
     assert np.mean(errors) == pytest.approx((2 / 400) ** 0.5, rel=0.15)
 
 
-def test_copies_are_caught_and_new_pictures_are_not(rng):
+def test_copies_are_caught_and_new_images_are_not(rng):
     training, held_out = rng.normal(size=(2, 300, 20))
     ratios, share = metrics.copy_ratios(rng.normal(size=(100, 20)), training, held_out)
     assert np.median(ratios) == pytest.approx(1, abs=0.05) and share == 0

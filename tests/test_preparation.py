@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import write_pictures
+from conftest import write_images
 from test_resume import in_a_process
 
 import diffusion_model
@@ -18,9 +18,9 @@ from support import files, preparation, settings
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """The current folder, with images to train on in `pictures.npy` and others in `others.npy`."""
+    """The current folder, with images to train on in `images.npy` and others in `others.npy`."""
     monkeypatch.chdir(tmp_path)
-    write_pictures(tmp_path)
+    write_images(tmp_path)
     np.save("others.npy", drawings.draw_cats(32, count=8, seed=1))
     return tmp_path
 
@@ -37,7 +37,7 @@ def choose(book=None, path="model.keras", **options):
 
 
 def test_a_validation_source_resumes_from_any_folder_and_after_it_has_moved(folder, monkeypatch):
-    book, _, _ = choose(data="pictures.npy", validation="others.npy")
+    book, _, _ = choose(data="images.npy", validation="others.npy")
     (folder / "elsewhere").mkdir()
     monkeypatch.chdir(folder / "elsewhere")
     np.testing.assert_array_equal(choose(book)[2], np.load(folder / "others.npy"))
@@ -57,27 +57,27 @@ def test_a_validation_source_resumes_from_any_folder_and_after_it_has_moved(fold
 
 
 def test_training_images_that_have_moved_are_found_where_they_are_now(folder):
-    book, _, _ = choose(data="pictures.npy")
-    shutil.move("pictures.npy", "moved.npy")
-    with pytest.raises(FileNotFoundError, match="pictures.npy, which is not there any more.*--data NEW"):
+    book, _, _ = choose(data="images.npy")
+    shutil.move("images.npy", "moved.npy")
+    with pytest.raises(FileNotFoundError, match="images.npy, which is not there any more.*--data NEW"):
         choose(book)
     assert choose(book, data="moved.npy")[0]["data"]["source"] == os.path.abspath("moved.npy")
-    with pytest.raises(ValueError, match=r"pictures.npy \(48 images\), not .*others.npy \(8\).*--data NEW.*--new-data"):
+    with pytest.raises(ValueError, match=r"images.npy \(48 images\), not .*others.npy \(8\).*--data NEW.*--new-data"):
         choose(book, data="others.npy")
     with pytest.raises(FileNotFoundError, match="there is no folder or file nowhere.npy"):
         choose(book, data="nowhere.npy")
 
 
 def test_a_fraction_is_a_number_and_cannot_change(folder):
-    book, _, _ = choose(data="pictures.npy", validation="0.250")
+    book, _, _ = choose(data="images.npy", validation="0.250")
     _, images, held_out = choose(book, validation="0.25")
     assert (len(images), len(held_out)) == (36, 12)
     for other in "0.5", "others.npy":
-        with pytest.raises(ValueError, match=f"--validation 0.25, not {other}.*omit --validation"):
+        with pytest.raises(ValueError, match=f"--validation 0.25, not with {other}.*omit --validation"):
             choose(book, validation=other)
 
-    without, _, _ = choose(data="pictures.npy")
-    with pytest.raises(ValueError, match="--validation None, not 0.25.*omit --validation"):
+    without, _, _ = choose(data="images.npy")
+    with pytest.raises(ValueError, match="without --validation, not with 0.25.*omit --validation"):
         choose(without, validation="0.25")
     assert len(choose(without, validation="others.npy")[2]) == 8
 
@@ -85,10 +85,10 @@ def test_a_fraction_is_a_number_and_cannot_change(folder):
 @pytest.mark.parametrize("fraction", ["0", "1.5", "1", "0.001", "nan", "inf", "-0.1"])
 def test_a_fraction_leaves_images_on_both_sides(folder, fraction):
     with pytest.raises(ValueError, match=f"--validation.*{fraction} of 48"):
-        choose(data="pictures.npy", validation=fraction)
+        choose(data="images.npy", validation=fraction)
 
 
-@pytest.mark.parametrize("text, fraction", [("0.25", 0.25), ("pictures.npy", None), (None, None)])
+@pytest.mark.parametrize("text, fraction", [("0.25", 0.25), ("images.npy", None), (None, None)])
 def test_validation_of_a_file_that_knows_only_what_was_typed(text, fraction):
     book = {"settings": {"validation": text}, "progress": {"images": 17, "batch_size": 12}}
     settings.complete(book)
@@ -98,7 +98,7 @@ def test_validation_of_a_file_that_knows_only_what_was_typed(text, fraction):
 
 
 def test_the_preset_may_be_typed_again(folder):
-    book, _, _ = choose(data="pictures.npy", preset="first", n_feat=8)
+    book, _, _ = choose(data="images.npy", preset="first", n_feat=8)
     assert choose(book, preset="first")[0]["settings"]["n_feat"] == 8
     with pytest.raises(ValueError, match="--preset first, not slides; omit --preset"):
         choose(book, preset="slides")

@@ -15,7 +15,7 @@ import zipfile
 import keras
 import numpy as np
 import pytest
-from conftest import SMALL, TINY, command, environment, write_pictures
+from conftest import SMALL, TINY, command, environment, write_images
 from test_training import assert_equal_to_the_bit, losses
 
 import unet
@@ -80,7 +80,7 @@ def assert_the_same_end(done, lines, at_once, folder):
 def two_folders(tmp_path):
     for name in "once", "often":
         (tmp_path / name).mkdir()
-        write_pictures(tmp_path / name, count=40)  # the last batch of an epoch is a smaller one
+        write_images(tmp_path / name, count=40)  # the last batch of an epoch is a smaller one
 
 
 @pytest.mark.slow
@@ -114,7 +114,7 @@ def test_the_table_has_a_row_for_every_epoch(trained):
 @pytest.mark.parametrize("moment", ["starting TensorFlow", "files "])
 def test_a_signal_before_anything_was_trained_ends_the_program_at_once(tmp_path, moment):
     """While TensorFlow is imported, and while the first step is compiled."""
-    write_pictures(tmp_path)
+    write_images(tmp_path)
     process = start(tmp_path, *LONG)
     printed = read_until(process, moment)
     time.sleep(0.7)
@@ -122,11 +122,11 @@ def test_a_signal_before_anything_was_trained_ends_the_program_at_once(tmp_path,
     done, seconds = finish(process, printed)
     assert done.returncode == 143 and done.stderr == ""
     assert seconds < 2
-    assert os.listdir(tmp_path) == ["pictures.npy"]
+    assert os.listdir(tmp_path) == ["images.npy"]
 
 
 def test_a_signal_during_a_grid_loses_neither_the_training_nor_the_grid(tmp_path):
-    write_pictures(tmp_path)
+    write_images(tmp_path)
     options = (*SMALL, "--T", "500", "--beta2", "0.02", "--n-epochs", "4", "--sample-every", "2")
     process = start(tmp_path, *options)
     printed = read_until(process, "Epoch :1")
@@ -146,8 +146,8 @@ def test_a_signal_during_a_grid_loses_neither_the_training_nor_the_grid(tmp_path
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="this system has no SIGUSR1")
-def test_usr1_saves_and_training_goes_on_nohup_is_respected_and_ctrl_c_saves_and_ends(tmp_path):
-    write_pictures(tmp_path)
+def test_usr1_saves_and_training_continues_nohup_is_respected_and_ctrl_c_saves_and_ends(tmp_path):
+    write_images(tmp_path)
     options = (*SMALL, "--n-epochs", "100000", "--sample-every", "0")
     process = start(tmp_path, *options, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
     printed = read_until(process, "ms a step")
@@ -191,7 +191,7 @@ def test_a_second_ctrl_c_ends_at_once():
 
 
 def test_a_second_run_on_the_same_file_is_refused_until_the_first_is_dead(run, tmp_path):
-    write_pictures(tmp_path)
+    write_images(tmp_path)
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "linked.keras").symlink_to(tmp_path / "model.keras")
     first = start(tmp_path, *SMALL, "--n-epochs", "100000")
@@ -339,7 +339,7 @@ def small_disk(tmp_path):
 
 @pytest.mark.parametrize("freed", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_full_disk_costs_neither_the_old_file_nor_the_training(small_disk, freed):
-    write_pictures(small_disk)
+    write_images(small_disk)
     n_epochs = "100000" if freed else "200"
     process = start(small_disk, *SMALL, "--n-epochs", n_epochs, "--sample-every", "0", "--save-every", "0.01")
     printed = read_until(process, "ms a step")

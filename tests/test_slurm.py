@@ -8,7 +8,7 @@ import sys
 import time
 
 import pytest
-from conftest import ROOT, SMALL, command, environment, write_pictures
+from conftest import ROOT, SMALL, command, environment, write_images
 from test_resume import table
 from test_training import EPOCH_LINE, assert_equal_to_the_bit
 
@@ -112,7 +112,7 @@ def test_a_job_of_several_requeues_ends_in_the_same_bits_as_one_that_was_never_i
     options = (*SMALL, "--n-epochs", "900", "--sample-every", "0", "--save-every", "1")
     for name in "once", "often":
         (tmp_path / name).mkdir()
-        write_pictures(tmp_path / name)
+        write_images(tmp_path / name)
     at_once = subprocess.run(
         command("diffusion_model.py", *options),
         cwd=tmp_path / "once",

@@ -258,3 +258,14 @@ def test_computers_that_tensorflow_supports(monkeypatch, platform, machine):
     monkeypatch.setattr(sys, "platform", platform)
     monkeypatch.setattr("platform.machine", lambda: machine)
     assert start.missing() is None
+
+
+@pytest.mark.parametrize(
+    "words, status, said", [(["--help"], 0, "start.py setup      only sets up"), (["tset"], 2, "unknown command tset")]
+)
+def test_help_and_slips_of_typing_install_nothing(folder, words, status, said):
+    process = subprocess.run(
+        [sys.executable, "start.py", *words], cwd=folder, capture_output=True, text=True, timeout=60
+    )
+    assert process.returncode == status and said in process.stdout + process.stderr
+    assert not (folder / ".venv").exists()

@@ -48,15 +48,15 @@ def refused(process, status, *words):
         assert word in lines[0]
 
 
-def test_a_run_says_what_it_does_and_writes_model_and_pictures(trained):
+def test_a_run_says_what_it_does_and_writes_model_and_images(trained):
     folder, process = trained
     assert process.stdout.startswith("diffusion_model.py: starting TensorFlow")
-    for word in "first", "CPU", "pictures.npy: 48 images, 32×32×3", "2 epochs of 3 steps", "model.keras, samples.png":
+    for word in "first", "CPU", "images.npy: 48 images, 32×32×3", "2 epochs of 3 steps", "model.keras, samples.png":
         assert word in process.stdout
     assert process.stderr == ""
     assert list(losses(process)) == [0, 1]
     made = sorted(os.listdir(folder))
-    assert made == ["model.csv", "model.keras", "pictures.npy", "samples-epoch0001.png", "samples.png"]
+    assert made == ["images.npy", "model.csv", "model.keras", "samples-epoch0001.png", "samples.png"]
     assert Image.open(folder / "samples.png").size == (4 * 98, 4 * 98)  # 32 pixels shown as 96
 
 
@@ -75,7 +75,7 @@ def test_the_model_is_one_compiled_keras_file_with_its_settings(trained):
     assert book["progress"] == {"epoch": 2, "images": 0, "loss": 0.0, "seconds": 0.0, "step": 6, "epoch_steps": 0}
 
 
-def test_the_file_holds_the_averages_and_the_raw_weights_apart(trained):
+def test_the_file_holds_the_ema_weights_and_the_raw_weights_apart(trained):
     averages = keras.models.load_model(trained[0] / "model.keras").get_weights()
     raw = checkpoint.open_for_training(str(trained[0] / "model.keras")).get_weights()
     assert any(np.any(a != r) for a, r in zip(averages, raw, strict=True))
@@ -185,7 +185,7 @@ def read(path):
         ({"target": "v"}, ("--target eps", "v")),
         ({"zero_snr": True, "target": "v"}, ("--zero-snr False", "True")),
         ({"preset": "slides"}, ("--preset first", "slides")),
-        ({"data": "drawings"}, ("pictures.npy (48", "drawings (2,048)", "--new-data", "--model")),
+        ({"data": "drawings"}, ("images.npy (48", "drawings (2,048)", "--new-data", "--model")),
     ],
 )
 def test_what_contradicts_the_file_is_refused_with_both_values_and_a_way_out(model_folder, monkeypatch, options, words):
@@ -252,7 +252,9 @@ def test_the_loss_falls_well_below_that_of_predicting_nothing(run, tmp_path):
         (("--epochs", "3"), ("--epochs",)),
         (("--preset", "second"), ("--preset", "second")),
         (("--model", "model.h5"), (".keras", "model.h5")),
-        (("--seed", "-1"), ("--seed",)),
+        (("--seed", "-1"), ("--seed", "at most 4294967295")),
+        (("--data", ""), ("--data is empty",)),
+        (("--beta1", "abc"), ("--beta1", "a number", "'abc'")),
         (("--model", "nowhere/model.keras"), ("nowhere",)),
         (("more",), ("more",)),
     ],
@@ -265,6 +267,7 @@ def test_wrong_words_are_answered_in_one_sentence_at_once(run, options, words):
     "options, words",
     [
         ({"data": "nowhere"}, ("nowhere",)),
+        ({"data": ""}, ("the source of images is empty",)),
         ({"data": "empty"}, ("empty", "no image")),
         ({"data": "text.txt"}, ("text.txt",)),
         ({"beta1": 0.5}, ("beta1", "0.5")),
@@ -273,7 +276,7 @@ def test_wrong_words_are_answered_in_one_sentence_at_once(run, options, words):
         ({"image_size": 48, "data": "grays.npy"}, ("48", "multiples of 32")),
         ({"n_feat": 12, "data": "grays.npy"}, ("n_feat", "multiple of 8", "12")),
         ({"model": "text.keras"}, ("text.keras", "not a complete Keras model")),
-        ({"model": "folder.keras"}, ("folder.keras",)),
+        ({"model": "folder.keras"}, ("folder.keras is a folder",)),
         ({"model": "foreign.keras"}, ("foreign.keras",)),
     ],
 )
@@ -288,7 +291,7 @@ def test_what_cannot_be_used_is_refused_in_one_sentence(tmp_path, monkeypatch, o
 
 
 def unusable(folder):
-    """Things that are no pictures and no models."""
+    """Things that are no images and no models."""
     np.save(folder / "grays.npy", np.zeros((2, 48, 48), np.uint8))
     (folder / "empty").mkdir()
     (folder / "folder.keras").mkdir()
@@ -312,7 +315,7 @@ def test_a_folder_that_cannot_be_written_to_is_failed_work(run):
     refused(run("diffusion_model.py", "--model", "/sys/model.keras"), 1, "/sys")
 
 
-# --- held-out pictures ------------------------------------------------------------------------------------------------
+# --- held-out images ------------------------------------------------------------------------------------------------
 
 
 def test_held_out_images_are_measured_after_every_second_epoch_and_not_trained_on(train_tiny, tmp_path):
@@ -350,7 +353,7 @@ def test_held_out_images_are_measured_after_every_second_epoch_and_not_trained_o
     assert {event.step for event in events for value in event.summary.value if value.tag == "loss"} == {0, 1, 2, 3, 4}
 
 
-def test_the_held_out_loss_is_the_loss_of_the_averaged_weights():
+def test_the_held_out_loss_is_the_loss_of_the_ema_weights():
     model = unet.NaiveUnet((32, 32, 3), 8)
     optimizer = keras.optimizers.Adam(use_ema=True)
     optimizer.build(model.trainable_variables)
@@ -364,7 +367,7 @@ def test_the_held_out_loss_is_the_loss_of_the_averaged_weights():
     assert float(model.layers[-1].bias[0]) == 5  # as before
 
 
-def test_held_back_pictures_are_a_share_that_depends_on_the_seed():
+def test_held_out_images_are_a_fraction_that_depends_on_the_seed():
     images = np.arange(100)
     training, held_out = validation.split_held_out(images, 0.1, seed=3)
     assert len(held_out) == 10 and sorted([*training, *held_out]) == list(range(100))
@@ -391,4 +394,4 @@ def test_memorising_is_a_falling_loss_with_a_rising_held_out_loss(training, held
 def test_a_validation_that_is_none_is_refused(model_folder, monkeypatch, share):
     monkeypatch.chdir(model_folder)
     with pytest.raises((ValueError, FileNotFoundError), match="--validation|nowhere"):
-        preparation.prepare({"data": "pictures.npy", "validation": share}, "new.keras")
+        preparation.prepare({"data": "images.npy", "validation": share}, "new.keras")
