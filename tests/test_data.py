@@ -151,6 +151,13 @@ def test_drawings_are_2048_different_images_the_same_in_grey(monkeypatch):
     assert np.abs(grey[..., 0] - images @ np.array([0.299, 0.587, 0.114])).max() <= 1  # ITU-R BT.601
 
 
+def test_every_drawing_shows_a_cat_as_large_as_a_cat():
+    """At least a fifth of the pixels have the colour of the fur; without the head it would be a sixth."""
+    furs = np.array([fur for fur, _ in drawings.FURS])
+    for image in drawings.draw_cats(64, count=40):
+        assert np.mean(np.all(image[:, :, None] == furs, axis=-1), axis=(0, 1)).max() > 0.2
+
+
 def test_a_drawing_depends_only_on_the_seed_and_its_number():
     drawn = []
     for global_seed, count, seed in (1, 5, 3), (2, 12, 3), (1, 5, 4):

@@ -230,3 +230,8 @@ def test_folders_of_nearly_black_images_are_reported(tmp_path, case):
     if said:  # over all images
         write(tmp_path, {"z.png": RED})
         assert load_images(tmp_path, 6)[1].notes == []
+
+
+def test_photographs_are_reduced_with_lanczos(tmp_path):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 50, 3)).astype(np.uint8))
+    np.testing.assert_array_equal(load_one(tmp_path, image), image.resize((8, 8), Image.Resampling.LANCZOS))
