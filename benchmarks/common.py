@@ -14,11 +14,11 @@ from importlib import metadata
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
-from support import device  # noqa: E402
-
 
 def machine(*packages):
     """One line: processor, cores, and the versions of Python and the packages."""
+    from support import device  # found through the line above
+
     processor = platform.processor() or platform.machine()
     if os.path.exists("/proc/cpuinfo"):
         with open("/proc/cpuinfo") as file:

@@ -22,6 +22,7 @@ from PIL import Image, ImageOps
 
 import data
 from data import cache
+from support import device
 
 SIZE = 64
 
@@ -48,7 +49,7 @@ def read_one(path):
 def with_pillow(folder):
     """All images of the folder, read by as many processes as there are cores."""
     paths = [os.path.join(folder, name) for name in sorted(os.listdir(folder))]
-    with concurrent.futures.ProcessPoolExecutor(common.device.cores()) as pool:
+    with concurrent.futures.ProcessPoolExecutor(device.cores()) as pool:
         return np.stack(list(pool.map(read_one, paths, chunksize=64)))
 
 
@@ -93,7 +94,7 @@ def main():
             ("", "seconds", "× Pillow"),
             ("this project, first time", f"{one:.1f}", f"{other / one:.2f}"),
             ("this project, second time", f"{second:.2f}", f"{other / second:.0f}"),
-            (f"Pillow in {common.device.cores()} processes", f"{other:.1f}", "1.00"),
+            (f"Pillow in {device.cores()} processes", f"{other:.1f}", "1.00"),
         ],
     )
 

@@ -114,9 +114,11 @@ def check(image_shape=(64, 64, 3), n_feat=32):
     Raises:
         AssertionError: if they are not the same network.
     """
-    import common
+    import common  # noqa: F401  finds the project
 
-    common.device.start_tensorflow()
+    from support import device
+
+    device.start_tensorflow()
     from unet import NaiveUnet
 
     rng = np.random.default_rng(0)

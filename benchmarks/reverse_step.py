@@ -13,6 +13,8 @@ import argparse
 
 import common
 
+from support import device
+
 T = 1000
 TOGETHER = 10  # steps in a call of our own contenders, and in the plan of a sampler
 SAMPLERS = {
@@ -33,8 +35,6 @@ def ours(n_feat, size, batch, way, how=None):
         way: `my_sample`, `xla`, `predict`, or `network` for calls of the network alone.
         how: of `make_plan`; None for ten neighbouring steps of DDPM.
     """
-    from support import device
-
     tf = device.start_tensorflow(parts=min(batch, device.MOST_PARTS) if way in ("my_sample", "network") else 1)
     import ddpm
     from diffusion.sampling import make_plan
@@ -79,7 +79,7 @@ def torchs(n_feat, size, batch, layout):
     import peer
     import torch
 
-    torch.set_num_threads(common.device.cores())
+    torch.set_num_threads(device.cores())
     layout = getattr(torch, layout)
     network = peer.Unet((size, size, 3), n_feat).to(memory_format=layout).eval()
     x_t = torch.randn(batch, 3, size, size).to(memory_format=layout)

@@ -15,6 +15,8 @@ import time
 import common
 import numpy as np
 
+from support import device
+
 STEPS = (10, 20, 50, 250, 1000)
 SAMPLERS = {
     "DDPM, β": {},
@@ -34,7 +36,7 @@ def main():
     parser.add_argument("--count", type=int, default=250, metavar="N", help="images of each kind (250)")
     parser.add_argument("--out", default="samplers", metavar="FOLDER", help="where results go (samplers)")
     options = parser.parse_args()
-    common.device.start_tensorflow(parts=common.device.MOST_PARTS)
+    device.start_tensorflow(parts=device.MOST_PARTS)
     import matplotlib
 
     matplotlib.use("agg")

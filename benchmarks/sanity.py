@@ -16,6 +16,7 @@ from PIL import Image, ImageFilter
 import data
 from evaluation import metrics
 from evaluation.features import extractor
+from support import device
 
 
 def blurred(images):
@@ -37,7 +38,7 @@ def main():
     parser.add_argument("--count", type=int, default=500, help="images in each set (500)")
     parser.add_argument("--features", default="pixels", help="as in evaluate.py (pixels)")
     options = parser.parse_args()
-    common.device.start_tensorflow()
+    device.start_tensorflow()
     rng, n = np.random.default_rng(0), options.count
     images, _ = data.load_images(options.data, options.image_size)
     images = images[rng.permutation(len(images))]

@@ -15,14 +15,14 @@ import argparse
 
 import common
 
+from support import device
+
 MATRIX = 2048
 SETTINGS = {"first run": (16, 32), "larger": (32, 64)}  # n_feat, image size
 
 
 def ours(n_feat, size, batch, precision, options):
     """A step as `diffusion_model.train` does it, with what `device.py` chooses, or with `options` instead."""
-    from support import device
-
     tf = device.start_tensorflow(parts=options.get("parts", device.MOST_PARTS))
     import keras
     import numpy as np
@@ -65,7 +65,7 @@ def torchs(n_feat, size, batch, precision, layout, fused, compiled=False):
     import peer
     import torch
 
-    torch.set_num_threads(common.device.cores())
+    torch.set_num_threads(device.cores())
     layout = getattr(torch, layout)
     where = "cuda" if torch.cuda.is_available() else "cpu"
     network = peer.Unet((size, size, 3), n_feat).to(where, memory_format=layout)
@@ -95,8 +95,6 @@ def torchs(n_feat, size, batch, precision, layout, fused, compiled=False):
 
 def matrices(precision):
     """A product of two large matrices."""
-    from support import device
-
     tf = device.start_tensorflow()
     a = tf.cast(tf.random.normal((MATRIX, MATRIX)), precision)
     return lambda: tf.linalg.matmul(a, a)[0, 0].numpy()

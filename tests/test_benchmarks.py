@@ -17,9 +17,8 @@ def test_help_names_the_question_and_the_command(run, script):
     assert f"python benchmarks/{script}" in process.stdout
 
 
-def test_the_peer_is_the_same_network(monkeypatch):
+def test_the_peer_is_the_same_network():
     torch = pytest.importorskip("torch")
-    monkeypatch.syspath_prepend(os.path.join(ROOT, "benchmarks"))
     import peer
 
     parameters, difference = peer.check((32, 32, 3), 16)
@@ -30,7 +29,6 @@ def test_the_peer_is_the_same_network(monkeypatch):
 
 def test_the_operations_are_those_of_the_layers(monkeypatch):
     """Against a count over the layers of the network itself."""
-    monkeypatch.syspath_prepend(os.path.join(ROOT, "benchmarks"))
     sys.modules.pop("common", None)
     import common
     import keras

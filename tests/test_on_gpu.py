@@ -4,13 +4,11 @@ import dataclasses
 import json
 import sys
 
+import common
 import numpy as np
+import on_gpu
 import pytest
 from conftest import ROOT, tiny_network
-
-sys.path.insert(0, f"{ROOT}/benchmarks")
-import common  # noqa: E402
-import on_gpu  # noqa: E402
 
 TINY = dataclasses.replace(on_gpu.TINY, image_size=8, batch=2, steps=3, matrix=8)
 
