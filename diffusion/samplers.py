@@ -138,9 +138,9 @@ def langevin_coefficients(sched: Schedule, times: np.ndarray) -> np.ndarray:
     t, s = times[:-1], times[1:]
     ab_t, ab_s = sched.alphabar[t], sched.alphabar[s]
     kappa = np.append(langevin_step_sizes(sched, t[:-1]), 0)  # of the last step none: from x̂_0 alone
-    known = ab_t > 0  # with zero terminal SNR x_T / √ᾱ_T is infinite, and x_s is noise of another draw
+    known = ab_t > 0  # with zero terminal SNR x_T / √ᾱ_T is infinite, and ε̂ stays as it is
     scale = np.where(known, np.sqrt(ab_s / np.where(known, ab_t, 1)), 1) * np.sqrt(1 - ab_t)
-    scale[~known], scale[-1] = np.sqrt(1 - ab_s[~known]), 0
+    scale[-1] = 0
     return _rows(np.sqrt(ab_s), scale * (1 - kappa), scale * np.sqrt(2 * kappa))
 
 

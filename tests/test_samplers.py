@@ -39,8 +39,13 @@ def test_spacings_are_what_they_are_called():
     log_snr = np.log(ab / (1 - ab))
     assert times[-2] == 1
     np.testing.assert_allclose(np.diff(log_snr), (log_snr[-1] - log_snr[0]) / 7, atol=0.35)  # times are integers
-    zero = samplers.choose_times(ddpm.ddpm_schedule(zero_snr=True), 8, "logsnr")
-    assert zero[0] == 1000 and zero[-2] == 1
+    zero = ddpm.ddpm_schedule(schedule="cosine", zero_snr=True)  # where log-SNR is finite until T - 1
+    times = samplers.choose_times(zero, 8, "logsnr")
+    ab = zero.alphabar[[999, *times[1:-1]]]
+    log_snr = np.log(ab / (1 - ab))
+    assert times[0] == 1000 and times[-2] == 1
+    np.testing.assert_allclose(np.diff(log_snr), (log_snr[-1] - log_snr[0]) / 7, atol=0.5)
+    assert list(samplers.choose_times(SLIDES, 7, "logsnr", repeats=5)) == [1000] * 5 + [1] * 2 + [0]
 
 
 # --- a Gaussian's exact predictor -------------------------------------------------------------------------------------
@@ -168,6 +173,21 @@ def test_without_noise_samplers_converge_to_the_flow_with_their_order(sampler, o
         errors.append(np.abs(x - exact).max())
     for larger, smaller in itertools.pairwise(errors):
         assert np.log2(larger / smaller) == pytest.approx(order, abs=0.25)
+
+
+def test_dpm_solver_is_of_first_order_in_its_first_step_and_in_the_one_to_0():
+    of_steps = samplers.coefficients(SLIDES, samplers.choose_times(SLIDES, 6), "dpm++")
+    assert np.all(of_steps[[0, -1], 3] == 0) and np.all(of_steps[1:-1, 3] > 0)
+
+
+def test_an_inversion_begins_with_the_image_itself():
+    """x_s = √ᾱ_s x_0 + √(1 - ᾱ_s) ε̂, although the estimate x̂_0 is that of x_0 taken as x_1."""
+    sched = ddpm.ddpm_schedule(0.3, 0.5, 4)
+    (a, b, *rest), ab_1, ab_s = sampling.make_inversion(sched, 2).coefficients[0], *sched.alphabar[[1, 2]]
+    x_0, eps = 0.7, -1.3
+    estimate = (x_0 - (1 - ab_1) ** 0.5 * eps) / ab_1**0.5
+    assert a * estimate + b * eps == pytest.approx(ab_s**0.5 * x_0 + (1 - ab_s) ** 0.5 * eps, rel=1e-6)
+    assert not any(rest)
 
 
 def test_few_steps_are_as_many_network_calls_and_need_no_new_trace(steps):
