@@ -38,12 +38,14 @@ def ddpm_schedule(beta1=1e-4, beta2=0.02, T=1000, schedule="linear", zero_snr=Fa
 
     Raises:
         ValueError: if T is not an integer of at least 1, there is no such schedule, or, for the linear one, a β is
-            outside (0, 1) or not a number, β_1 > β_T, or T = 1 has two different β.
+            outside (0, 1) or not a number, β_1 > β_T, T = 1 has two different β, or ᾱ_T is 0 in float32.
     """
     if not (T >= 1 and float(T).is_integer()):
         raise ValueError(f"T must be an integer of at least 1, got {T}")
     check_choice("schedule", schedule, SCHEDULES)
     alphabar = SCHEDULES[schedule](beta1, beta2, int(T))
+    if alphabar[-1] < 1e-75:  # its square root is 0 in float32
+        raise ValueError(f"beta2 = {beta2} with T = {T} leaves nothing of the image in x_T; choose a smaller one")
     return schedule_tables(with_zero_snr(alphabar) if zero_snr else alphabar)
 
 
@@ -219,12 +221,13 @@ def training_target(x_0, t, eps, sched, target="eps"):
     return x_0 if target == "x0" else velocity(x_0, t, eps, sched)
 
 
-def log_snr_probabilities(sched, mean=0.0, scale=0.5):
+def log_snr_probabilities(sched, mean=0.0, scale=0.5, uniform=0.1):
     """Probabilities of t = 1 … T that concentrate training around log-SNR 0, float64 (T,).
 
     log(ᾱ_t / (1 - ᾱ_t)) follows a Laplace distribution (Hang & Gu 2024, arXiv 2407.03297, table 1), of which every t
-    has the part between the midpoints to its neighbours. As in the paper the loss is not divided by these
-    probabilities: drawing some t more often is a re-weighting of the loss.
+    has the part between the midpoints to its neighbours; but a fraction `uniform` is the same for all t, since samplers
+    ask the network at t of which the Laplace distribution would draw none in a short run. As in the paper the loss is
+    not divided by these probabilities: drawing some t more often is a re-weighting of the loss.
     """
     ab = sched.alphabar[1:]
     with np.errstate(divide="ignore"):
@@ -232,7 +235,7 @@ def log_snr_probabilities(sched, mean=0.0, scale=0.5):
     middle = (log_snr[1:] + log_snr[:-1]) / 2
     edges = np.concatenate([[np.inf], middle, [-np.inf]])
     below = 0.5 + 0.5 * np.sign(edges - mean) * -np.expm1(-np.abs(edges - mean) / scale)
-    return below[:-1] - below[1:]
+    return (1 - uniform) * (below[:-1] - below[1:]) + uniform / len(ab)
 
 
 WEIGHTINGS = ("none", "min-snr", "snr")

@@ -96,6 +96,7 @@ def main():
         from support import device
 
         device.start_tensorflow(parts=device.MOST_PARTS)
+        from diffusion.sampling import make_plan
         from evaluation.inputs import OF_SAMPLES, load_inputs
         from evaluation.likelihood import likelihood_rows
         from evaluation.samples import generate_samples, sample_rows
@@ -107,6 +108,7 @@ def main():
                 f"{options.model} carries no training metadata; evaluate one that diffusion_model.py wrote"
             )
         check_outputs(options, book)
+        make_plan(checkpoint.diffusion_of(model)[0], **console.sampler_options(options))  # better known now
         held_out, training, samples, extract = load_inputs(model, book, options)
 
         cache = cache_prefix(options, checkpoint.fingerprint(model))

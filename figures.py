@@ -221,7 +221,7 @@ def training(path):
     marker = "o-" if len(rows) < 40 else "-"
     axis.semilogy(epochs, [float(row["loss_mean"]) for row in rows], marker, color=BLUE)
     axis.set_xlabel("epoch")
-    axis.set_ylabel("mean squared error of ε̂", color=BLUE)
+    axis.set_ylabel("loss", color=BLUE)
     axis.grid(alpha=0.3, which="both")
     rate = axis.twinx()
     rate.plot(epochs, [float(row["learning_rate"]) for row in rows], "--", color=ORANGE)

@@ -90,7 +90,7 @@ def my_sample(
         eta: of ddim, 0 (no noise) … 1.
         noise: an array or tensor (n_sample, height, width, channels), x_T; None to draw it from the seed.
         corrector: how many Langevin steps follow each step, 0 … 4095; each asks the network once more.
-        snr: how large those are, above 0.
+        snr: how large those are, 1e-6 … 10.
 
     Returns:
         int16 array (n_sample, height, width, channels), values 0 … 255.
@@ -120,12 +120,12 @@ def my_sample(
     if image_shape is not None and (np.ndim(image_shape) != 1 or tuple(image_shape) != shape):
         raise ValueError(f"this model generates images of shape {shape}, not {image_shape}")
     if noise is not None:
-        noise = as_images("noise", noise, shape)
+        noise = as_images("noise", noise, shape, kinds="f")
         if n_sample not in (1, len(noise)):
             raise ValueError(f"noise for {len(noise)} images makes as many, not n_sample = {n_sample}")
         n_sample = len(noise)
     sched, steps_for = reverse_steps(model)
-    plan = make_plan(sched, sampler or "ddpm", steps, spacing, eta, variance, corrector, snr)
+    plan = make_plan(sched, "ddpm" if sampler is None else sampler, steps, spacing, eta, variance, corrector, snr)
     return to_pixels(run_plan(steps_for, plan, model, n_sample, seed, bool(clip), noise, verbose))
 
 
@@ -169,8 +169,8 @@ def invert(images, model="model.keras", steps=None, verbose=1):
     )
 
 
-def as_images(name, images, shape):
-    """Arrays, tensors or lists of numbers as an array (n, *shape), n ≥ 1.
+def as_images(name, images, shape, kinds="uif"):
+    """Arrays, tensors or lists of numbers, of NumPy's `kinds`, as an array (n, *shape), n ≥ 1.
 
     Raises:
         ValueError: if they are none.
@@ -181,8 +181,9 @@ def as_images(name, images, shape):
     if images.ndim != 4 or images.shape[1:] != shape or not len(images):
         wanted = ", ".join(map(str, ("n", *shape)))
         raise ValueError(f"{name} must be an array of shape ({wanted}), n at least 1, got {images.shape}")
-    if images.dtype.kind not in "uif" or not np.all(np.isfinite(images)):
-        raise ValueError(f"{name} must be an array of finite numbers, got {images.dtype}")
+    if images.dtype.kind not in kinds or not np.all(np.abs(images) < 1e30):
+        what = "floating-point numbers" if kinds == "f" else "numbers"
+        raise ValueError(f"{name} must be an array of finite {what}, got {images.dtype}")
     return images
 
 

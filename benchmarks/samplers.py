@@ -3,8 +3,8 @@
     pip install -r requirements-optional.txt
     python benchmarks/samplers.py --model model.keras --data new-drawings --out samplers       about 15 minutes
 
-Writes `kid.png` and `samples.png` into the folder, and prints a table. Numbers that are in its `numbers.json` already
-are not measured again: start it again after an interruption.
+Writes `kid.png` and `samples.png` into the folder, and prints a table. Numbers of the same model and images that are in
+its `numbers.json` already are not measured again: start it again after an interruption.
 """
 
 import argparse
@@ -63,10 +63,12 @@ def main():
         return np.concatenate(found)[:count], time.perf_counter() - start
 
     path = os.path.join(options.out, "numbers.json")
-    numbers = {}
+    measured = f"{checkpoint.fingerprint(model)} beside {data.digest(real)}"
+    all_numbers = {}
     if os.path.exists(path):
         with open(path, encoding="utf-8") as file:
-            numbers = json.load(file)
+            all_numbers = json.load(file)
+    numbers = all_numbers.setdefault(measured, {})
     generate(BATCH, steps=2)  # compiles
     for name, how in SAMPLERS.items():
         for count in STEPS:
@@ -78,7 +80,7 @@ def main():
                 rate = BATCH * -(-options.count // BATCH) / seconds
                 numbers[key] = {"kid": float(kid), "error": float(error), "rate": rate, "images": x_0[:2].tolist()}
                 with files.replacing(path) as draft, open(draft, "w", encoding="utf-8") as file:
-                    json.dump(numbers, file)
+                    json.dump(all_numbers, file)
                 print(f"{key} steps: KID {kid:.3f} ± {error:.3f}, {rate:.1f} images per second", flush=True)
 
     draw(numbers, options.out)

@@ -34,9 +34,11 @@ def denoiser(network: Callable, sched: Schedule, target: str = "eps") -> Denoise
         target: what it predicts, `'eps'`, `'x0'` or `'v'`.
 
     Raises:
-        ValueError: for another target.
+        ValueError: for another target, and for ε̂ where ᾱ_T = 0, as it says nothing of the image in x_T.
     """
     check_choice("target", target, TARGETS)
+    if target == "eps" and sched.alphabar[-1] == 0:
+        raise ValueError("a network that predicts the noise cannot have zero terminal SNR; x0 and v can")
 
     def denoise(x_t, t):
         predicted = network([x_t, network_time(t, sched)])

@@ -22,14 +22,14 @@ SPACINGS = ("uniform", "quadratic", "logsnr")
 
 
 def choose_times(sched: Schedule, steps: int, spacing: str = "uniform", repeats: int = 1) -> np.ndarray:
-    """The times of `steps` steps: T at first, 0 at last, strictly falling unless each is repeated.
+    """The times of `steps` steps: T at first, 0 at last, strictly falling unless they are repeated.
 
     Args:
         sched: the noise schedule.
         steps: how many, 1 … T. With T of them every spacing is every t.
         spacing: equal steps in t, `'uniform'`; in √t, `'quadratic'`; or in log(ᾱ / (1 - ᾱ)), `'logsnr'`, which ends
             with a step from t = 1.
-        repeats: how many steps there are from each t; from the last one fewer where `steps` is no multiple of it.
+        repeats: how many steps there are from each t below T; from the last one fewer where that does not come out.
 
     Returns:
         (steps + 1,) int32.
@@ -41,7 +41,7 @@ def choose_times(sched: Schedule, steps: int, spacing: str = "uniform", repeats:
     if not (isinstance(steps, numbers.Integral) and 1 <= steps <= T):
         raise ValueError(f"steps must be 1 … {T}, the number of steps that this model was trained with, got {steps}")
     check_choice("spacing", spacing, SPACINGS)
-    count = -(-steps // repeats)
+    count = 1 - (1 - steps) // repeats
     left = 1 - np.arange(count + 1) / count
     if spacing == "uniform" or count == T:
         times = T * left
@@ -58,7 +58,7 @@ def choose_times(sched: Schedule, steps: int, spacing: str = "uniform", repeats:
     for k in range(count - 1, 0, -1):  # where rounding repeats a t, it moves to the next free one
         times[k] = max(times[k], times[k + 1] + 1)
     times = np.minimum(times, T - np.arange(count + 1, dtype=np.int32))
-    return np.append(np.repeat(times[:-1], repeats)[:steps], times[-1:])
+    return np.concatenate([times[:1], np.repeat(times[1:-1], repeats)[: steps - 1], times[-1:]])
 
 
 def coefficients(
@@ -130,33 +130,33 @@ def langevin_coefficients(sched: Schedule, times: np.ndarray) -> np.ndarray:
     """Those of annealed Langevin sampling (Song & Ermon 2020, NCSNv2, arXiv 2006.09011, algorithm 1), (S, 5) float32.
 
     x_t / √ᾱ_t is an image with noise of deviation σ_t = √((1 - ᾱ_t) / ᾱ_t) on it. Each step moves it by κσ_t² along the
-    score, -ε̂ / σ_t, with noise of variance 2κσ_t², and the last step returns x̂_0.
+    score, -ε̂ / σ_t, with noise of variance 2κσ_t². The first step, from pure noise to the first noise level, and the
+    last one, to x̂_0, are those of DDIM without noise.
 
     Args:
-        times: (S + 1,) int, falling from T to 0, several steps from each t, see `choose_times`.
+        times: (S + 1,) int, falling from T to 0, several steps from each t between them, see `choose_times`.
     """
-    t, s = times[:-1], times[1:]
-    ab_t, ab_s = sched.alphabar[t], sched.alphabar[s]
-    kappa = np.append(langevin_step_sizes(sched, t[:-1]), 0)  # of the last step none: from x̂_0 alone
-    known = ab_t > 0  # with zero terminal SNR x_T / √ᾱ_T is infinite, and ε̂ stays as it is
-    scale = np.where(known, np.sqrt(ab_s / np.where(known, ab_t, 1)), 1) * np.sqrt(1 - ab_t)
-    scale[-1] = 0
-    return _rows(np.sqrt(ab_s), scale * (1 - kappa), scale * np.sqrt(2 * kappa))
+    ab_s = sched.alphabar[times[1:]]
+    a, b, sigma = np.sqrt(ab_s), np.sqrt(1 - ab_s), np.zeros(len(ab_s))
+    between, ab_t, kappa = slice(1, -1), sched.alphabar[times[1:-2]], langevin_step_sizes(sched, times[1:-2])
+    scale = a[between] * np.sqrt((1 - ab_t) / ab_t)
+    b[between], sigma[between] = scale * (1 - kappa), scale * np.sqrt(2 * kappa)
+    return _rows(a, b, sigma)
 
 
 def langevin_step_sizes(sched: Schedule, t: np.ndarray) -> np.ndarray:
     """κ of each step from a time in `t`, (S,) int, falling, with repeats; float64.
 
-    The n steps at a noise level begin with the variance of the level before, γ² times as large. κ is what brings it
-    nearest to that of this level (NCSNv2, technique 4: its equation as near to 1 as can be, on a grid).
+    The n steps at a noise level begin with the variance of the level before, γ² times as large; for the first level γ
+    is that of the second. κ is what brings it nearest to that of this level (NCSNv2, technique 4: its equation as near
+    to 1 as can be, on a grid).
     """
     levels, place, n = np.unique(-t, return_inverse=True, return_counts=True)
     ab = sched.alphabar[-levels]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        variances = (1 - ab) / ab
-        ratio = variances[:-1] / variances[1:]
-    ratio = np.where(np.isfinite(ratio), ratio, 1)
-    gamma2 = np.concatenate([ratio[:1], ratio])[: len(levels)] if len(levels) > 1 else np.ones(len(levels))
+    variances = (1 - ab) / ab
+    gamma2 = np.ones(len(levels))
+    gamma2[1:] = variances[:-1] / variances[1:]
+    gamma2[:1] = gamma2[1:2] if len(levels) > 1 else 1
     kappa = np.linspace(0, 1, 1001) ** 2
     left, stationary = (1 - kappa) ** (2 * n[:, None]), 2 / (2 - kappa)
     end = left * (gamma2[:, None] - stationary) + stationary

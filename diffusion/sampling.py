@@ -11,7 +11,7 @@ from ddpm import Schedule, n_steps
 from diffusion import samplers
 
 MOST_DRAWS, MOST_TIMES = 2**12, 2**20
-LANGEVIN_REPEATS = 5  # steps at each noise level, as in the paper of NCSNv2
+LANGEVIN_REPEATS = 5  # steps at each noise level of annealed Langevin sampling, as in the paper of NCSNv2
 
 
 def standard_normal(
@@ -77,8 +77,8 @@ def make_plan(
     """
     if not (isinstance(corrector, numbers.Integral) and 0 <= corrector < MOST_DRAWS):
         raise ValueError(f"corrector must be an integer from 0 to {MOST_DRAWS - 1}, got {corrector}")
-    if not 0 < snr < float("inf"):
-        raise ValueError(f"snr must be a number above 0, got {snr}")
+    if not (isinstance(snr, numbers.Real) and 1e-6 <= snr <= 10):
+        raise ValueError(f"snr must be a number from 1e-6 to 10, got {snr}")
     if corrector and sampler == "langevin":
         raise ValueError("the sampler langevin takes no corrector, as it consists of such steps; choose another one")
     if (corrector or sampler == "langevin") and n_steps(sched) >= MOST_TIMES - 1:

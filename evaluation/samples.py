@@ -41,8 +41,8 @@ def sampler_name(
 ) -> str:
     """What files of samples are called after: nothing for the default, `ddim-50-` for 50 steps of DDIM and so on."""
     parts = [sampler if sampler != "ddpm" else "", variance if variance != "beta" else "", str(steps or ""),
-             spacing or "", f"eta{eta:g}" if eta else "",
-             f"corrector{corrector}-{snr:g}" if corrector else ""]  # fmt: skip
+             spacing or "", f"eta{eta}" if eta else "",
+             f"corrector{corrector}-{snr}" if corrector else ""]  # fmt: skip
     return "".join(f"{part}-" for part in parts if part)
 
 

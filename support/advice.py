@@ -33,3 +33,10 @@ def on_schedule(beta1: float, beta2: float, T: int) -> str | None:
         f"with --beta1 {beta1:g} --beta2 {beta2:g} --T {T} the last noisy image is still {left:.2g} times the image "
         f"(√ᾱ_T), but sampling starts from pure noise; try {way_out}"
     )
+
+
+def on_weighting(zero_snr: bool, weighting: str) -> str | None:
+    """The sentence to say when nothing is learnt at t = T, where sampling starts, else None."""
+    if not zero_snr or weighting == "none":
+        return None
+    return f"--weighting {weighting} gives t = T no weight, where --zero-snr leaves no signal; try --weighting none"

@@ -175,7 +175,7 @@ class Countdown:
 
     def __init__(self, times: Sequence[int], title: str = ""):
         self.place = {int(t): k for k, t in enumerate(times)}
-        self.last, self.title = len(self.place) - 1, title
+        self.last, self.title = len(times) - 1, title
         self.start, self.shown, self.tenths = time.monotonic(), 0.0, -1
 
     def show(self, t: int) -> None:
@@ -286,7 +286,7 @@ def add_sampler_options(parser: argparse.ArgumentParser) -> None:
         help="variance of the noise in a step of ddpm (beta)",
     )
     add("--corrector", type=integer(0, 4095), default=0, metavar="N", help="Langevin steps after each step (0)")
-    add("--snr", type=number(1e-6), default=0.16, metavar="RATIO", help="how large those are (0.16)")
+    add("--snr", type=number(1e-6, 10), default=0.16, metavar="RATIO", help="how large those are (0.16)")
 
 
 SAMPLER_OPTIONS = ("sampler", "steps", "spacing", "eta", "variance", "corrector", "snr")

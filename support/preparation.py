@@ -64,6 +64,8 @@ def check_schedule(settings: dict, new: bool) -> None:
     linear = settings["schedule"] == "linear" and not settings["zero_snr"]
     if new and linear and (sentence := advice.on_schedule(settings["beta1"], settings["beta2"], settings["T"])):
         say(sentence)
+    if new and (sentence := advice.on_weighting(settings["zero_snr"], settings["weighting"])):
+        say(sentence)
 
 
 def preset_for_this_machine() -> str:

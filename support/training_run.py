@@ -8,7 +8,7 @@ import time
 import keras
 import numpy as np
 
-from ddpm import to_pixels
+from ddpm import n_steps, to_pixels
 from diffusion.sampling import make_plan, sample
 from evaluation.validation import Validation, overfitting_warning
 from support import checkpoint, console, files
@@ -203,8 +203,8 @@ class Grids:
         self.model, self.interruption = model, interruption
         self.seed = checkpoint.metadata(model)["settings"]["seed"]
         sched, target = checkpoint.diffusion_of(model)
-        few = checkpoint.metadata(model)["settings"]["sample_steps"]
-        self.plan = make_plan(sched, "ddim", few) if few else make_plan(sched)
+        count = checkpoint.metadata(model)["settings"]["sample_steps"] or n_steps(sched)
+        self.plan = make_plan(sched, "ddim" if count < n_steps(sched) else "ddpm", count)
         self.steps = ReverseSteps(model, sched, N_SAMPLES, target)
 
     def sample(self) -> np.ndarray:

@@ -47,3 +47,8 @@ def test_only_a_new_model_is_told(model_folder, monkeypatch, capsys):
         with pytest.raises(ZeroDivisionError):
             preparation.prepare(options, path)
         assert ("try --beta2 0.2" in capsys.readouterr().out) == told
+
+
+def test_weights_that_leave_the_first_step_of_sampling_untrained_get_advice():
+    assert "--weighting none" in advice.on_weighting(True, "min-snr")
+    assert advice.on_weighting(True, "none") is None and advice.on_weighting(False, "snr") is None

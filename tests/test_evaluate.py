@@ -70,6 +70,8 @@ def test_the_whole_table(run, model_folder, monkeypatch, capsys):
         (("--data", "images.npy", "--features", "pixels", "--samples", "none.npy"), ("none.npy",)),
         (("--data", "images.npy", "--features", "pixels", "--train", "nothing"), ("nothing",)),
         (("--data", "images.npy", "--figure", "nowhere/copies.png"), ("nowhere",)),
+        (("--data", "images.npy", "--features", "pixels", "--steps", "21"), ("steps must be 1 … 20", "21")),
+        (("--data", "images.npy", "--only", "bits", "--eta", "0.5"), ("eta", "ddpm has none")),
         (("--data", "images.npy", "--figure", "copies"), ("--figure", "copies")),
         (("--data", "images.npy", "--figure", "copies.psd"), ("--figure", "copies.psd")),
     ],

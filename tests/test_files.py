@@ -204,6 +204,18 @@ def test_a_bar_on_a_terminal_that_goes_away_ends_nothing(monkeypatch, kind):
         countdown.show(t)
 
 
+def test_a_countdown_of_repeated_times_ends_with_a_full_bar(monkeypatch, capsys):
+    monkeypatch.setattr(console.SafeStream, "isatty", lambda stream: True)
+    times = [9, *[5] * 4, 2, 0]
+    countdown = console.Countdown(times)
+    for t in times:
+        countdown.shown = 0.0  # without a pause between two lines
+        countdown.show(t)
+    lines = capsys.readouterr().out.split("\r")[1:]
+    assert [sum(line.count(c) for c in "━┄") for line in lines] == [30] * len(times)
+    assert lines[-1].count("━") == 30 and "\n" in lines[-1] and "\n" not in "".join(lines[:-1])
+
+
 PRINTS = """
 import sys
 from support import console

@@ -45,7 +45,7 @@ def test_spacings_are_what_they_are_called():
     log_snr = np.log(ab / (1 - ab))
     assert times[0] == 1000 and times[-2] == 1
     np.testing.assert_allclose(np.diff(log_snr), (log_snr[-1] - log_snr[0]) / 7, atol=0.5)
-    assert list(samplers.choose_times(SLIDES, 7, "logsnr", repeats=5)) == [1000] * 5 + [1] * 2 + [0]
+    assert list(samplers.choose_times(SLIDES, 8, repeats=5)) == [1000] + [667] * 5 + [333] * 2 + [0]
 
 
 # --- a Gaussian's exact predictor -------------------------------------------------------------------------------------
@@ -80,7 +80,7 @@ def moments_by_hand(times, sampler, variance, eta):
 
     # The state (x_t, x̂_0 of the step before): its mean, and its covariance.
     mean, covariance, h_before = np.zeros(2), np.diag([1.0, 0.0]), None
-    step_sizes = langevin_step_sizes(times[:-2]) if sampler == "langevin" else None
+    step_sizes = langevin_step_sizes(times[1:-2]) if sampler == "langevin" else None
     for t, s_ in itertools.pairwise(times):
         p, q = estimate(t)
         a_t, s_t, a_s, s_s = ab[t] ** 0.5, (1 - ab[t]) ** 0.5, ab[s_] ** 0.5, (1 - ab[s_]) ** 0.5
@@ -91,7 +91,7 @@ def moments_by_hand(times, sampler, variance, eta):
             of_x_0, of_x_t = a_s * beta / (1 - ab[t]), (1 - beta) ** 0.5 * (1 - ab[s_]) / (1 - ab[t])
             row, shift = [of_x_t + of_x_0 * p, 0.0], of_x_0 * q
             noise = (beta if variance == "beta" else tilde) if s_ else 0.0
-        elif sampler == "ddim":
+        elif sampler == "ddim" or (sampler == "langevin" and t == times[0]):
             square = eta**2 * tilde
             along = (1 - ab[s_] - square) ** 0.5 / s_t  # of x_t - √ᾱ_t x̂_0
             row, shift = [along + (a_s - along * a_t) * p, 0.0], (a_s - along * a_t) * q
@@ -272,6 +272,14 @@ def test_corrections_that_move_nothing_change_no_sampler(steps):
         np.testing.assert_allclose(*ends, atol=2e-5)
 
 
+@pytest.mark.parametrize("zero_snr", [False, True])
+@pytest.mark.parametrize("schedule", ddpm.SCHEDULES)
+def test_annealed_langevin_adds_noise_in_all_steps_but_the_first_and_the_last(schedule, zero_snr):
+    plan = sampling.make_plan(ddpm.ddpm_schedule(schedule=schedule, zero_snr=zero_snr), "langevin", 31)
+    assert len(plan.coefficients) == 31 and np.all(np.isfinite(plan.coefficients))
+    np.testing.assert_array_equal(plan.coefficients[:, 2] > 0, [0] + 29 * [1] + [0])
+
+
 def test_a_single_langevin_step_at_a_level_has_the_closed_form():
     """(1 - κ)² γ² + 2κ is least at κ = 1 - 1/γ²."""
     t = np.array([900, 600, 500])
@@ -396,7 +404,11 @@ def test_my_sample_and_invert_take_arrays(model_folder, monkeypatch):
         ({"eta": 0.5}, "ddpm has none"),
         ({"corrector": -1}, "corrector must be an integer from 0 to 4095, got -1"),
         ({"corrector": 1.5}, "got 1.5"),
-        ({"corrector": 1, "snr": 0}, "snr must be a number above 0, got 0"),
+        ({"corrector": 1, "snr": 0}, "snr must be a number from 1e-6 to 10, got 0"),
+        ({"corrector": 1, "snr": "0.1"}, "got 0.1"),
+        ({"noise": np.zeros((1, 32, 32, 3), np.uint8)}, "finite floating-point numbers, got uint8"),
+        ({"noise": np.full((1, 32, 32, 3), 1e300)}, "finite floating-point numbers, got float64"),
+        ({"sampler": ""}, "langevin, got ''"),
         ({"corrector": 1, "snr": float("nan")}, "got nan"),
         ({"corrector": 1, "sampler": "langevin"}, "langevin takes no corrector"),
         ({"noise": np.zeros((2, 32, 32, 1), np.float32)}, r"noise must be an array of shape \(n, 32, 32, 3\), .* \(2,"),
@@ -406,8 +418,8 @@ def test_my_sample_and_invert_take_arrays(model_folder, monkeypatch):
             {"noise": np.zeros((3, 32, 32, 3), np.float32), "n_sample": 2},
             "for 3 images makes as many, not n_sample = 2",
         ),
-        ({"noise": np.full((1, 32, 32, 3), "a")}, "array of finite numbers, got <U1"),
-        ({"noise": np.full((1, 32, 32, 3), np.nan)}, "array of finite numbers, got float64"),
+        ({"noise": np.full((1, 32, 32, 3), "a")}, "array of finite floating-point numbers, got <U1"),
+        ({"noise": np.full((1, 32, 32, 3), np.nan)}, "array of finite floating-point numbers, got float64"),
         ({"steps": 2.5}, "1 … 20, .*got 2.5"),
         ({"sampler": "ddim", "eta": None}, "between 0 and 1, got None"),
         ({"image_shape": 64}, "shape \\(32, 32, 3\\), not 64"),

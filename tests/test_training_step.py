@@ -565,6 +565,15 @@ def test_grids_are_always_made_from_the_same_noise(begun, tmp_path, monkeypatch)
     assert grids[0].std() > 5
 
 
+def test_grids_are_sampled_by_ddpm_in_all_steps_and_by_ddim_in_fewer(begun, tmp_path):
+    sched = ddpm.ddpm_schedule(**DIFFUSION)
+    for count, sampler in (None, "ddpm"), (T, "ddpm"), (5, "ddim"):
+        plan = new_keeper(new_run(begun, settings={"sample_steps": count}), tmp_path).grids.plan
+        expected = sampling.make_plan(sched, sampler, count)
+        np.testing.assert_array_equal(plan.times, expected.times)
+        np.testing.assert_array_equal(plan.coefficients, expected.coefficients)
+
+
 @pytest.mark.parametrize(
     "place, exists, steps, made",
     [
