@@ -31,10 +31,10 @@ def main():
             interruption.clean_up = lock.release
             if lock.missing:
                 say(lock.missing)
-            run(options, path, interruption)
+            train_model(options, path, interruption)
 
 
-def run(options, path, interruption):
+def train_model(options, path, interruption):
     """Trains the model at `path`, a new one or the one in the file, to the last epoch."""
     import tensorflow as tf
 
@@ -47,7 +47,8 @@ def run(options, path, interruption):
         tf.config.experimental.enable_op_determinism()
     files.check_writable(path)  # better known now than after an hour
     model, images, held_out = prepare(options, path)
-    book, board = checkpoint.metadata(model), None
+    book = checkpoint.metadata(model)  # a dict in the file, of which settings and progress are parts
+    board = None
     sched, target = checkpoint.diffusion_of(model)
     if "tensorboard" in options:
         from support.tensorboard import Board
@@ -131,7 +132,8 @@ def noising(sched, seed, target="eps", weighting="none", t_sampling="uniform"):
     @tf.function(autograph=False)  # one call instead of twenty small ones
     def noisy(image_batch, step):
         this_size = tf.shape(image_batch)
-        key = tf.stack([tf.constant(seed, tf.int64), -1 - 2 * step])  # negative: the keys of sampling are positive
+        # Two keys a step, one for ε and one for t; negative, as the keys of sampling are positive.
+        key = tf.stack([tf.constant(seed, tf.int64), -1 - 2 * step])
         eps = tf.random.stateless_normal(this_size, key)
         t_ind = draw_t(this_size[:1], key - [0, 1])
         x_t = q_sample(image_batch, t_ind, eps, sched)

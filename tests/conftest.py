@@ -144,7 +144,7 @@ def train_tiny(tiny_networks, tmp_path, monkeypatch, capsys):
     def train(*words):
         options = settings.parse_options("", [str(word) for word in words])
         capsys.readouterr()
-        diffusion_model.run(options, options["model"], Interruption())
+        diffusion_model.train_model(options, options["model"], Interruption())
         return capsys.readouterr().out
 
     return train

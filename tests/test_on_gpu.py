@@ -29,7 +29,7 @@ def tiny(monkeypatch, tiny_networks):
     def script(name, *words, folder, **more):
         monkeypatch.chdir(folder)
         options = settings.parse_options("", [str(word) for word in words])
-        diffusion_model.run(options, options["model"], Interruption())
+        diffusion_model.train_model(options, options["model"], Interruption())
         return 0, "device    CPU\nEpoch :0 loss :3.0\n", None
 
     monkeypatch.setattr(on_gpu, "script", script)
