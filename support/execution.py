@@ -106,7 +106,8 @@ class ReverseSteps:
         @tf.function(input_signature=[x, x, integers, integers, coefficients, *seed_and_index], autograph=False)
         def take(x_t, memory, times, draws, coefficients, seed, index):
             def one(k, x_t, memory):
-                z = noise(seed, times[k], index, shape, draws[k])
+                needed = coefficients[k, 2] > 0  # σ
+                z = tf.cond(needed, lambda: noise(seed, times[k], index, shape, draws[k]), lambda: tf.zeros_like(x_t))
                 return k + 1, *step(x_t, memory, times[k], coefficients[k], z)
 
             return tf.while_loop(lambda k, *_: k < tf.shape(times)[0], one, (0, x_t, memory))[1:]
