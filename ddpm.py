@@ -221,21 +221,25 @@ def training_target(x_0, t, eps, sched, target="eps"):
     return x_0 if target == "x0" else velocity(x_0, t, eps, sched)
 
 
+def log_snr(alphabar):
+    """log(ᾱ / (1 - ᾱ)), NumPy float64: ∞ for ᾱ = 1, the clean image, and -∞ for ᾱ = 0, pure noise."""
+    with np.errstate(divide="ignore"):
+        return np.log(alphabar) - np.log1p(-alphabar)
+
+
 def log_snr_probabilities(sched, mean=0.0, scale=0.5, uniform=0.1):
     """Probabilities of t = 1 … T that concentrate training around log-SNR 0, float64 (T,).
 
-    log(ᾱ_t / (1 - ᾱ_t)) follows a Laplace distribution (Hang & Gu 2024, arXiv 2407.03297, table 1), of which every t
+    `log_snr` follows a Laplace distribution (Hang & Gu 2024, arXiv 2407.03297, table 1), of which every t
     has the part between the midpoints to its neighbours; but a fraction `uniform` is the same for all t, since samplers
     ask the network at t of which the Laplace distribution would draw none in a short run. As in the paper the loss is
     not divided by these probabilities: drawing some t more often is a re-weighting of the loss.
     """
-    ab = sched.alphabar[1:]
-    with np.errstate(divide="ignore"):
-        log_snr = np.log(ab) - np.log1p(-ab)
-    middle = (log_snr[1:] + log_snr[:-1]) / 2
+    of_t = log_snr(sched.alphabar[1:])
+    middle = (of_t[1:] + of_t[:-1]) / 2
     edges = np.concatenate([[np.inf], middle, [-np.inf]])
     below = 0.5 + 0.5 * np.sign(edges - mean) * -np.expm1(-np.abs(edges - mean) / scale)
-    return (1 - uniform) * (below[:-1] - below[1:]) + uniform / len(ab)
+    return (1 - uniform) * (below[:-1] - below[1:]) + uniform / len(of_t)
 
 
 WEIGHTINGS = ("none", "min-snr", "snr")

@@ -117,11 +117,10 @@ def reverse_gif(model, path, n_sample=9, frames=40, seed=0):
 
 def schedule(sched, name="linear"):
     """The factors of image and noise in x_t, and the signal-to-noise ratio ᾱ_t / (1 - ᾱ_t), against t."""
-    import matplotlib.pyplot as plt
     import numpy as np
 
     t = np.arange(len(sched["beta_t"]))
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
+    figure, left, right = two_axes_of_t()
     left.plot(t, sched["sqrtab"], color=BLUE, label=r"image, $\sqrt{\bar\alpha_t}$")
     left.plot(t, sched["sqrtmab"], color=ORANGE, linestyle="--", label=r"noise, $\sqrt{1 - \bar\alpha_t}$")
     left.set_ylabel("factor in $x_t$")
@@ -130,9 +129,6 @@ def schedule(sched, name="linear"):
     right.axhline(1, color=GRAY, linewidth=0.8)
     right.set_ylabel("signal-to-noise ratio")
     right.legend()
-    for axis in left, right:
-        axis.set_xlabel("t")
-        axis.grid(alpha=0.3)
     return figure
 
 
@@ -141,12 +137,11 @@ def schedules(T=1000):
 
     Dotted: with zero terminal SNR, where the log-SNR of t = T is -∞.
     """
-    import matplotlib.pyplot as plt
     import numpy as np
 
-    from ddpm import SCHEDULES, ddpm_schedule
+    from ddpm import SCHEDULES, ddpm_schedule, log_snr
 
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
+    figure, left, right = two_axes_of_t()
     t = np.arange(T + 1)
     for name, colour in zip(SCHEDULES, (BLUE, ORANGE, GREEN), strict=True):
         for zero_snr, style in (False, "-"), (True, ":"):
@@ -154,13 +149,10 @@ def schedules(T=1000):
             known = slice(1, T if zero_snr else T + 1)
             left.plot(t, ab, style, color=colour)
             label = None if zero_snr else name
-            right.plot(t[known], np.log(ab[known] / (1 - ab[known])), style, color=colour, label=label)
+            right.plot(t[known], log_snr(ab[known]), style, color=colour, label=label)
     left.set_ylabel(r"$\bar\alpha_t$")
     right.set_ylabel("log-SNR")
     right.legend()
-    for axis in left, right:
-        axis.set_xlabel("t")
-        axis.grid(alpha=0.3)
     return figure
 
 
@@ -228,6 +220,17 @@ def training(path):
     rate.set_ylabel("learning rate", color=ORANGE)
     rate.set_ylim(0)
     return figure
+
+
+def two_axes_of_t():
+    """A figure with two axes side by side, both against t."""
+    import matplotlib.pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
+    for axis in left, right:
+        axis.set_xlabel("t")
+        axis.grid(alpha=0.3)
+    return figure, left, right
 
 
 def fractions(sched):

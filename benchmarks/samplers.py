@@ -41,6 +41,7 @@ def main():
 
     matplotlib.use("agg")
     import data
+    from ddpm import to_pixels
     from diffusion import sampling
     from evaluation import features, metrics
     from support import checkpoint, console, execution, files
@@ -55,7 +56,7 @@ def main():
     of_real = extract(real, console.Bar(len(real), "image").update)
 
     def generate(count, **how):
-        """Images, int16 0 … 255, and the seconds for them."""
+        """Images in [-1, 1], and the seconds for them."""
         plan, found, start = sampling.make_plan(sched, **how), [], time.perf_counter()
         for first in range(0, count, BATCH):
             *_, (_, x_0) = sampling.sample(steps, plan, 0, range(first, first + BATCH))
@@ -75,7 +76,7 @@ def main():
             key = f"{name}, {count}"
             if key not in numbers:
                 x_0, seconds = generate(options.count, **how, steps=count)
-                of_samples = extract(ddpm_pixels(x_0), lambda done: None)
+                of_samples = extract(to_pixels(x_0).astype(np.uint8))
                 kid, error = metrics.with_error(metrics.kid, of_real, of_samples)
                 rate = BATCH * -(-options.count // BATCH) / seconds
                 numbers[key] = {"kid": float(kid), "error": float(error), "rate": rate, "images": x_0[:2].tolist()}
@@ -91,13 +92,6 @@ def main():
         rows.append((f"{name}: KID", *(f"{n['kid']:.3f} ± {n['error']:.3f}" for n in here)))
         rows.append((f"{name}: images per second", *(f"{n['rate']:.1f}" for n in here)))
     common.table(f"{options.count} samples of {options.model} beside {options.data}", rows)
-
-
-def ddpm_pixels(x_0):
-    """Images in [-1, 1] as uint8."""
-    from ddpm import to_pixels
-
-    return to_pixels(x_0).astype(np.uint8)
 
 
 def draw(numbers, folder):

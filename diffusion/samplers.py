@@ -14,7 +14,7 @@ import numbers
 import numpy as np
 import tensorflow as tf
 
-from ddpm import VARIANCES, Schedule, check_choice, n_steps
+from ddpm import VARIANCES, Schedule, check_choice, log_snr, n_steps
 from diffusion.denoiser import Denoiser
 
 SAMPLERS = ("ddpm", "ddim", "dpm++", "langevin")
@@ -48,11 +48,10 @@ def choose_times(sched: Schedule, steps: int, spacing: str = "uniform", repeats:
     elif spacing == "quadratic":
         times = T * left**2
     else:
-        ab = sched.alphabar[1:]
-        last = T if ab[-1] > 0 else T - 1  # where log-SNR is finite
-        log_snr = np.log(ab[:last]) - np.log1p(-ab[:last])
-        wanted = np.linspace(log_snr[-1], log_snr[0], count)
-        times = np.append(np.interp(-wanted, -log_snr, np.arange(1, last + 1)), 0)
+        last = T if sched.alphabar[-1] > 0 else T - 1  # where log-SNR is finite
+        of_t = log_snr(sched.alphabar[1 : last + 1])
+        wanted = np.linspace(of_t[-1], of_t[0], count)
+        times = np.append(np.interp(-wanted, -of_t, np.arange(1, last + 1)), 0)
     times = np.rint(times).astype(np.int32)
     times[0], times[-1] = T, 0
     for k in range(count - 1, 0, -1):  # where rounding repeats a t, it moves to the next free one
@@ -105,8 +104,7 @@ def _rows(a, b, sigma, c=0.0, r=0.0):
 
 def _second_order(ab_t, ab_s):
     """√ᾱ_s (1 - e^{-h}) / 2r of DPM-Solver++(2M): h is a step in λ = log √(ᾱ / (1 - ᾱ)), r h the one before."""
-    with np.errstate(divide="ignore"):
-        h = 0.5 * (np.log(ab_s) - np.log1p(-ab_s) - np.log(ab_t) + np.log1p(-ab_t))
+    h = 0.5 * (log_snr(ab_s) - log_snr(ab_t))
     previous = np.concatenate([[np.inf], h[:-1]])
     finite = np.isfinite(h) & np.isfinite(previous)
     h, previous = np.where(finite, h, 0), np.where(finite, previous, 1)
