@@ -140,7 +140,7 @@ def test_ema_weights_after_five_steps(parts, precision):
 def test_a_weight_counts_for_a_whole_image(parts):
     """As many images as pixels in a row: a weight that multiplied columns instead would go unnoticed elsewhere."""
     rng = np.random.default_rng(2)
-    (inputs, eps), weights = next(some_batches([8], size=8)), rng.random((8, 1, 1, 1)).astype(np.float32)
-    model = compiled(parts, keras.optimizers.SGD(0.0), 8)
+    (inputs, eps), weights = next(some_batches([32])), rng.random((32, 1, 1, 1)).astype(np.float32)
+    model = compiled(parts, keras.optimizers.SGD(0.0), 32)
     expected = np.mean(weights * (np.asarray(model(inputs)) - eps) ** 2, dtype=np.float64)
     assert model.train_on_batch(inputs, eps, sample_weight=weights) == pytest.approx(expected, rel=1e-5)
