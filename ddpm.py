@@ -190,6 +190,17 @@ def predict_score(t, eps, sched):
     return -eps / _at(sched["sqrtmab"], t, eps)
 
 
+def add_to_score(x_0, t, eps, score, sched):
+    """The estimates (x̂_0, ε̂) of x_t once `score` is added to its score -ε / √(1 - ᾱ_t) (ADM, arXiv 2105.05233, eq. 14).
+
+    ε̂ falls by √(1 - ᾱ_t) `score`, and x̂_0 rises by (1 - ᾱ_t) / √ᾱ_t `score`, so that both still make up x_t. Shapes and
+    types as in `q_sample`, t ≥ 1. Nothing is added where ᾱ_t = 0: x_t is pure noise there, whatever x_0 is.
+    """
+    sqrtab, sqrtmab = _at(sched["sqrtab"], t, eps), _at(sched["sqrtmab"], t, eps)
+    score = tf.where(sqrtab > 0, score, 0)
+    return x_0 + tf.math.divide_no_nan(sqrtmab**2, sqrtab) * score, eps - sqrtmab * score
+
+
 def clip_estimate(x_t, t, x_0, sched):
     """An estimate of x_0 clipped to [-1, 1], and the noise that goes with it: (x̂₀, ε̂), so that both make up x_t."""
     x_0 = tf.clip_by_value(x_0, -1, 1)

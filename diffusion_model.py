@@ -54,11 +54,11 @@ def train_model(options, path, interruption):
         from support.tensorboard import Board
 
         board = Board(options["tensorboard"], model, sched)
-    validation = Validation(model, held_out, sched, target) if held_out is not None else None
+    validation = Validation(model, held_out.images, sched, target, held_out.labels) if held_out else None
     run = TrainingRun(model, path, options["save_every"], options["keep"], interruption, validation, board)
     if finished(run):
         return
-    describe(model, path)
+    describe(model, path, images.labels)
     try:
         train(model, images, run)
     except FloatingPointError as error:
@@ -81,7 +81,10 @@ def give_up(book, why):
 
 
 def train(model, images, run):
-    """The loop of the slides: images, noise on them, and the network learns to predict the noise (or x_0, or v)."""
+    """The loop of the slides: images, noise on them, and the network learns to predict the noise (or x_0, or v).
+
+    A classifier learns their classes instead.
+    """
     import tensorflow as tf
 
     from support import checkpoint
@@ -93,12 +96,18 @@ def train(model, images, run):
     for i in range(progress["epoch"], settings["n_epochs"]):
         run.before_epoch()
         train_data = data.batches(
-            images, settings["batch_size"], settings["seed"], i, progress["images"], settings["flip"]
-        )
-        for image_batch in train_data:
+            images.images, settings["batch_size"], settings["seed"], i, progress["images"], settings["flip"],
+            images.labels,
+        )  # fmt: skip
+        for image_batch, labels in train_data:
             x_t, t_input, target, weight = noisy(image_batch, tf.constant(progress["step"], tf.int64))
-            model.optimizer.learning_rate = learning_rate(settings, progress, len(images))
-            loss = model.train_on_batch([x_t, t_input], target, sample_weight=weight)
+            inputs = [x_t, t_input]
+            if settings["network"] == "classifier":
+                target, weight = labels, np.float32(labels >= 0)[:, None, None, None]
+            elif labels is not None:
+                inputs.append(drop_labels(labels, settings["drop_label"], settings["seed"], progress["step"]))
+            model.optimizer.learning_rate = learning_rate(settings, progress, len(images.images))
+            loss = model.train_on_batch(inputs, target, sample_weight=weight)
             progress["loss"] += loss
             progress["images"] += len(image_batch)
             progress["epoch_steps"] += 1
@@ -141,6 +150,21 @@ def noising(sched, seed, target="eps", weighting="none", t_sampling="uniform"):
         return x_t, network_time(t_ind, sched), wanted, loss_weight(t_ind, sched, target, weighting)
 
     return noisy
+
+
+def drop_labels(labels, fraction, seed, step):
+    """Labels as networks take them in training: k + 1 for class k, 0 for "no class" and, at random, for a fraction.
+
+    So the network also learns to predict without a class (Ho & Salimans 2022, arXiv 2207.12598, algorithm 1).
+
+    Args:
+        labels: (batch,) int, -1 for no class.
+
+    Returns:
+        (batch, 1) int32.
+    """
+    dropped = np.random.default_rng([seed, 2, step]).random(len(labels)) < fraction
+    return np.where(dropped, 0, labels + 1).astype(np.int32)[:, None]
 
 
 def learning_rate(settings, progress, count):

@@ -53,13 +53,14 @@ def reverse(model, seed=0, steps=None):
     """
     import tensorflow as tf
 
-    from diffusion.denoiser import clipped, denoiser
+    from diffusion.denoiser import clipped
     from diffusion.sampling import make_plan, sample
     from support import checkpoint
+    from support.execution import denoiser_of
 
     sched, reverse_steps = sampler(model, 1)
     _, target = checkpoint.diffusion_of(model)
-    denoise = clipped(denoiser(lambda inputs: model(inputs, training=False), sched, target), sched)
+    denoise = clipped(denoiser_of(model, sched, target, 1), sched)
     shown = sorted(steps or fractions(sched), reverse=True)
     noisy, estimates = [], []
     for t, x_t in sample(reverse_steps, make_plan(sched), seed, [0], every=True):

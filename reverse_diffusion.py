@@ -67,6 +67,10 @@ def my_sample(
     steps=None,
     spacing=None,
     eta=0.0,
+    label=None,
+    guidance=1.0,
+    guidance_interval=None,
+    classifier=None,
     noise=None,
     corrector=0,
     snr=0.16,
@@ -79,8 +83,8 @@ def my_sample(
     Args:
         image_shape: (height, width, channels), only to check the model's.
         n_sample: how many images; with `noise` as many as it holds.
-        model: a path, or a Keras model that takes [x_t, t/T] and predicts the noise. The noise schedule comes from the
-            metadata of the model; without metadata it is that of the slides.
+        model: a path, or a Keras model that takes [x_t, t/T] or [x_t, t/T, label] and predicts the noise. The noise
+            schedule comes from the metadata of the model; without metadata it is that of the slides.
         seed: an integer; image k of a seed is the same however many are sampled. None for different ones every time.
         variance, clip: see `ddpm.p_sample`.
         verbose: 0 for silence, 1 for a bar that counts t down.
@@ -88,6 +92,11 @@ def my_sample(
         steps: how many steps, 1 … T; None for all. 20 to 50 do for ddim and dpm++.
         spacing: of the steps, `'uniform'` in t, `'quadratic'` or `'logsnr'`; None for what suits the sampler.
         eta: of ddim, 0 (no noise) … 1.
+        label: a class, as its name or its number from 0, or one for each image; None for images of all kinds.
+        guidance: how strongly the class guides: 0 ignores it, 1 follows it, 2 to 4 exaggerate it; see
+            `diffusion.denoiser`.
+        guidance_interval: the first and the last t where `guidance` holds, else 1; None for all t.
+        classifier: a path or a model of `--network classifier`, which guides in place of the model's own classes.
         noise: an array or tensor (n_sample, height, width, channels), x_T; None to draw it from the seed.
         corrector: how many Langevin steps follow each step, 0 … 4095; each asks the network once more.
         snr: how large those are, 1e-6 … 10.
@@ -117,6 +126,7 @@ def my_sample(
     from diffusion.sampling import make_plan
 
     model, shape = open_model(model)
+    classifier = classifier and open_classifier(classifier, model)
     if image_shape is not None and (np.ndim(image_shape) != 1 or tuple(image_shape) != shape):
         raise ValueError(f"this model generates images of shape {shape}, not {image_shape}")
     if noise is not None:
@@ -124,13 +134,17 @@ def my_sample(
         if n_sample not in (1, len(noise)):
             raise ValueError(f"noise for {len(noise)} images makes as many, not n_sample = {n_sample}")
         n_sample = len(noise)
-    sched, steps_for = reverse_steps(model)
-    plan = make_plan(sched, "ddpm" if sampler is None else sampler, steps, spacing, eta, variance, corrector, snr)
-    return to_pixels(run_plan(steps_for, plan, model, n_sample, seed, bool(clip), noise, verbose))
+    labels = as_labels(label, n_sample, model, classifier)
+    if label is None and guidance != 1:
+        raise ValueError(f"guidance {guidance} needs a label to guide to")
+    sched, steps_for = reverse_steps(model, classifier if label is not None else None)
+    sampler = "ddpm" if sampler is None else sampler
+    plan = make_plan(sched, sampler, steps, spacing, eta, variance, corrector, snr, guidance, guidance_interval)
+    return to_pixels(run_plan(steps_for, plan, model, n_sample, seed, bool(clip), noise, verbose, labels))
 
 
 @one_at_a_time
-def invert(images, model="model.keras", steps=None, verbose=1):
+def invert(images, model="model.keras", steps=None, verbose=1, *, label=None):
     """The noise that DDIM turns into given images: `my_sample(noise=…, sampler="ddim", clip=False)` leads back.
 
     The more steps, the nearer. Estimates of x_0 are never clipped on this way.
@@ -140,6 +154,7 @@ def invert(images, model="model.keras", steps=None, verbose=1):
         model: see `my_sample`.
         steps: how many steps, 1 … T; None for all.
         verbose: 0 for silence, 1 for a bar that counts t up.
+        label: the class of the images, or one for each, see `my_sample`.
 
     Returns:
         float32 array (n, height, width, channels).
@@ -163,10 +178,9 @@ def invert(images, model="model.keras", steps=None, verbose=1):
     if not np.all((images >= low) & (images <= high)):
         raise ValueError(f"images must lie in {low} … {high}, got {images.min():g} … {images.max():g}")
     x_0 = data.scaled(images) if integers else images
+    labels, x_0 = as_labels(label, len(images), model), x_0.astype(np.float32)
     sched, steps_for = reverse_steps(model)
-    return run_plan(
-        steps_for, make_inversion(sched, steps), model, len(images), 0, False, x_0.astype(np.float32), verbose
-    )
+    return run_plan(steps_for, make_inversion(sched, steps), model, len(images), 0, False, x_0, verbose, labels)
 
 
 def as_images(name, images, shape, kinds="uif"):
@@ -187,7 +201,49 @@ def as_images(name, images, shape, kinds="uif"):
     return images
 
 
-def run_plan(steps_for, plan, model, n_sample, seed, clip, start, verbose):
+def as_labels(label, n_sample, model, classifier=None):
+    """The classes of `n_sample` images as networks take them, int32 (n_sample,): k + 1 for class k, 0 for none.
+
+    Raises:
+        ValueError: if the model, or the classifier that guides it, knows no such class.
+    """
+    import numpy as np
+
+    from support import checkpoint
+
+    if label is None:
+        return np.zeros(n_sample, np.int32)
+    if not classifier and len(model.inputs) < 3:
+        raise ValueError(
+            "this model knows no classes, so it takes no label; train one with --classes, or give a classifier"
+        )
+    names = checkpoint.classes_of(classifier or model)
+    one = isinstance(label, str) or np.ndim(label) == 0
+    given = [label] * n_sample if one else list(label)
+    if len(given) != n_sample:
+        raise ValueError(f"label must be one class, or one for each of the {n_sample} images, got {len(given)}")
+    return np.array([1 + class_number(of_image, names) for of_image in given], np.int32)
+
+
+def class_number(label, names):
+    """The number of a class from 0, given its name or number; `names` may be None if they are not known."""
+    known = ", ".join(names or [])
+    if isinstance(label, str):
+        if label in (names or []):
+            return names.index(label)
+        if not label.isdecimal():
+            raise ValueError(f"there is no class {label!r}" + (f"; the classes are {known}" if known else
+                             ": this model knows its classes by number only"))  # fmt: skip
+        label = int(label)  # as typed on a command line
+    if isinstance(label, bool) or not isinstance(label, numbers.Integral):
+        raise ValueError(f"label must be the name or the number of a class, got {label!r}")
+    if label < 0 or (names is not None and label >= len(names)):
+        upper = f" to {len(names) - 1} ({known})" if names else ""
+        raise ValueError(f"label must be a class from 0{upper}, got {label}")
+    return int(label)
+
+
+def run_plan(steps_for, plan, model, n_sample, seed, clip, start, verbose, labels):
     """Runs the steps of a plan for all images in batches; float32 (n_sample, height, width, channels)."""
     import numpy as np
 
@@ -205,7 +261,7 @@ def run_plan(steps_for, plan, model, n_sample, seed, clip, start, verbose):
         some = None if start is None else np.asarray(start, np.float32)[index % n_sample]
         title = f"{batch + 1}/{batches} " if batches > 1 else ""
         countdown = console.Countdown(plan.times, title) if verbose else None
-        for t, x_t in sample(steps, plan, seed, index, some):
+        for t, x_t in sample(steps, plan, seed, index, some, label=labels[index % n_sample]):
             if countdown:
                 countdown.show(t)
         done.append(np.asarray(x_t))
@@ -225,6 +281,34 @@ def open_model(model):
     return model, tuple(model.inputs[0].shape[1:])
 
 
+def open_classifier(classifier, model):
+    """A classifier given as itself or by its path, which must fit the model.
+
+    Raises:
+        ValueError: if it is none, or for images of another size or with other noise on them.
+    """
+    import numpy as np
+
+    from support import checkpoint
+
+    name = "this classifier"
+    if isinstance(classifier, str | os.PathLike):
+        name = os.fspath(classifier)
+        classifier = load(*load_key(classifier), classifier=True)
+    else:
+        checkpoint.check_network(classifier, name, classifier=True)
+    shape, wanted = (tuple(network.inputs[0].shape[1:]) for network in (classifier, model))
+    if shape != wanted:
+        raise ValueError(f"{name} takes images of shape {shape}, and this model generates {wanted}; train another one")
+    (sched, _), (of_model, _) = checkpoint.diffusion_of(classifier), checkpoint.diffusion_of(model)
+    if not np.array_equal(sched.alphabar, of_model.alphabar):
+        raise ValueError(
+            f"{name} was trained with another noise schedule than this model; train one with the same --T, --schedule, "
+            "--beta1, --beta2 and --zero-snr"
+        )
+    return classifier
+
+
 def load_key(path):
     """The real path of a file, and a stamp that differs when the file has changed."""
     path = os.path.realpath(path)
@@ -232,17 +316,17 @@ def load_key(path):
     return path, status and (status.st_ino, status.st_mtime_ns, status.st_size)
 
 
-@functools.lru_cache(maxsize=MODELS)
-def load(path, stamp):
+@functools.lru_cache(maxsize=2 * MODELS)  # each with a classifier
+def load(path, stamp, classifier=False):
     """The model in a file, cached until two others or newer ones are asked for."""
     from support import checkpoint
 
-    return checkpoint.open_model(path)
+    return checkpoint.open_model(path, classifier=classifier)
 
 
 @functools.lru_cache(maxsize=MODELS)
-def reverse_steps(model):
-    """The schedule of a model, and a function of (clip, batch_size) that returns its compiled steps.
+def reverse_steps(model, classifier=None):
+    """The schedule of a model, and a function of (clip, batch_size) that returns its compiled steps, guided or not.
 
     They are cached as long as the model is one of the latest, since they take seconds to compile.
     """
@@ -250,7 +334,12 @@ def reverse_steps(model):
     from support.execution import ReverseSteps
 
     sched, target = checkpoint.diffusion_of(model)
-    return sched, functools.cache(lambda clip, batch_size: ReverseSteps(model, sched, batch_size, target, clip))
+
+    @functools.cache
+    def steps_for(clip, batch_size):
+        return ReverseSteps(model, sched, batch_size, target, clip, classifier=classifier)
+
+    return sched, steps_for
 
 
 def parse_options(arguments=None):
@@ -269,6 +358,18 @@ def parse_options(arguments=None):
         "--model", default="model.keras", metavar="FILE.keras", help="the trained network (model.keras)"
     )
     console.add_sampler_options(parser)
+    parser.add_argument("--label", nargs="+", metavar="CLASS", help="class of the images, or one for each (all kinds)")
+    parser.add_argument(
+        "--guidance", type=console.number(float("-inf")), default=1.0, metavar="G",
+        help="how strongly the class guides: 0 ignores it, 1 follows it, 2 to 4 exaggerate it (1)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--guidance-interval", type=console.integer(0), nargs=2, metavar=("FIRST", "LAST"),
+        help="the first and the last t where --guidance holds, else 1 (all)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--classifier", metavar="FILE.keras", help="a model of --network classifier that guides to the class (none)"
+    )
     options = parser.parse_args(arguments)
     from support import files
 
@@ -290,7 +391,10 @@ def main():
             files.check_writable(path)  # better known now than after the work
         console.say("reverse_diffusion.py: starting TensorFlow …")
         device.start_tensorflow(parts=min(options.n_sample, device.MOST_PARTS))
-        images = my_sample(None, options.n_sample, options.model, options.seed, **console.sampler_options(options))
+        how = console.sampler_options(options)
+        how |= {name: getattr(options, name) for name in ("guidance", "guidance_interval", "classifier")}
+        label = options.label[0] if options.label and len(options.label) == 1 else options.label
+        images = my_sample(None, options.n_sample, options.model, options.seed, label=label, **how)
         files.save_grid(images, options.out)
         if options.npy:
             files.save_array(images, options.npy)

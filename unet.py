@@ -12,10 +12,9 @@ import keras.models as km
 import keras.saving as ks
 from keras import initializers, ops
 
-from diffusion.layers import GroupNormalization, Logbook
+from diffusion.layers import CHANNELS_LAST, ClassLayer, GroupNormalization, Logbook
 
 GROUPS = 8  # of every GroupNormalization
-CHANNELS_LAST = {"data_format": "channels_last"}  # whatever the user has set Keras to
 
 
 @ks.register_keras_serializable(package="MyLayers")
@@ -140,18 +139,20 @@ class TimeLayer(kl.Layer):
         return {**super().get_config(), "num_chan": self.num_chan}
 
 
-def NaiveUnet(input_shape, n_feat):
+def NaiveUnet(input_shape, n_feat, classes=0):
     """The U-Net of the slides.
 
     Args:
         input_shape: (height, width, channels) of the images; height and width multiples of 32.
         n_feat: the width, a multiple of 8. 512 at (64, 64, 3) gives the slides' 129 million
             parameters.
+        classes: how many classes of images there are; 0 for a network that knows none, as on the slides.
 
     Returns:
-        A Keras model: inputs [image (batch, height, width, channels), t/T (batch, 1)], output ε_θ
-        like the image, float32. Its layers follow the global dtype policy, except for the time embedding (bfloat16
-        cannot represent 999/1000) and the last convolution, which are float32.
+        A Keras model: inputs [image (batch, height, width, channels), t/T (batch, 1)], and with classes an integer
+        label (batch, 1), 0 for "no class" and k + 1 for class k; output ε_θ like the image, float32. Its layers follow
+        the global dtype policy, except for the embeddings (bfloat16 cannot represent 999/1000) and the last
+        convolution, which are float32.
 
     Raises:
         ValueError: if the layers cannot have that shape or width.
@@ -168,6 +169,7 @@ def NaiveUnet(input_shape, n_feat):
 
     img_in = kl.Input(shape=input_shape)
     t_in = kl.Input(shape=(1,))
+    label_in = [kl.Input(shape=(1,), dtype="int32")] if classes else []
     t = Logbook(name="logbook", dtype="float32")(t_in)  # t unchanged; the layer carries the metadata
 
     x = Conv3Layer(n_feat, is_res=True)(img_in)
@@ -180,6 +182,8 @@ def NaiveUnet(input_shape, n_feat):
     thro = kl.ReLU()(thro)
 
     t_emb = TimeLayer(2 * n_feat, dtype="float32")(t)
+    for label in label_in:
+        t_emb = kl.Add()([t_emb, ClassLayer(classes, 2 * n_feat, dtype="float32")(label)])
     t_emb = kl.Reshape((1, 1, 2 * n_feat))(t_emb)
 
     thro = kl.Add()([thro, t_emb])
@@ -202,4 +206,4 @@ def NaiveUnet(input_shape, n_feat):
         **CHANNELS_LAST,
     )(out)
 
-    return km.Model(inputs=[img_in, t_in], outputs=out)
+    return km.Model(inputs=[img_in, t_in, *label_in], outputs=out)

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from data import arrays, drawings, image_files
+from data.classes import classes_of_array_file, classes_of_files
 
 CATS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "cats64.npz")
 
@@ -26,18 +27,24 @@ class Report:
         photographs: whether the images are known to be photographs, which may be mirrored for training.
         notes: sentences on how the source was read.
         skipped: a pair (file name, reason) for every file that gave no image.
+        labels: the class of each image, int32 (N,), 0 for the first and -1 for none; None if it was not asked for.
+        classes: the names of the classes.
     """
 
     source: str
     photographs: bool = False
     notes: list[str] = dataclasses.field(default_factory=list)
     skipped: list[tuple[str, str]] = dataclasses.field(default_factory=list)
+    labels: np.ndarray | None = None
+    classes: list[str] = dataclasses.field(default_factory=list)
 
     def __str__(self) -> str:
         return "\n".join([*self.notes, *([image_files.summarise_skipped(self.skipped)] if self.skipped else [])])
 
 
-def load_images(source: str | os.PathLike, image_size: int, channels: int = 3) -> tuple[np.ndarray, Report]:
+def load_images(
+    source: str | os.PathLike, image_size: int, channels: int = 3, classes: bool = False
+) -> tuple[np.ndarray, Report]:
     """Reads all images of a source, crops each to its central square and resizes it.
 
     Args:
@@ -45,23 +52,30 @@ def load_images(source: str | os.PathLike, image_size: int, channels: int = 3) -
             a `.npy` or `.npz` file. A folder called `drawings` is given as `'./drawings'` or as a `Path`.
         image_size: height and width of the result in pixels.
         channels: 3 for colour, 1 for grey.
+        classes: whether the images must have classes, which the report then holds: of drawings the colour of the fur,
+            of a folder its sub-folders, of a `.npz` file its array `labels`.
 
     Returns:
         The images, uint8 (N, image_size, image_size, channels), and a `Report`.
 
     Raises:
         FileNotFoundError: if the source does not exist.
-        ValueError: if an argument is invalid, the source holds no images, or its values are not pixel values.
+        ValueError: if an argument is invalid, the source holds no images or no classes, or its values are not pixel
+            values.
     """
     if channels not in (1, 3):
         raise ValueError(f"channels must be 1 (grey) or 3 (colour), got {channels}")
     if not (isinstance(image_size, int) and image_size > 0):
         raise ValueError(f"image_size must be a positive integer, got {image_size}")
     if source in ("drawings", "new-drawings"):  # the second for evaluating models that were trained on the first
-        images = drawings.draw_cats(image_size, seed=int(source != "drawings"))
+        seed = int(source != "drawings")
+        images = drawings.draw_cats(image_size, seed=seed)
         if channels == 1:
             images = np.stack([image_files.crop_and_resize(image, image_size, channels) for image in images])
-        return images, Report(source, notes=_note_name_clash(source))
+        report = Report(source, notes=_note_name_clash(source))
+        if classes:
+            report.labels, report.classes = drawings.furs_of_cats(seed=seed), list(drawings.FURS)
+        return images, report
 
     source = os.fspath(source)
     if not source:
@@ -71,11 +85,17 @@ def load_images(source: str | os.PathLike, image_size: int, channels: int = 3) -
     if not os.path.exists(path):
         raise FileNotFoundError(f"there is no folder or file {name}")
     if os.path.isdir(path):
-        images, skipped, notes = image_files.read_folder(path, image_size, channels)
-        return images, Report(path, photographs=True, notes=notes, skipped=skipped)
+        images, names, skipped, notes = image_files.read_folder(path, image_size, channels)
+        report = Report(path, photographs=True, notes=notes, skipped=skipped)
+        if classes:
+            report.labels, report.classes = classes_of_files(names, path)
+        return images, report
     if os.path.isfile(path) and path.endswith((".npy", ".npz")):
         images, photographs, notes = arrays.read_array_file(path, image_size, channels)
-        return images, Report(path, photographs, notes)
+        report = Report(path, photographs, notes)
+        if classes:
+            report.labels, report.classes = classes_of_array_file(path, len(images))
+        return images, report
     raise ValueError(f"{name} is neither a folder of images nor a .npy or .npz file")
 
 
@@ -94,9 +114,15 @@ def digest(images: np.ndarray) -> str:
 
 
 def batches(
-    images: np.ndarray, batch_size: int, seed: int, epoch: int, start: int = 0, flip: bool = False
-) -> Iterator[np.ndarray]:
-    """Yields the images of one epoch as training batches, in an order of its own.
+    images: np.ndarray,
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    start: int = 0,
+    flip: bool = False,
+    labels: np.ndarray | None = None,
+) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+    """Yields the images of one epoch as training batches, in an order of its own, with their labels.
 
     Order and mirroring depend only on the seed, the epoch and the position in it, so that training can resume in the
     middle of an epoch.
@@ -105,9 +131,11 @@ def batches(
         images: uint8 (N, height, width, channels).
         start: how many images of the epoch have already been used.
         flip: whether to mirror half of the images, chosen at random, from left to right.
+        labels: (N,) int, the class of each image, or None.
 
     Yields:
-        float32 (batch_size, height, width, channels) in [-1, 1]; the last batch may be smaller.
+        float32 (batch_size, height, width, channels) in [-1, 1], and (batch_size,) int or None; the last batch may be
+        smaller.
     """
     rng = np.random.default_rng([seed, epoch])
     order = rng.permutation(len(images))
@@ -116,7 +144,7 @@ def batches(
         chosen = slice(first, first + batch_size)
         batch = images[order[chosen]]
         batch[mirrored[chosen]] = batch[mirrored[chosen], :, ::-1]
-        yield scaled(batch)
+        yield scaled(batch), None if labels is None else labels[order[chosen]]
 
 
 def scaled(images: np.ndarray) -> np.ndarray:

@@ -61,7 +61,7 @@ def prepare(archive: str, out: str, animals: str = "cats", image_size: int = 64)
     Args:
         archive: path of Microsoft's archive, or of Kaggle's `train.zip`.
         out: path of the output file with the arrays `images`, uint8 (N, image_size, image_size, 3), `labels`,
-            uint8 (N,) with 0 for cats and 1 for dogs, and `photographs`, a boolean that is True.
+            uint8 (N,) with 0 for cats and 1 for dogs, `class_names`, and `photographs`, a boolean that is True.
         animals: `'cats'`, `'dogs'` or `'both'`.
 
     Returns:
@@ -97,5 +97,5 @@ def prepare(archive: str, out: str, animals: str = "cats", image_size: int = 64)
     missing = {member for member, _ in skipped}
     labels = np.array([label for member, label in label_of.items() if member not in missing], np.uint8)
     with files.replacing(out) as draft:
-        np.savez_compressed(draft, images=images, labels=labels, photographs=True)
+        np.savez_compressed(draft, images=images, labels=labels, class_names=ANIMALS, photographs=True)
     return len(images), skipped

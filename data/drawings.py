@@ -5,24 +5,29 @@ from PIL import Image, ImageDraw
 
 COUNT = 2048
 
-FURS = [  # fur, its darker markings
-    ((236, 150, 64), (196, 104, 32)),  # ginger
-    ((150, 150, 158), (104, 104, 114)),  # grey
-    ((70, 66, 74), (42, 40, 48)),  # black
-    ((240, 236, 226), (206, 196, 180)),  # white
-    ((150, 104, 70), (104, 68, 44)),  # brown
-    ((238, 208, 156), (204, 162, 104)),  # cream
-]
+FURS = {  # fur, its darker markings
+    "ginger": ((236, 150, 64), (196, 104, 32)),
+    "grey": ((150, 150, 158), (104, 104, 114)),
+    "black": ((70, 66, 74), (42, 40, 48)),
+    "white": ((240, 236, 226), (206, 196, 180)),
+    "brown": ((150, 104, 70), (104, 68, 44)),
+    "cream": ((238, 208, 156), (204, 162, 104)),
+}
 BACKGROUNDS = [(126, 190, 228), (150, 204, 142), (244, 214, 120), (232, 160, 170), (178, 160, 218), (120, 200, 192)]
 EYES = [(120, 200, 80), (240, 200, 60), (100, 180, 240)]
 CIRCLE = np.stack([np.cos(np.arange(0, 2 * np.pi, 0.16)), np.sin(np.arange(0, 2 * np.pi, 0.16))], axis=1)
 OUTLINE, NOSE, WHISKERS = (40, 32, 36), (226, 110, 120), (250, 250, 250)
 
 
+def choose_fur(rng: np.random.Generator) -> int:
+    """The number of a cat's fur in `FURS`, its first draw."""
+    return int(rng.integers(len(FURS)))
+
+
 def draw_cat(rng: np.random.Generator, image_size: int) -> np.ndarray:
     """Draws one cat, uint8 (image_size, image_size, 3), several times larger and reduced for antialiasing."""
     size = max(256, 4 * image_size)
-    fur, marking = FURS[rng.integers(len(FURS))]
+    fur, marking = list(FURS.values())[choose_fur(rng)]
     background = BACKGROUNDS[rng.integers(len(BACKGROUNDS))]
     eye = EYES[rng.integers(len(EYES))]
     striped, with_bib = rng.random() < 0.5, rng.random() < 0.4
@@ -80,3 +85,8 @@ def draw_cat(rng: np.random.Generator, image_size: int) -> np.ndarray:
 def draw_cats(image_size: int, count: int = COUNT, seed: int = 0) -> np.ndarray:
     """Draws cats, uint8 (count, image_size, image_size, 3); cat k depends only on the seed and k."""
     return np.stack([draw_cat(np.random.default_rng([seed, k]), image_size) for k in range(count)])
+
+
+def furs_of_cats(count: int = COUNT, seed: int = 0) -> np.ndarray:
+    """The furs of the cats that `draw_cats` draws, numbers in `FURS`, int32 (count,)."""
+    return np.array([choose_fur(np.random.default_rng([seed, k])) for k in range(count)], np.int32)

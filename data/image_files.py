@@ -229,13 +229,16 @@ def _show_progress(results, total):
         yield result
 
 
-def read_folder(folder: str, image_size: int, channels: int) -> tuple[np.ndarray, list[tuple[str, str]], list[str]]:
+def read_folder(
+    folder: str, image_size: int, channels: int
+) -> tuple[np.ndarray, list[str], list[tuple[str, str]], list[str]]:
     """Reads all images of a folder and its sub-folders, in the order of their names.
 
     What takes long to read is cached, see `data/cache.py`.
 
     Returns:
-        Images and skipped files as from `read_images`, and notes on ignored files and on dark images.
+        Images and the names of their files, skipped files as from `read_images`, and notes on ignored files and on
+        dark images.
 
     Raises:
         ValueError: if the folder holds no image.
@@ -258,15 +261,16 @@ def read_folder(folder: str, image_size: int, channels: int) -> tuple[np.ndarray
     if not cached and time.monotonic() - start > cache.MIN_SECONDS:
         cache.save(path, fingerprint, images, skipped)
     unreadable = {name for name, _ in skipped}
+    names = [name for name in names if name not in unreadable]
     skipped = [(name, _describe_error(error, name)) for name, error in unlisted] + skipped
     notes = [ignored] if ignored else []
     if len(images) == 0:
         reasons = "; ".join([*([summarise_skipped(skipped)] if skipped else []), *notes]) or "it is empty"
         raise ValueError(f"there is no image in the folder {escape_name(folder)}: {reasons}")
     if images.max() < DARK:
-        brightest = [name for name in names if name not in unreadable][images.max(axis=(1, 2, 3)).argmax()]
+        brightest = names[images.max(axis=(1, 2, 3)).argmax()]
         notes += note_if_dark(escape_name(brightest), *_find_largest_value(os.path.join(folder, brightest)))
-    return images, skipped, notes
+    return images, names, skipped, notes
 
 
 def _find_largest_value(path):

@@ -10,6 +10,13 @@ import keras.layers as kl
 import keras.saving as ks
 from keras import ops
 
+CHANNELS_LAST = {"data_format": "channels_last"}  # whatever the user has set Keras to
+
+
+def convolution(num_chan, size=3, **kwargs):
+    """A convolution that keeps height and width."""
+    return kl.Conv2D(num_chan, size, padding="same", **CHANNELS_LAST, **kwargs)
+
 
 @ks.register_keras_serializable(package="MyLayers")
 class GroupNormalization(kl.GroupNormalization):
@@ -18,9 +25,12 @@ class GroupNormalization(kl.GroupNormalization):
     Per-channel sums and sums of squares give mean and variance of the groups; what remains is one multiplication and
     one addition per value, y = x·scale + shift. The gradient is written out, as it needs only x and as few passes. All
     of it in float32, whatever the precision.
+
+    A `modulation`, (batch, 2·channels), is a scale and a shift of each image's own on top: y (1 + scale) + shift, at no
+    further pass (ADM, arXiv 2105.05233, section 3, "AdaGN").
     """
 
-    def call(self, inputs):
+    def call(self, inputs, modulation=None):
         _, height, width, channels = inputs.shape
         members = channels // self.groups
 
@@ -48,12 +58,141 @@ class GroupNormalization(kl.GroupNormalization):
                 dgamma = (total(dy * x) - mean * dbeta) * rstd
                 slope = of_groups(gamma * dgamma) * rstd * rstd
                 offset = of_groups(gamma * dbeta) * rstd - slope * mean
-                dx = dy * scale - (x * slope + offset)
-                return ops.cast(dx, inputs.dtype), ops.sum(dgamma, axis=(0, 1, 2)), ops.sum(dbeta, axis=(0, 1, 2))
+                dx = ops.cast(dy * scale - (x * slope + offset), inputs.dtype)
+                if modulation is None:  # of all images together
+                    dgamma, dbeta = ops.sum(dgamma, axis=(0, 1, 2)), ops.sum(dbeta, axis=(0, 1, 2))
+                return dx, dgamma, dbeta
 
             return y, gradient
 
-        return normalize(inputs, self.gamma + 0, self.beta + 0)  # + 0: values, not variables
+        gamma, beta = self.gamma + 0, self.beta + 0  # + 0: values, not variables
+        if modulation is not None:
+            scale, shift = ops.split(ops.cast(modulation, "float32")[:, None, None, :], 2, axis=-1)
+            gamma, beta = gamma * (1 + scale), beta * (1 + scale) + shift
+        return normalize(inputs, gamma, beta)
+
+
+@ks.register_keras_serializable(package="MyLayers")
+class ClassLayer(kl.Layer):
+    """The embedding of a class: (batch, 1) integers, 0 for "no class" and k + 1 for class k → (batch, num_chan)."""
+
+    def __init__(self, classes, num_chan, **kwargs):
+        super().__init__(**kwargs)
+        self.classes = classes
+        self.num_chan = num_chan
+        self.Dense_1 = kl.Dense(num_chan, use_bias=False, dtype=self.dtype_policy)
+
+    def build(self, input_shape):
+        self.Dense_1.build((input_shape[0], self.classes + 1))
+
+    def call(self, inputs):
+        return self.Dense_1(ops.one_hot(inputs[:, 0], self.classes + 1, dtype=self.compute_dtype))
+
+    def get_config(self):
+        return {**super().get_config(), "classes": self.classes, "num_chan": self.num_chan}
+
+
+@ks.register_keras_serializable(package="MyLayers")
+class ResidualBlock(kl.Layer):
+    """The block of ADM (arXiv 2105.05233): [x (…, channels), embedding (batch, e)] → (…, num_chan).
+
+    Twice normalization, SiLU and a 3×3 convolution. The embedding of time and class scales and shifts the second
+    normalization. Last convolution and modulation begin with zeros, so that a new block passes x on as it is.
+    """
+
+    def __init__(self, num_chan, groups=8, **kwargs):
+        super().__init__(**kwargs)
+        self.num_chan = num_chan
+        self.groups = groups
+        self.Norm_1 = GroupNormalization(groups, dtype=self.dtype_policy)
+        self.Conv2D_1 = convolution(num_chan, dtype=self.dtype_policy)
+        self.Modulation = kl.Dense(2 * num_chan, kernel_initializer="zeros", dtype=self.dtype_policy)
+        self.Norm_2 = GroupNormalization(groups, dtype=self.dtype_policy)
+        self.Conv2D_2 = convolution(num_chan, kernel_initializer="zeros", dtype=self.dtype_policy)
+        self.Skip = convolution(num_chan, 1, dtype=self.dtype_policy)
+
+    def build(self, input_shape):
+        image, embedding = input_shape
+        features = (*image[:-1], self.num_chan)
+        self.Norm_1.build(image)
+        self.Conv2D_1.build(image)
+        self.Modulation.build(embedding)
+        self.Norm_2.build(features)
+        self.Conv2D_2.build(features)
+        if image[-1] != self.num_chan:
+            self.Skip.build(image)
+
+    def call(self, inputs):
+        x, embedding = inputs
+        h = self.Conv2D_1(ops.silu(self.Norm_1(x)))
+        h = self.Conv2D_2(ops.silu(self.Norm_2(h, self.Modulation(embedding))))
+        return h + (self.Skip(x) if self.Skip.built else x)
+
+    def get_config(self):
+        return {**super().get_config(), "num_chan": self.num_chan, "groups": self.groups}
+
+
+@ks.register_keras_serializable(package="MyLayers")
+class SelfAttention(kl.Layer):
+    """Every pixel attends to all others, in heads of 32 channels (ADM, arXiv 2105.05233); a residual: shape unchanged.
+
+    The last projection begins with zeros.
+    """
+
+    def __init__(self, head=32, groups=8, **kwargs):
+        super().__init__(**kwargs)
+        self.head = head
+        self.groups = groups
+        self.Norm = GroupNormalization(groups, dtype=self.dtype_policy)
+
+    def build(self, input_shape):
+        channels = input_shape[-1]
+        self.Projection_in = kl.Dense(3 * channels, dtype=self.dtype_policy)
+        self.Projection_out = kl.Dense(channels, kernel_initializer="zeros", dtype=self.dtype_policy)
+        for layer in self.Norm, self.Projection_in, self.Projection_out:
+            layer.build(input_shape)
+
+    def call(self, inputs):
+        _, height, width, channels = inputs.shape
+        heads = max(1, channels // self.head)
+        qkv = ops.reshape(self.Projection_in(self.Norm(inputs)), (-1, height * width, 3, heads, channels // heads))
+        query, key, value = (ops.transpose(qkv[:, :, k], (0, 2, 1, 3)) for k in range(3))  # (batch, heads, pixels, …)
+        logits = ops.matmul(query, ops.swapaxes(key, 2, 3)) / (channels // heads) ** 0.5
+        weights = ops.cast(ops.softmax(ops.cast(logits, "float32")), self.compute_dtype)
+        mixed = ops.transpose(ops.matmul(weights, value), (0, 2, 1, 3))
+        return inputs + self.Projection_out(ops.reshape(mixed, (-1, height, width, channels)))
+
+    def get_config(self):
+        return {**super().get_config(), "head": self.head, "groups": self.groups}
+
+
+@ks.register_keras_serializable(package="MyLayers")
+class SpaceToDepth(kl.Layer):
+    """Patches of pixels become channels: (patch·h, patch·w, channels) → (h, w, patch²·channels)."""
+
+    def __init__(self, patch, **kwargs):
+        super().__init__(**kwargs)
+        self.patch = patch
+
+    def call(self, inputs):
+        _, height, width, channels = inputs.shape
+        h, w, p = height // self.patch, width // self.patch, self.patch
+        x = ops.transpose(ops.reshape(inputs, (-1, h, p, w, p, channels)), (0, 1, 3, 2, 4, 5))
+        return ops.reshape(x, (-1, h, w, p * p * channels))
+
+    def get_config(self):
+        return {**super().get_config(), "patch": self.patch}
+
+
+@ks.register_keras_serializable(package="MyLayers")
+class DepthToSpace(SpaceToDepth):
+    """The inverse of `SpaceToDepth`: (h, w, patch²·channels) → (patch·h, patch·w, channels)."""
+
+    def call(self, inputs):
+        _, h, w, channels = inputs.shape
+        p = self.patch
+        x = ops.transpose(ops.reshape(inputs, (-1, h, w, p, p, channels // p**2)), (0, 1, 3, 2, 4, 5))
+        return ops.reshape(x, (-1, h * p, w * p, channels // p**2))
 
 
 @ks.register_keras_serializable(package="MyLayers")

@@ -177,21 +177,27 @@ def with_corrector(
 
 
 def step(
-    denoise: Denoiser, x_t: tf.Tensor, t: tf.Tensor, coefficients: tf.Tensor, z: tf.Tensor, before: tf.Tensor
+    denoise: Denoiser,
+    x_t: tf.Tensor,
+    t: tf.Tensor,
+    coefficients: tf.Tensor,
+    z: tf.Tensor,
+    before: tf.Tensor,
+    label: tf.Tensor | None = None,
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """x_s and the estimate x̂_0 for the step after it, (batch, height, width, channels) float32.
 
     Args:
         denoise: see `diffusion/denoiser.py`.
         x_t, z, before: (batch, height, width, channels) float32; x̂_0 of the step before.
-        t: (batch,) int.
+        t, label: (batch,) int.
         coefficients: (5,) float32, a, b, σ, c, r.
     """
 
     def norm2(x):  # of each image, so that none depends on the others of its batch
         return tf.reduce_sum(tf.square(x), axis=(1, 2, 3), keepdims=True)
 
-    x_0, eps = denoise(x_t, t)
+    x_0, eps = denoise(x_t, t, label)
     a, b, sigma, c, r = tf.unstack(coefficients)
     corrects = r > 0
     kappa = tf.math.divide_no_nan(r * norm2(z), norm2(eps))

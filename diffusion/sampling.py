@@ -38,11 +38,12 @@ def standard_normal(
 class Plan:
     """The steps of a reverse process: `times` (S + 1,) int32 and `coefficients` (S, 5) float32.
 
-    Where a time is repeated, a step stays at it.
+    Where a time is repeated, a step stays at it. `guidance` is that of all steps or of each, (S,).
     """
 
     times: np.ndarray
     coefficients: np.ndarray
+    guidance: float | np.ndarray = 1.0
 
     @property
     def draws(self) -> np.ndarray:
@@ -60,6 +61,8 @@ def make_plan(
     variance: str = "beta",
     corrector: int = 0,
     snr: float = 0.16,
+    guidance: float = 1.0,
+    guidance_interval: tuple[int, int] | None = None,
 ) -> Plan:
     """The steps of a sampler.
 
@@ -71,10 +74,16 @@ def make_plan(
             uniform.
         corrector: how many Langevin steps follow each step but the last; see `samplers.with_corrector`.
         snr: of the corrector, how large they are.
+        guidance: see `diffusion.denoiser`; 1 follows the class as it is.
+        guidance_interval: the first and the last t at which it is not 1 (Kynkäänniemi et al. 2024, arXiv 2404.07724);
+            None for all.
 
     Raises:
-        ValueError: for what these refuse, a spacing without steps, and a corrector or `snr` that cannot be.
+        ValueError: for what these refuse, a spacing without steps, and a corrector, `snr` or guidance that cannot be.
     """
+    if not (isinstance(guidance, numbers.Real) and np.isfinite(guidance)):
+        raise ValueError(f"guidance must be a finite number, got {guidance}")
+    first, last = (0, n_steps(sched)) if guidance_interval is None else _as_interval(guidance_interval)
     if not (isinstance(corrector, numbers.Integral) and 0 <= corrector < MOST_DRAWS):
         raise ValueError(f"corrector must be an integer from 0 to {MOST_DRAWS - 1}, got {corrector}")
     if not (isinstance(snr, numbers.Real) and 1e-6 <= snr <= 10):
@@ -91,7 +100,19 @@ def make_plan(
     coefficients = samplers.coefficients(sched, times, sampler, variance, eta)
     if corrector:
         times, coefficients = samplers.with_corrector(sched, times, coefficients, corrector, snr)
-    return Plan(times, coefficients)
+    guided = (first <= times[:-1]) & (times[:-1] <= last)
+    return Plan(times, coefficients, np.where(guided, guidance, 1).astype(np.float32))
+
+
+def _as_interval(interval):
+    """The first and the last t of an interval, or a ValueError."""
+    try:
+        first, last = interval
+        if first <= last:
+            return first, last
+    except (TypeError, ValueError):
+        pass
+    raise ValueError(f"guidance_interval must be the first and the last t, such as (200, 800), got {interval}")
 
 
 def make_inversion(sched: Schedule, steps: int | None = None) -> Plan:
@@ -107,6 +128,7 @@ def sample(
     index: Sequence[int],
     start: tf.Tensor | None = None,
     every: bool = False,
+    label: Sequence[int] | None = None,
 ) -> Iterator[tuple[int, tf.Tensor]]:
     """The loop over the steps of a plan (DDPM algorithm 2): yields (t, x_t) from its first time to its last.
 
@@ -117,13 +139,17 @@ def sample(
         index: (batch,) int, the numbers of the images.
         start: (batch, height, width, channels) float32, where the process starts; None for noise, x_T.
         every: True to see x_t at every time, one step at a time.
+        label: (batch,) int, 0 for "no class", k + 1 for class k; None for no class at all.
     """
     times, draws = plan.times, plan.draws
     asked = np.maximum(times[:-1], 1)  # networks are not trained at t = 0, where an inversion starts
+    guidance = np.broadcast_to(np.float32(plan.guidance), len(asked))
+    label = np.zeros(len(index), np.int32) if label is None else label
     x_t = steps.start(times[0], seed, index) if start is None else start
     memory, k = tf.zeros_like(x_t), 0
     yield int(times[0]), x_t
     while k < len(asked):
         now = slice(k, min(k + (1 if every else steps.at_once), len(asked)))
-        (x_t, memory), k = steps(x_t, memory, asked[now], draws[now], plan.coefficients[now], seed, index), now.stop
+        of_steps = asked[now], draws[now], plan.coefficients[now], guidance[now]
+        (x_t, memory), k = steps(x_t, memory, *of_steps, label, seed, index), now.stop
         yield int(times[k]), x_t

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 import data
 from ddpm import Schedule, bound_decoder, bound_prior, bound_term, clip_estimate, n_steps, q_sample
-from diffusion.denoiser import Denoiser, denoiser
+from diffusion.denoiser import Denoiser
 from evaluation.metrics import random_subset
 from support import checkpoint, console, device, execution, files
 
@@ -33,7 +33,7 @@ def likelihood_rows(
         cache: how the names of cached results begin; None to cache nothing.
     """
     (sched, target), batch_size = checkpoint.diffusion_of(model), execution.even_batches(model, len(held_out))[1]
-    denoise = denoiser(execution.predictor(model, device.parts_for(batch_size)), sched, target)
+    denoise = execution.denoiser_of(model, sched, target, device.parts_for(batch_size))
 
     def measure(images, name):
         return measure_denoising(denoise, sched, images, options.draws, batch_size, cache and f"{cache}-{name}")

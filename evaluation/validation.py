@@ -5,11 +5,10 @@ import numpy as np
 import tensorflow as tf
 
 import data
-from ddpm import Schedule, n_steps, q_sample
-from diffusion.denoiser import denoiser
+from ddpm import Schedule, n_steps, network_time, q_sample
 from diffusion.sampling import standard_normal
 from support import checkpoint, device
-from support.execution import predictor
+from support.execution import cross_entropies, denoiser_of, predictor
 
 BATCH = 64
 PATIENCE = 3  # measurements in a row that must be worse than the best
@@ -24,34 +23,60 @@ class Validation:
         images: uint8 (N, height, width, channels), not trained on. Each gets one t; together they cover 1 … T evenly.
         sched: the noise schedule.
         target: what the network predicts; the loss is the error of ε̂ whatever it is.
+        labels: (N,) int, the class of each image, or None.
     """
 
-    def __init__(self, model: keras.Model, images: np.ndarray, sched: Schedule, target: str = "eps"):
+    def __init__(
+        self,
+        model: keras.Model,
+        images: np.ndarray,
+        sched: Schedule,
+        target: str = "eps",
+        labels: np.ndarray | None = None,
+    ):
         self.model, self.images, T = model, images, n_steps(sched)
+        self.labels = np.full(len(images), -1) if labels is None else labels
         self.t = (1 + np.random.default_rng(0).permutation(len(images)) * T // len(images)).astype(np.int32)
         self.quarter = (self.t - 1) * QUARTERS // T
-        denoise = denoiser(predictor(model, device.parts_for(BATCH)), sched, target)
+        parts = device.parts_for(BATCH)
+        classify, denoise = predictor(model, parts), denoiser_of(model, sched, target, parts)
+
+        def of_noise(x_t, t, eps, label):
+            _, predicted = denoise(x_t, t, label + 1)
+            return {"loss": tf.reduce_mean(tf.square(predicted - eps), axis=(1, 2, 3))}
+
+        def of_classes(x_t, t, eps, label):
+            logits = classify([x_t, network_time(t, sched)])
+            right = tf.argmax(logits, axis=-1, output_type=label.dtype) == label
+            return {"loss": cross_entropies(logits, label)[:, 0, 0, 0], "accuracy": tf.cast(right, tf.float32)}
 
         @tf.function(autograph=False)
-        def errors(x_0, t, index):
+        def measures(x_0, t, label, index):
             eps = standard_normal(0, 0, index, x_0.shape[1:])
-            _, predicted = denoise(q_sample(x_0, t, eps, sched), t)
-            return tf.reduce_mean(tf.square(predicted - eps), axis=(1, 2, 3))
+            of_image = of_classes if checkpoint.is_classifier(model) else of_noise
+            return of_image(q_sample(x_0, t, eps, sched), t, eps, label)
 
-        self.errors = errors
+        self.measures = measures
 
-    def measure(self) -> tuple[float, list[float]]:
-        """The mean loss of the EMA weights, and that of each quarter of t (NaN for a quarter without images)."""
-        n, errors = len(self.images), []
+    def measure(self) -> dict[str, tuple[float, list[float]]]:
+        """The mean `loss` of the EMA weights, and that of each quarter of t (NaN for a quarter without images).
+
+        Of a classifier also the `accuracy`, the fraction of the images whose class it tells.
+        """
+        n, parts = len(self.images), []
         checkpoint.swap_ema_weights(self.model)
         for first in range(0, n, BATCH):
             index = np.arange(first, first + BATCH) % n  # the last batch is filled up
             x_0 = data.scaled(self.images[index])
-            errors.append(self.errors(tf.constant(x_0), self.t[index], index.astype(np.int64)).numpy())
+            label = self.labels[index].astype(np.int32)
+            parts.append(self.measures(tf.constant(x_0), self.t[index], label, index.astype(np.int64)))
         checkpoint.swap_ema_weights(self.model)
-        errors = np.concatenate(errors)[:n]
-        quarters = [errors[self.quarter == q].mean() if np.any(self.quarter == q) else np.nan for q in range(QUARTERS)]
-        return float(errors.mean()), [float(q) for q in quarters]
+        return {name: self._by_quarters(np.concatenate([part[name] for part in parts])[:n]) for name in parts[0]}
+
+    def _by_quarters(self, values):
+        """The mean of all, and that of each quarter of t."""
+        quarters = [values[self.quarter == q].mean() if np.any(self.quarter == q) else np.nan for q in range(QUARTERS)]
+        return float(values.mean()), [float(q) for q in quarters]
 
 
 def split_held_out(images: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -5,7 +5,8 @@
   `swap_ema_weights` exchanges the two.
 * The metadata are the `entries` of the network's `Logbook` layer:
   `diffusion`   beta1, beta2, T, schedule, zero_snr, target; in files of earlier versions only the first three
-  `data`        of the training images: source, count, digest
+  `data`        of the training images: source, count, digest; with classes labels, a digest of those
+  `classes`     the names of the classes that the network knows; none in files of earlier versions
   `validation`  of the held-out images: source or None, fraction or None, count, digest; None without any
   `settings`    the options of `support/settings.py` that are stored
   `progress`    epoch and step; of the running epoch images, epoch_steps, loss, seconds; in float16 loss_scale
@@ -22,7 +23,7 @@ import keras
 import numpy as np
 
 from ddpm import Schedule, ddpm_schedule
-from diffusion.layers import Logbook
+from diffusion.layers import ClassLayer, Logbook
 from support import files
 from support.execution import divide_training
 from unet import TimeLayer
@@ -46,12 +47,24 @@ def diffusion_of(model: keras.Model) -> tuple[Schedule, str]:
     return ddpm_schedule(**settings), target
 
 
-def open_model(path: str, compile: bool = False) -> keras.Model:
+def classes_of(model: keras.Model) -> list[str] | None:
+    """The names of the classes that a model knows, in the order of their numbers; None if it has no metadata."""
+    book = metadata(model)
+    return book.get("classes", []) if book else None
+
+
+def is_classifier(model: keras.Model) -> bool:
+    """Whether a model tells classes of noisy images."""
+    return len(model.inputs) == 2 and len(model.inputs[0].shape) == 4 and len(model.outputs[0].shape) == 2
+
+
+def open_model(path: str, compile: bool = False, classifier: bool | None = False) -> keras.Model:
     """Loads a model, or says in one sentence why it cannot be loaded.
 
     Args:
         path: a `.keras` file.
         compile: whether to load the optimizer too.
+        classifier: whether it must be a classifier, instead of a network that predicts the noise; None for either.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -74,13 +87,19 @@ def open_model(path: str, compile: bool = False) -> keras.Model:
     except Exception as error:
         why = " ".join(str(error).split())[:200] or type(error).__name__
         raise ValueError(f"{path} cannot be loaded as a model, use another file or a backup: {why}") from error
-    check_network(model, path)
+    check_network(model, path, is_classifier(model) if classifier is None else classifier)
     return model
 
 
-def check_network(model: keras.Model, path: str) -> None:
-    """Raises ValueError if a model does not take images and times and return something like the images."""
-    if len(model.inputs) != 2 or tuple(model.inputs[0].shape) != tuple(model.outputs[0].shape):
+def check_network(model: keras.Model, path: str, classifier: bool = False) -> None:
+    """Raises ValueError if a model is no classifier, or does not return something like the images that it takes."""
+    if classifier and not is_classifier(model):
+        raise ValueError(f"{path} is a model, but no classifier; train one with --network classifier")
+    if classifier:
+        return
+    if is_classifier(model):
+        raise ValueError(f"{path} is a classifier, which samples no images but guides a model; give it as classifier")
+    if len(model.inputs) not in (2, 3) or tuple(model.inputs[0].shape) != tuple(model.outputs[0].shape):
         raise ValueError(f"{path} is a model, but not one that takes [image, t/T] and predicts the noise")
 
 
@@ -125,7 +144,7 @@ def open_for_training(path: str) -> keras.Model:
     Raises:
         FileNotFoundError, ValueError: as `open_model`, and if it was not written by this program.
     """
-    model = open_model(path, compile=True)
+    model = open_model(path, compile=True, classifier=None)
     book = metadata(model)
     if {"diffusion", "data", "settings", "progress"} - book.keys():
         raise ValueError(f"{path} has no training metadata, so training cannot resume from it; choose another --model")
@@ -150,7 +169,8 @@ def compile_for_run(
 
     In float16 the loss is scaled up, so that small gradients do not vanish; `save` notes the scale.
     """
-    model.compile(loss="mse", optimizer=optimizer)  # for the file; the rest belongs to this run
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True) if is_classifier(model) else "mse"
+    model.compile(loss=loss, optimizer=optimizer)  # for the file; the rest belongs to this run
     model.jit_compile = xla
     if precision == "float16":
         before = metadata(model)["progress"].get("loss_scale", {"scale": 2.0**15, "age": 0})
@@ -201,7 +221,7 @@ def set_precision(model: keras.Model, precision: str) -> None:
     """
     model.dtype_policy = keras.DTypePolicy("float32" if precision == "float32" else f"mixed_{precision}")
     for layer in model.layers[:-1]:
-        if not isinstance(layer, (TimeLayer, Logbook)):
+        if not isinstance(layer, (TimeLayer, ClassLayer, Logbook)):
             for part in layer._flatten_layers():
                 part.dtype_policy = model.dtype_policy
 

@@ -236,6 +236,18 @@ def number(low: float, high: float = float("inf")) -> Callable[[str], float]:
     return _number(float, "a number", low, high)
 
 
+def integers(low: int) -> Callable[[str], str]:
+    """An argparse type: integers from `low`, with commas between them; the text as it is."""
+    one = integer(low)
+
+    def parse(text):
+        for word in text.split(","):
+            one(word)
+        return text
+
+    return parse
+
+
 def some_of(names: Sequence[str]) -> Callable[[str], list[str]]:
     """An argparse type: some of the names, with commas between them, as a list."""
 

@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from ddpm import Schedule
 from diffusion import samplers
-from diffusion.denoiser import clipped, denoiser
+from diffusion.denoiser import Denoiser, classifier_free, clipped, denoiser, with_classifier
 from diffusion.sampling import standard_normal
 from support import device
 
@@ -52,6 +52,17 @@ def predictor(model: Callable, parts: int) -> Callable[[list[tf.Tensor]], tf.Ten
     return predict
 
 
+def denoiser_of(model: keras.Model, sched: Schedule, target: str, parts: int) -> Denoiser:
+    """The denoiser of a Keras model, with batches in parts; a model that takes labels and gets none gets "no class"."""
+    predict, count = predictor(model, parts), len(model.inputs)
+
+    def network(inputs):
+        nothing = [tf.zeros_like(inputs[1], tf.int32)] * (count - 2)
+        return predict([*inputs, *nothing][:count])
+
+    return denoiser(network, sched, target)
+
+
 class ReverseSteps:
     """The reverse steps of a model for batches of one size, as is fast on this machine.
 
@@ -66,6 +77,8 @@ class ReverseSteps:
         clip: whether the estimate of x_0 is clipped.
         noise: where all noise comes from, a function like `standard_normal`.
         xla: whether XLA compiles a step; None for what is faster.
+        classifier: a network that guides towards the class of the labels, see `diffusion.denoiser.with_classifier`;
+            without it a model that takes labels guides itself.
 
     Attributes:
         at_once: how many steps the next call should take.
@@ -83,32 +96,36 @@ class ReverseSteps:
         clip: bool = True,
         noise: Callable[..., tf.Tensor] = standard_normal,
         xla: bool | None = None,
+        classifier: keras.Model | None = None,
     ):
         shape = tuple(model.inputs[0].shape[1:])
         xla = device.has_gpu() or batch_size == 1 if xla is None else xla  # a single image cannot be divided
-        denoise = denoiser(predictor(model, 1 if xla else device.parts_for(batch_size)), sched, target)
-        denoise = clipped(denoise, sched) if clip else denoise
+        parts = 1 if xla else device.parts_for(batch_size)
+        of_model, classify = denoiser_of(model, sched, target, parts), classifier and predictor(classifier, parts)
 
         @tf.function(jit_compile=xla, autograph=False)
-        def step(x_t, memory, t, coefficients, z):
-            return samplers.step(denoise, x_t, tf.repeat(t, batch_size), coefficients, z, memory)
+        def step(x_t, memory, t, coefficients, g, label, z):
+            denoise = of_model
+            if classifier:
+                denoise = with_classifier(denoise, classify, sched, g)
+            elif len(model.inputs) > 2:
+                denoise = classifier_free(denoise, g)
+            denoise = clipped(denoise, sched) if clip else denoise
+            return samplers.step(denoise, x_t, tf.repeat(t, batch_size), coefficients, z, memory, label)
 
         def spec(dtype, *shape):
             return tf.TensorSpec(shape, dtype)
 
-        x, integers, coefficients = (
-            spec(tf.float32, batch_size, *shape),
-            spec(tf.int32, None),
-            spec(tf.float32, None, 5),
-        )
-        seed_and_index = spec(tf.int64), spec(tf.int64, batch_size)
+        x = spec(tf.float32, batch_size, *shape)
+        of_steps = spec(tf.int32, None), spec(tf.int32, None), spec(tf.float32, None, 5), spec(tf.float32, None)
+        of_images = spec(tf.int32, batch_size), spec(tf.int64), spec(tf.int64, batch_size)
 
-        @tf.function(input_signature=[x, x, integers, integers, coefficients, *seed_and_index], autograph=False)
-        def take(x_t, memory, times, draws, coefficients, seed, index):
+        @tf.function(input_signature=[x, x, *of_steps, *of_images], autograph=False)
+        def take(x_t, memory, times, draws, coefficients, guidance, label, seed, index):
             def one(k, x_t, memory):
                 needed = coefficients[k, 2] > 0  # σ
                 z = tf.cond(needed, lambda: noise(seed, times[k], index, shape, draws[k]), lambda: tf.zeros_like(x_t))
-                return k + 1, *step(x_t, memory, times[k], coefficients[k], z)
+                return k + 1, *step(x_t, memory, times[k], coefficients[k], guidance[k], label, z)
 
             return tf.while_loop(lambda k, *_: k < tf.shape(times)[0], one, (0, x_t, memory))[1:]
 
@@ -127,16 +144,19 @@ class ReverseSteps:
         times: np.ndarray,
         draws: np.ndarray,
         coefficients: np.ndarray,
+        guidance: np.ndarray,
+        label: Sequence[int],
         seed: int,
         index: Sequence[int],
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Takes one step from each of the times, (S,) int, with draws (S,) int and coefficients (S, 5) of a plan.
+        """Takes one step from each of the times, (S,) int, with draws, coefficients and guidance of a plan.
 
         Returns:
             The images after them, and their last estimate x̂_0, which is the `memory` of the next call.
         """
         start = time.perf_counter()
-        x_t, memory = self._take(x_t, memory, times, draws, coefficients, *_as_int64(seed, index))
+        label = tf.cast(label, tf.int32)
+        x_t, memory = self._take(x_t, memory, times, draws, coefficients, guidance, label, *_as_int64(seed, index))
         quick = time.perf_counter() - start < self.QUICK * len(times)
         self.at_once, self.compiled = self.MOST_AT_ONCE if quick else 1, True
         return x_t, memory
@@ -167,13 +187,24 @@ def _warming_up(optimizer):
         optimizer.ema_momentum = most
 
 
+def squared_errors(predicted: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
+    """Of every value of the images, (batch, height, width, channels)."""
+    return tf.square(predicted - target)
+
+
+def cross_entropies(logits: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
+    """-log p(class) of every image, (batch, 1, 1, 1), from logits (batch, classes) and classes (batch,) int."""
+    errors = tf.nn.sparse_softmax_cross_entropy_with_logits(tf.maximum(target, 0), logits)
+    return errors[:, None, None, None]
+
+
 def divide_training(model: keras.Model, parts: int, ema_warmup: bool = False) -> None:
     """Replaces the training step of a compiled model by one that computes a batch in parts, for its `train_on_batch`.
 
     Each part has its own gradient, so that none waits for the others before the weights change. One trace serves
     batches of all sizes: otherwise the order in which sizes come would decide which graph computes them, and a resumed
-    run would differ in the last bits. The loss is the mean of the squared errors, each multiplied by the
-    `sample_weight` of its image, (batch, 1, 1, 1), if given.
+    run would differ in the last bits. The loss is the mean of the errors, squared ones of images or the cross
+    entropy of classes, each multiplied by the `sample_weight` of its image, (batch, 1, 1, 1), if given.
 
     Args:
         model: compiled, with an optimizer that keeps EMA weights.
@@ -181,14 +212,17 @@ def divide_training(model: keras.Model, parts: int, ema_warmup: bool = False) ->
         ema_warmup: whether their momentum is that of `ema_momentum`, instead of the same in every step.
     """
     model.parts = parts
+    errors_of = squared_errors if len(model.output.shape) == 4 else cross_entropies
     averaging = getattr(model.optimizer, "inner_optimizer", model.optimizer)  # in float16 it stands in another one
-    x_t, t = ([None, *tensor.shape[1:]] for tensor in model.inputs)
-    signature = [tf.TensorSpec(shape) for shape in (x_t, t, x_t, [None, 1, 1, 1])]
+    inputs = [tf.TensorSpec([None, *tensor.shape[1:]], tensor.dtype) for tensor in model.inputs]
+    target = inputs[0] if errors_of is squared_errors else tf.TensorSpec([None], tf.int32)
+    signature = [*inputs, target, tf.TensorSpec([None, 1, 1, 1])]
 
     @tf.function(reduce_retracing=True, autograph=False)  # traced once for all pieces
-    def of_piece(x_t, t, target, sample_weight, factor):
+    def of_piece(*piece):
+        *inputs, target, sample_weight, factor = piece
         with tf.GradientTape() as tape:
-            errors = tf.square(model([x_t, t], training=True) - target)
+            errors = errors_of(model(inputs, training=True), target)
             loss = tf.reduce_sum(errors * sample_weight) * factor
             scaled = model.optimizer.scale_loss(loss)  # in float16
         return loss, tape.gradient(scaled, model.trainable_weights)
@@ -197,7 +231,7 @@ def divide_training(model: keras.Model, parts: int, ema_warmup: bool = False) ->
     def step_in(parts):
         @tf.function(input_signature=signature, jit_compile=model.jit_compile, autograph=False)
         def step(*batch):
-            factor = 1 / tf.cast(tf.size(batch[0]), tf.float32)
+            factor = 1 / tf.cast(tf.size(batch[-2]), tf.float32)
             pieces = zip(*(split(tensor, parts) for tensor in batch), strict=True)
             losses, gradients = zip(*(of_piece(*piece, factor) for piece in pieces), strict=True)
             total = [tf.add_n(of_pieces) for of_pieces in zip(*gradients, strict=True)]
@@ -208,10 +242,10 @@ def divide_training(model: keras.Model, parts: int, ema_warmup: bool = False) ->
         return step
 
     def train_function(data):
-        (x_t, t), target, sample_weight = next(data)
+        inputs, target, sample_weight = next(data)
         if sample_weight is None:
             sample_weight = tf.ones((len(target), 1, 1, 1))
-        return step_in(parts if len(target) >= parts else 1)(x_t, t, target, sample_weight)
+        return step_in(parts if len(target) >= parts else 1)(*inputs, target, sample_weight)
 
     def make_train_function(force=False):
         model.train_function = train_function

@@ -1,5 +1,6 @@
 """What a training run starts with: a model, new or from its file, its settings, and its images."""
 
+import dataclasses
 import math
 import os
 
@@ -7,16 +8,31 @@ import keras
 import numpy as np
 
 import data
+from data.classes import describe_classes
 from ddpm import ddpm_schedule
+from diffusion.networks import Classifier, Unet
 from evaluation.validation import split_held_out
 from support import advice, checkpoint, device, files
 from support.console import say
-from support.settings import DIFFUSION, NOTHING_DONE, STEPS_OF_FIRST, as_fraction, choose_settings, complete
+from support.settings import DIFFUSION, NOTHING_DONE, PRESETS, STEPS_OF_FIRST, as_fraction, choose_settings, complete
 from support.training_run import TrainingRun
 from unet import NaiveUnet
 
 
-def prepare(options: dict, path: str) -> tuple[keras.Model, np.ndarray, np.ndarray | None]:
+@dataclasses.dataclass
+class Images:
+    """Images, uint8 (N, height, width, channels), and their labels, (N,) int, or None."""
+
+    images: np.ndarray
+    labels: np.ndarray | None = None
+
+    def facts(self, source: str | None) -> dict:
+        """What a file notes of them, by which they are recognised."""
+        facts = {"source": source, "count": len(self.images), "digest": data.digest(self.images)}
+        return facts if self.labels is None else {**facts, "labels": data.digest(self.labels)}
+
+
+def prepare(options: dict, path: str) -> tuple[keras.Model, Images, Images | None]:
     """A compiled model with settings and progress in its metadata, its training images, and held-out ones or None.
 
     Args:
@@ -33,6 +49,7 @@ def prepare(options: dict, path: str) -> tuple[keras.Model, np.ndarray, np.ndarr
         complete(book)
     settings = choose_settings(options, book, path, preset_for_this_machine)
     check_schedule(settings, new=not resuming)
+    check_network_options(settings)
     images, held_out = choose_data(options, settings, book, path)
 
     if resuming:
@@ -40,7 +57,7 @@ def prepare(options: dict, path: str) -> tuple[keras.Model, np.ndarray, np.ndarr
         optimizer.ema_momentum = settings["ema"]
     else:
         keras.utils.set_random_seed(settings["seed"])
-        model = NaiveUnet((settings["image_size"], settings["image_size"], settings["channels"]), settings["n_feat"])
+        model = build_network(settings, len(book["classes"]))
         optimizer = keras.optimizers.Adam(settings["learning_rate"], use_ema=True, ema_momentum=settings["ema"])
         optimizer.build(model.trainable_variables)
         book["progress"] = dict(NOTHING_DONE)
@@ -53,6 +70,26 @@ def prepare(options: dict, path: str) -> tuple[keras.Model, np.ndarray, np.ndarr
     parts = min(parts, settings["batch_size"])
     checkpoint.compile_for_run(model, optimizer, settings["precision"], xla, parts, settings["ema_warmup"])
     return model, images, held_out
+
+
+def check_network_options(settings: dict) -> None:
+    """Raises ValueError for options that belong to another network."""
+    if settings["network"] == "classifier" and not settings["classes"]:
+        raise ValueError("--network classifier learns classes; add --classes")
+    for name in ("widths", "blocks", "attention", "patch") if settings["network"] == "naive" else ():
+        if settings[name] != PRESETS["first"][name]:
+            raise ValueError(f"--{name} is of --network unet and classifier; add one of them, or omit --{name}")
+
+
+def build_network(settings: dict, classes: int) -> keras.Model:
+    """A new network for images of so many classes."""
+    shape = (settings["image_size"], settings["image_size"], settings["channels"])
+    if settings["network"] == "naive":
+        return NaiveUnet(shape, settings["n_feat"], classes)
+    network = {"unet": Unet, "classifier": Classifier}[settings["network"]]
+    widths = [int(width) for width in settings["widths"].split(",")]
+    more = {name: settings[name] for name in ("blocks", "attention", "patch")}
+    return network(shape, settings["n_feat"], classes, widths, **more)
 
 
 def check_schedule(settings: dict, new: bool) -> None:
@@ -73,13 +110,19 @@ def preset_for_this_machine() -> str:
     return "slides" if device.large_gpu() and os.path.exists(data.CATS) else "first"
 
 
-def choose_data(options: dict, settings: dict, book: dict, path: str) -> tuple[np.ndarray, np.ndarray | None]:
+def choose_data(options: dict, settings: dict, book: dict, path: str) -> tuple[Images, Images | None]:
     """Reads training and held-out images (or None), records them in the metadata, settles what depends on them."""
     before = book.get("data")
     default = data.CATS if settings["preset"] == "slides" and os.path.exists(data.CATS) else "drawings"
     images, report = read_images("data", options, before, default, settings, path)
+    if before and book["classes"] != report.classes:
+        raise ValueError(
+            f"{path} was trained with the classes {', '.join(book['classes'])}, and {report.source} has "
+            f"{', '.join(report.classes)}; choose another --model to start a new run"
+        )
+    book["classes"] = report.classes
     images, held_out = choose_validation(images, options, settings, book, path)
-    now = {"source": report.source, "count": len(images), "digest": data.digest(images)}
+    now = images.facts(report.source)
     if before and not same_images("data", now, before, path, options):
         book["progress"].update(images=0, epoch_steps=0, loss=0.0, seconds=0.0)  # the epoch begins anew
         settings["flip"] = options.get("flip")
@@ -88,35 +131,42 @@ def choose_data(options: dict, settings: dict, book: dict, path: str) -> tuple[n
     if settings["flip"] is None:
         settings["flip"] = report.photographs
     if settings["n_epochs"] is None:
-        settings["n_epochs"] = max(1, STEPS_OF_FIRST // math.ceil(len(images) / settings["batch_size"]))
+        settings["n_epochs"] = max(1, STEPS_OF_FIRST // math.ceil(now["count"] / settings["batch_size"]))
     if settings["sample_every"] is None:
         settings["sample_every"] = math.ceil(settings["n_epochs"] / 2)
     return images, held_out
 
 
 def choose_validation(
-    images: np.ndarray, options: dict, settings: dict, book: dict, path: str
-) -> tuple[np.ndarray, np.ndarray | None]:
+    images: Images, options: dict, settings: dict, book: dict, path: str
+) -> tuple[Images, Images | None]:
     """Training images, and held-out ones: a fraction of the images, those of another source, or None."""
-    before, typed = book.get("validation"), options.get("validation")
+    before, typed, count = book.get("validation"), options.get("validation"), len(images.images)
     fraction = as_fraction(typed) if typed is not None else before and before["fraction"]
-    if book and fraction != (before and before["fraction"]):
+    if "data" in book and fraction != (before and before["fraction"]):
         how = f"with --validation {describe_validation(before)}" if before else "without --validation"
         raise ValueError(
             f"{path} was trained {how}, not with {typed}, and the held-out images cannot change; omit --validation to "
             "resume, or choose another --model to start a new run"
         )
+    source = None
     if fraction is not None:
-        if not 0 < fraction < 1 or not 0 < round(fraction * len(images)) < len(images):
-            raise ValueError(f"--validation must leave images on both sides, got {typed} of {len(images):,}")
-        images, held_out = split_held_out(images, fraction, settings["seed"])
-        now = {"source": None, "fraction": fraction}
+        if not 0 < fraction < 1 or not 0 < round(fraction * count) < count:
+            raise ValueError(f"--validation must leave images on both sides, got {typed} of {count:,}")
+        both = (split_held_out(part, fraction, settings["seed"]) for part in (images.images, images.labels)
+                if part is not None)  # fmt: skip
+        images, held_out = (Images(*parts) for parts in zip(*both, strict=True))
     elif typed is not None or before:
         held_out, report = read_images("validation", options, before, None, settings, path)
-        now = {"source": report.source, "fraction": None}
+        source = report.source
+        if report.classes != book["classes"]:
+            raise ValueError(
+                f"--validation {source} has the classes {', '.join(report.classes)}, and the training images "
+                f"{', '.join(book['classes'])}; choose images of the same classes"
+            )
     else:
         return images, None
-    now |= {"count": len(held_out), "digest": data.digest(held_out)}
+    now = {"fraction": fraction, **held_out.facts(source)}
     if before and before["fraction"] is None:
         same_images("validation", now, before, path, options)
     book["validation"] = now
@@ -131,11 +181,11 @@ def describe_validation(validation: dict) -> str:
 
 def read_images(
     name: str, options: dict, before: dict | None, default: str | None, settings: dict, path: str
-) -> tuple[np.ndarray, data.Report]:
+) -> tuple[Images, data.Report]:
     """Images from the source typed as `--data` or `--validation`, else the one in the file, else a default."""
     source = options.get(name, before["source"] if before else default)
     try:
-        images, report = data.load_images(source, settings["image_size"], settings["channels"])
+        images, report = data.load_images(source, settings["image_size"], settings["channels"], settings["classes"])
     except FileNotFoundError as error:
         if options.get(name):
             raise
@@ -145,7 +195,7 @@ def read_images(
         ) from error
     if str(report):
         say(report)
-    return images, report
+    return Images(images, report.labels), report
 
 
 def same_images(name: str, now: dict, before: dict, path: str, options: dict) -> bool:
@@ -154,14 +204,15 @@ def same_images(name: str, now: dict, before: dict, path: str, options: dict) ->
     Raises:
         ValueError: if it does not and `--new-data` was not given.
     """
-    if now["digest"] == before.get("digest", now["digest"]):
+    if all(now.get(name) == before.get(name, now.get(name)) for name in ("digest", "labels")):
         return True
     if not options.get("new_data"):
         count = f"{before['count']:,}"
+        labels = ", other labels" if now["digest"] == before["digest"] else ""
         raise ValueError(
             f"{path} was trained with --{name} {before['source']} ({count} images), not with what is now in "
-            f"{now['source']} ({now['count']:,}); if they have moved, say where to with --{name} NEW, add --new-data "
-            "to resume with other images, or choose another --model to start a new run"
+            f"{now['source']} ({now['count']:,}{labels}); if they have moved, say where to with --{name} NEW, add "
+            "--new-data to resume with other images, or choose another --model to start a new run"
         )
     return False
 
@@ -172,14 +223,14 @@ def finished(run: TrainingRun) -> bool:
     if epochs < run.settings["n_epochs"]:
         return False
     grid = files.grid_name(run.path)
-    if not os.path.exists(grid) or os.path.getmtime(grid) < os.path.getmtime(run.path):
+    if run.grids and (not os.path.exists(grid) or os.path.getmtime(grid) < os.path.getmtime(run.path)):
         run.make_grid(grid)  # the run was killed between its last save and the grid
     say(f"{run.path} has all its {epochs} epochs; train on with --n-epochs {2 * epochs}, or start --model NEW.keras")
     return True
 
 
-def describe(model: keras.Model, path: str) -> None:
-    """Prints what the run is about to do."""
+def describe(model: keras.Model, path: str, labels: np.ndarray | None = None) -> None:
+    """Prints what the run is about to do. `labels` are those of the training images."""
     book = checkpoint.metadata(model)
     s, d, done = book["settings"], book["data"], book["progress"]
     steps = math.ceil(d["count"] / s["batch_size"])
@@ -189,9 +240,11 @@ def describe(model: keras.Model, path: str) -> None:
     say(f"preset    {s['preset']} (--preset first|slides, --help for all options)")
     say(f"device    {device.name()}, {s['precision']}{xla}{parts}")
     say(f"data      {d['source']}: {d['count']:,} images, {s['image_size']}×{s['image_size']}×{s['channels']}")
-    say(f"network   n_feat {s['n_feat']}, {model.count_params():,} parameters")
+    if book["classes"]:
+        say(f"classes   {describe_classes(labels, book['classes'])}")
+    say(f"network   {s['network']}, n_feat {s['n_feat']}, {model.count_params():,} parameters")
     say(f"training  {s['n_epochs']} epochs of {steps:,} steps of {s['batch_size']} images, {rate}")
-    say(f"files     {path}, {files.grid_name(path)}")
+    say(f"files     {path}" + ("" if checkpoint.is_classifier(model) else f", {files.grid_name(path)}"))
     if done["step"]:
         say(f"resuming after {done['epoch']} epochs, {done['step']:,} steps")
     if device.has_gpu() and d["source"] == "drawings" and not os.path.exists(data.CATS):

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from support import console, device
-from support.console import integer, number, say
+from support.console import integer, integers, number, say
 
 STEPS_OF_FIRST = 4800
 
@@ -78,8 +78,23 @@ OPTIONS = (
     setting("image_size", "height and width in pixels, a multiple of 32", first=32, slides=64, fixed=True,
             type=integer(1), metavar="PIXELS"),
     setting("channels", "1 for grey, 3 for colour", 3, fixed=True, type=int, choices=(1, 3)),
+    setting("network", "naive: that of the slides; unet: time in every block, and attention; classifier: what guides a "
+            "model towards a class, see --classifier of reverse_diffusion.py", "naive", fixed=True,
+            choices=("naive", "unet", "classifier")),
     setting("n_feat", "width of the network, a multiple of 8", first=16, slides=512, fixed=True, type=integer(1),
             metavar="N"),
+    setting("widths", "of unet and classifier: width of each level in multiples of --n-feat, with commas between them",
+            "1,2,2", fixed=True, type=integers(1), metavar="N,N,…"),
+    setting("blocks", "of unet and classifier: residual blocks in each level", 1, fixed=True, type=integer(1),
+            metavar="N"),
+    setting("attention", "of unet and classifier: how many of the lowest levels have attention", 1, fixed=True,
+            type=integer(0), metavar="N"),
+    setting("patch", "of unet and classifier: height and width of the patches of pixels that it sees as one", 1,
+            fixed=True, type=int, choices=(1, 2, 4)),
+    setting("classes", "learn the classes of the images: sub-folders, the array labels of a .npz file, the furs of "
+            "drawings", False, fixed=True, action=YES_OR_NO),
+    setting("drop_label", "fraction of the images that are trained without their class, for guidance", 0.1,
+            type=number(0, 1), metavar="FRACTION"),
     setting("batch_size", "images per step", first=16, slides=64, type=integer(1), metavar="N"),
     setting("n_epochs", "epochs in total, those of earlier runs included", slides=300, default="as many as make about "
             f"{STEPS_OF_FIRST} steps", type=integer(1), metavar="N"),
@@ -211,6 +226,7 @@ def complete(book: dict) -> None:
     progress = book["progress"] = {**NOTHING_DONE, **book["progress"]}
     if batch_size := progress.pop("batch_size", None):  # until steps were counted, all of an epoch had one size
         progress["epoch_steps"] = -(-progress["images"] // batch_size)
+    book.setdefault("classes", [])
     if "validation" not in book:
         source = settings["validation"]
         fraction = as_fraction(source)

@@ -36,8 +36,8 @@ class Board:
         if not new:
             return
         with self.writer.as_default():
-            inputs = [tf.TensorSpec((1, *tensor.shape[1:]), tf.float32) for tensor in model.inputs]
-            network = tf.function(lambda x_t, t: model([x_t, t], training=False), autograph=False)
+            inputs = [tf.TensorSpec((1, *tensor.shape[1:]), tensor.dtype) for tensor in model.inputs]
+            network = tf.function(lambda *inputs: model(list(inputs), training=False), autograph=False)
             tf.summary.graph(network.get_concrete_function(*inputs).graph.as_graph_def())
             for t in range(0, n_steps(sched) + 1, max(1, n_steps(sched) // 100)):
                 tf.summary.scalar("schedule/factor of the image", sched["sqrtab"][t], step=t)

@@ -50,7 +50,7 @@ class TrainingRun:
         self.table = History(os.path.splitext(path)[0] + ".csv", self.progress["epoch"])
         self.steps = Steps(steps_to_go(self.settings, self.progress, self.count))
         self.checkpoints = Checkpoints(model, path, self.table, save_every, keep, self.steps.bar.warn)
-        self.grids = Grids(model, interruption)
+        self.grids = None if checkpoint.is_classifier(model) else Grids(model, interruption)  # which has no images
         self.started, self.warned = time.monotonic(), False
         self.interruption = interruption
         interruption.nothing_to_lose = self.checkpoints.nothing_to_lose
@@ -60,7 +60,7 @@ class TrainingRun:
         """Samples the grid of the last epoch if one is due and no interrupted run has already written it."""
         epoch, every = self.progress["epoch"], self.settings["sample_every"]
         name = files.grid_name(self.path, f"epoch{epoch:04d}")
-        due = every and epoch and epoch % every == 0 and self.progress["images"] == 0
+        due = self.grids and every and epoch and epoch % every == 0 and self.progress["images"] == 0
         if due and (self.steps.done or not os.path.exists(name)):
             self.make_grid(name)
 
@@ -105,9 +105,11 @@ class TrainingRun:
         """Measures and prints the held-out loss and that of each quarter of t; None if it is not due."""
         if not self.validation or (self.progress["epoch"] + 1) % self.settings["validate_every"]:
             return None
-        mean, quarters = self.validation.measure()
+        measured = self.validation.measure()
         self.steps.lap()  # the time it took belongs to no step
-        self.steps.say(f"held-out loss {mean:.4f}; by quarters of t: " + " ".join(f"{q:.4f}" for q in quarters))
+        for name, (mean, quarters) in measured.items():
+            self.steps.say(f"held-out {name} {mean:.4f}; by quarters of t: " + " ".join(f"{q:.4f}" for q in quarters))
+        mean, quarters = measured["loss"]
         return mean, *quarters
 
     def warn_of_overfitting(self) -> None:
@@ -120,15 +122,22 @@ class TrainingRun:
     def at_the_end(self) -> None:
         """Saves, samples the last grid, and says where everything is."""
         self.save(last=True)
-        self.make_grid(files.grid_name(self.path))
+        if self.grids:
+            self.make_grid(files.grid_name(self.path))
         seconds = self.checkpoints.seconds
         console.say(
             f"saving took {seconds:.1f} s, {100 * seconds / (time.monotonic() - self.started):.1f} % of the run"
         )
-        console.say(
-            f"{self.path} has all its {self.progress['epoch']} epochs; their images: {files.grid_name(self.path)}"
+        all_done, sample_more = (
+            f"{self.path} has all its {self.progress['epoch']} epochs",
+            "python reverse_diffusion.py",
         )
-        console.say(f"more: python reverse_diffusion.py --model {self.path} --n-sample 64 --out more.png")
+        if self.grids:
+            console.say(f"{all_done}; their images: {files.grid_name(self.path)}")
+            console.say(f"more: {sample_more} --model {self.path} --n-sample 64 --out more.png")
+        else:
+            first = checkpoint.classes_of(self.model)[0]
+            console.say(f"{all_done}; it guides: {sample_more} --classifier {self.path} --label {first}")
 
     def save(self, last: bool = False) -> None:
         """Saves the model if it was trained since the last save. A failed save is tried again later, unless `last`."""
@@ -205,12 +214,18 @@ class Grids:
         sched, target = checkpoint.diffusion_of(model)
         count = checkpoint.metadata(model)["settings"]["sample_steps"] or n_steps(sched)
         self.plan = make_plan(sched, "ddim" if count < n_steps(sched) else "ddpm", count)
+        classes = len(checkpoint.classes_of(model))
+        self.label = [1 + (k * classes // N_SAMPLES if classes <= N_SAMPLES else k) for k in range(N_SAMPLES)]
+        self.label = self.label if classes else None
         self.steps = ReverseSteps(model, sched, N_SAMPLES, target)
 
     def sample(self) -> np.ndarray:
-        """Images sampled with the EMA weights, int16 (16, height, width, channels); unfinished if a signal came."""
+        """Images sampled with the EMA weights, int16 (16, height, width, channels); unfinished if a signal came.
+
+        With classes they come in the order of these.
+        """
         checkpoint.swap_ema_weights(self.model)
-        for _, x_t in sample(self.steps, self.plan, self.seed, range(N_SAMPLES)):
+        for _, x_t in sample(self.steps, self.plan, self.seed, range(N_SAMPLES), label=self.label):
             if self.interruption.stop:
                 break
         checkpoint.swap_ema_weights(self.model)

@@ -1,0 +1,83 @@
+"""The classes of images: sub-folders of a folder, or an array of labels beside the images.
+
+Labels are the numbers of classes, int32 (N,), 0 for the first; -1 is an image of no class.
+"""
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+
+from data import image_files
+
+ADVICE = "or omit --classes"
+
+
+def classes_of_files(names: Sequence[str], folder: str) -> tuple[np.ndarray, list[str]]:
+    """The classes of image files, each the first sub-folder on its path. Files beside the sub-folders have none.
+
+    Args:
+        names: of the files, relative to the folder.
+
+    Returns:
+        The labels, and the names of the classes in alphabetical order.
+
+    Raises:
+        ValueError: if there are no sub-folders.
+    """
+    first = [name.split(os.sep)[0] if os.sep in name else None for name in names]
+    classes = sorted({name for name in first if name is not None})
+    if not classes:
+        raise ValueError(
+            f"{image_files.escape_name(folder)} has no sub-folders with images, so no classes; put the images of each "
+            f"class into a folder of its own, {ADVICE}"
+        )
+    number = {None: -1, **{name: k for k, name in enumerate(classes)}}
+    return np.array([number[name] for name in first], np.int32), [image_files.escape_name(name) for name in classes]
+
+
+def classes_of_array_file(path: str, count: int) -> tuple[np.ndarray, list[str]]:
+    """The classes in a `.npz` file: its arrays `labels`, integers from 0, and `class_names`, if it has that.
+
+    Without names they are called "0", "1", …, in files of `python -m data cats` from before it wrote names cat and dog.
+
+    Args:
+        count: how many images there are.
+
+    Raises:
+        ValueError: if there is no such array, or it does not fit the images.
+    """
+    name = image_files.escape_name(path)
+    members = {}
+    if path.endswith(".npz"):
+        with np.load(path, allow_pickle=False) as archive:
+            members = {key: archive[key] for key in ("labels", "class_names", "photographs") if key in archive.files}
+    if "labels" not in members:
+        raise ValueError(f"{name} has no array labels, so no classes; add one, (N,) integers from 0, {ADVICE}")
+    labels = np.asarray(members["labels"])
+    if labels.shape != (count,) or labels.dtype.kind not in "ui" or labels.min() < 0:
+        raise ValueError(
+            f"{name}: labels must be {count:,} integers of at least 0, one for each image, got {labels.dtype} of shape "
+            f"{labels.shape}"
+        )
+    needed = int(labels.max()) + 1
+    if "class_names" in members:
+        classes = [str(text) for text in np.ravel(members["class_names"])]
+    else:
+        of_cats = "photographs" in members and needed <= 2
+        classes = ["cat", "dog"][:needed] if of_cats else [str(k) for k in range(min(needed, count + 1))]
+    if len(classes) < needed or len(set(classes)) < len(classes):
+        raise ValueError(
+            f"{name}: class_names must be {needed} different names or more, as labels go up to {needed - 1}, got "
+            f"{len(classes)}"
+        )
+    return labels.astype(np.int32), classes
+
+
+def describe_classes(labels: np.ndarray, classes: Sequence[str]) -> str:
+    """How many images each class has: `cat 10,000, dog 5,000`."""
+    counts = [f"{name} {np.sum(labels == k):,}" for k, name in enumerate(classes)]
+    if len(counts) > 12:
+        counts = [*counts[:11], f"and {len(counts) - 11} more"]
+    without = int(np.sum(labels < 0))
+    return ", ".join([*counts, *([f"none {without:,}"] if without else [])])
