@@ -137,7 +137,7 @@ def my_sample(
     labels = as_labels(label, n_sample, model, classifier)
     if label is None and guidance != 1:
         raise ValueError(f"guidance {guidance} needs a label to guide to")
-    sched, steps_for = reverse_steps(model, classifier if label is not None else None)
+    sched, steps_for = reverse_steps(model, *([classifier] if classifier and label is not None else []))
     sampler = "ddpm" if sampler is None else sampler
     plan = make_plan(sched, sampler, steps, spacing, eta, variance, corrector, snr, guidance, guidance_interval)
     return to_pixels(run_plan(steps_for, plan, model, n_sample, seed, bool(clip), noise, verbose, labels))

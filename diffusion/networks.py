@@ -117,7 +117,11 @@ def Unet(
 
     x = kl.Activation("silu")(GroupNormalization(GROUPS)(x))
     if patch > 1:
-        x = DepthToSpace(patch)(convolution(n_feat * widths[0])(x))
+        # One block sees single pixels again, and the image beside the features. Without it each pixel of a patch is
+        # predicted by weights of its own from coarse features, and the patches show as a grid.
+        fine = GROUPS * max(1, n_feat // (2 * GROUPS))
+        x = kl.Concatenate(axis=-1)([DepthToSpace(patch)(convolution(patch**2 * fine)(x)), convolution(fine)(image)])
+        x = kl.Activation("silu")(GroupNormalization(GROUPS)(ResidualBlock(fine, GROUPS)([x, embedding])))
     out = convolution(input_shape[-1], kernel_initializer="zeros", dtype="float32")(x)
     return keras.Model(inputs=[image, t, *labels], outputs=out)
 

@@ -88,10 +88,11 @@ def model_folder(trained, tmp_path):
 
 
 class Oracle:
-    """Stands in for a network: any function of [x_t, t/T], for images of a shape."""
+    """Stands in for a network: any function of [x_t, t/T], or [x_t, t/T, label], for images of a shape."""
 
-    def __init__(self, function, shape):
-        self.function, self.inputs = function, [np.empty((1, *shape)), np.empty((1, 1))]
+    def __init__(self, function, shape, labels=False):
+        self.function, self.inputs = function, [np.empty((1, *shape)), np.empty((1, 1)), *[np.empty((1, 1))] * labels]
+        self.outputs = self.inputs[:1]
 
     def __call__(self, inputs, training=False):
         return self.function(inputs)
@@ -107,7 +108,7 @@ def generate(function, sched, shape, count, seed=0, variance="beta", clip=True, 
     return [(t, x_t.numpy()) for t, x_t in sample(steps, plan, seed, range(count), **more)]
 
 
-def tiny_network(shape, n_feat=None):
+def tiny_network(shape, n_feat=None, classes=0):
     """ε̂ = w (x_t + t/T) + b for each channel: what a step makes of such a network can be computed by hand."""
     import keras
 

@@ -153,7 +153,7 @@ def test_drawings_are_2048_different_images_the_same_in_grey(monkeypatch):
 
 def test_every_drawing_shows_a_cat_as_large_as_a_cat():
     """At least a fifth of the pixels have the colour of the fur; without the head it would be a sixth."""
-    furs = np.array([fur for fur, _ in drawings.FURS])
+    furs = np.array([fur for fur, _ in drawings.FURS.values()])
     for image in drawings.draw_cats(64, count=40):
         assert np.mean(np.all(image[:, :, None] == furs, axis=-1), axis=(0, 1)).max() > 0.2
 
@@ -211,7 +211,7 @@ def numbered(count):
 
 def pixels_of(epoch):
     """The batches of an epoch as one array of pixels 0 … 255."""
-    return np.rint((np.concatenate(list(epoch)).astype(np.float64) + 1) * 127.5).astype(int)
+    return np.rint((np.concatenate([batch for batch, _ in epoch]).astype(np.float64) + 1) * 127.5).astype(int)
 
 
 def order_of(epoch):
@@ -222,7 +222,7 @@ def order_of(epoch):
 def test_every_epoch_uses_every_image_once_and_the_last_batch_is_smaller(batch_size, sizes):
     for epoch in range(3):
         given = list(batches(numbered(103), batch_size, seed=0, epoch=epoch))
-        assert [len(batch) for batch in given] == sizes
+        assert [len(batch) for batch, _ in given] == sizes
         assert sorted(order_of(given)) == list(range(103))
 
 
@@ -242,13 +242,13 @@ def test_the_order_depends_only_on_seed_and_epoch():
 @pytest.mark.parametrize("start", [0, 8, 40, 13, 99, 100])
 def test_resuming_within_an_epoch_gives_exactly_the_rest(start, flip):
     images = numbered(100)
-    whole = np.concatenate(list(batches(images, 8, 5, 1, flip=flip)))
-    rest = list(batches(images, 8, 5, 1, start=start, flip=flip))
+    whole = np.concatenate([batch for batch, _ in batches(images, 8, 5, 1, flip=flip)])
+    rest = [batch for batch, _ in batches(images, 8, 5, 1, start=start, flip=flip)]
     np.testing.assert_array_equal(np.concatenate([whole[:0], *rest]), whole[start:])
 
 
 def test_values_are_exact_float32_from_minus_1_to_1():
-    (batch,) = batches(np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1), 4, seed=0, epoch=0)
+    ((batch, _),) = batches(np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1), 4, seed=0, epoch=0)
     assert batch.dtype == np.float32 and batch.shape == (1, 16, 16, 1)
     values = batch.ravel()
     assert values[0] == -1 and values[255] == 1 and (np.diff(values) > 0).all()
@@ -274,6 +274,6 @@ def test_flipping_mirrors_about_half_of_the_images_others_in_each_epoch():
         assert 90 < flipped.sum() < 160
         mirrored.add(frozenset(pixels[flipped][:, 0, 0, 0].tolist()))
     assert len(mirrored) == 4
-    for batch in batches(images, 16, 0, 0, flip=True):
+    for batch, _ in batches(images, 16, 0, 0, flip=True):
         batch[:] = 0
     np.testing.assert_array_equal(images, before)

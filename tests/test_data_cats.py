@@ -58,7 +58,8 @@ HALF = MICROSOFT[: len(MICROSOFT) // 2]
 def assert_prepared(path, expected, size=16):
     """That a prepared file holds these (animal, number) in any order, labelled."""
     with np.load(path, allow_pickle=False) as archive:
-        assert sorted(archive.files) == ["images", "labels", "photographs"]
+        assert sorted(archive.files) == ["class_names", "images", "labels", "photographs"]
+        assert list(archive["class_names"]) == ["cat", "dog"]
         images, labels = archive["images"], archive["labels"]
         assert archive["photographs"].shape == () and archive["photographs"].dtype == bool and archive["photographs"]
     assert images.dtype == np.uint8 and images.shape == (len(expected), size, size, 3)

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import generate
+from conftest import Oracle, generate
 from PIL import Image
 
 import data
@@ -316,7 +316,7 @@ def test_of_sorted_training_images_some_of_all_classes_are_compared(monkeypatch)
     monkeypatch.setattr(checkpoint, "diffusion_of", lambda model: (ddpm.ddpm_schedule(), "eps"))
     training, options = np.repeat(np.arange(10), 100), types.SimpleNamespace(only=["overfitting"], draws=1)
     book = {"diffusion": {"beta1": 1e-4, "beta2": 0.5, "T": 20}}
-    likelihood.likelihood_rows(None, book, np.arange(50), training, options, None)
+    likelihood.likelihood_rows(Oracle(None, (8, 8, 1)), book, np.arange(50), training, options, None)
     assert len(compared[1]) == 50 and len(set(compared[1])) == 10
 
 

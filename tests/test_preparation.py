@@ -31,9 +31,10 @@ def choose(book=None, path="model.keras", **options):
     if book:
         settings.complete(book)
     book["settings"] = settings.choose_settings(options, book, path, lambda: "first")
-    before = {name: book[name] for name in ("data", "validation", "progress") if name in book}
+    before = {name: book[name] for name in ("data", "validation", "progress", "classes") if name in book}
     images, held_out = preparation.choose_data(options, book["settings"], before, path)
-    return {**book, "progress": {"images": 0}, **before}, images, held_out
+    held_out = held_out and held_out.images
+    return {**book, "progress": {"images": 0}, **before}, images.images, held_out
 
 
 def test_a_validation_source_resumes_from_any_folder_and_after_it_has_moved(folder, monkeypatch):

@@ -191,11 +191,11 @@ def test_few_sizes_of_batches_are_compiled_and_few_models_kept(monkeypatch):
     """Each compilation costs memory that TensorFlow never gives back."""
     made, models = [], [light_model() for _ in range(3)]
 
-    def fake_steps(model, sched, batch_size, target, clip):
+    def fake_steps(model, sched, batch_size, target, clip, classifier):
         made.append((model, batch_size))
         return model.inputs[0].shape[1:]
 
-    def fake_sample(shape, plan, seed, index, start):
+    def fake_sample(shape, plan, seed, index, start, label):
         yield 0, np.zeros((len(index), *shape))
 
     forget()

@@ -339,7 +339,7 @@ def test_held_out_images_are_measured_after_every_second_epoch_and_not_trained_o
 
     model, *halves = preparation.prepare({"n_epochs": 5}, "model.keras")  # divided as before
     for half, expected in zip(halves, validation.split_held_out(images[..., None], 0.25, seed=0), strict=True):
-        np.testing.assert_array_equal(half, expected)
+        np.testing.assert_array_equal(half.images, expected)
 
     if not with_board:
         with pytest.raises(ValueError, match="pip install tensorboard"):
@@ -362,7 +362,7 @@ def test_the_held_out_loss_is_the_loss_of_the_ema_weights():
         average.assign(average * 0)  # such weights predict 0, whose error is the mean square of the noise
     model.layers[-1].bias.assign(model.layers[-1].bias + 5)
     sched = ddpm.ddpm_schedule(1e-4, 0.02, 1000)
-    loss, quarters = validation.Validation(model, np.zeros((70, 32, 32, 3), np.uint8), sched).measure()
+    loss, quarters = validation.Validation(model, np.zeros((70, 32, 32, 3), np.uint8), sched).measure()["loss"]
     assert loss == pytest.approx(1, abs=0.02) and quarters == pytest.approx([1] * 4, abs=0.03)
     assert float(model.layers[-1].bias[0]) == 5  # as before
 

@@ -23,6 +23,7 @@ import unet
 from data import drawings
 from diffusion import sampling
 from support import checkpoint, device, execution, files, history, lock, preparation, training_run
+from support.preparation import Images
 
 T = 20
 DIFFUSION = {"beta1": 0.01, "beta2": 0.3, "T": T}
@@ -228,7 +229,7 @@ def steps_of(model, images):
         return 1.0
 
     model.train_on_batch = train_on_batch
-    diffusion_model.train(model, images, Counting(checkpoint.metadata(model)["progress"]))
+    diffusion_model.train(model, Images(images), Counting(checkpoint.metadata(model)["progress"]))
     return steps
 
 
@@ -312,11 +313,11 @@ def test_three_steps_are_those_of_adam_on_the_mean_squared_error_with_ema(begun,
     book = checkpoint.metadata(model)
     book["progress"].update(epoch=0, images=0, step=0, loss=0.0)
     counting = Counting(book["progress"])
-    diffusion_model.train(model, images, counting)
+    diffusion_model.train(model, Images(images), counting)
 
     noisy, weights, m, v = noising(book["settings"]["seed"]), np.array([0.3, -0.2]), np.zeros(2), np.zeros(2)
     average, losses = weights.copy(), []
-    for step, x_0 in enumerate(data.batches(images, 8, book["settings"]["seed"], 0)):
+    for step, (x_0, _) in enumerate(data.batches(images, 8, book["settings"]["seed"], 0)):
         x_t, t_input, eps = (a.astype(np.float64) for a in noisy(x_0, step))
         x = x_t + t_input[:, :, None, None]
         error = weights[0] * x + weights[1] - eps

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
+from conftest import Oracle
 
 import data
 import ddpm
@@ -18,7 +19,7 @@ def test_each_held_out_image_is_measured_once_at_its_own_step_and_noise(monkeypa
         ddpm.ddpm_schedule(1e-3, 0.3, 20),
         np.random.default_rng(0).integers(0, 256, (70, 4, 4, 1), np.uint8),
     )
-    measured = validation.Validation(lambda inputs, training: inputs[0], images, sched)
+    measured = validation.Validation(Oracle(lambda inputs: inputs[0], (4, 4, 1)), images, sched)
     assert set(np.bincount(measured.t, minlength=21)[1:]) == {3, 4} and measured.t.min() == 1
     assert not np.array_equal(measured.t, np.sort(measured.t))  # images come in the order of a folder
 
@@ -26,7 +27,7 @@ def test_each_held_out_image_is_measured_once_at_its_own_step_and_noise(monkeypa
     x_t = ddpm.q_sample(tf.constant(data.scaled(images)), tf.constant(measured.t), eps, sched)
     errors = np.mean((x_t - eps) ** 2, axis=(1, 2, 3))
     assert len(np.unique(errors)) == 70
-    mean, quarters = measured.measure()
+    mean, quarters = measured.measure()["loss"]
     assert mean == pytest.approx(errors.mean(), rel=1e-5)
     expected = [errors[(measured.t > 5 * q) & (measured.t <= 5 * q + 5)].mean() for q in range(4)]
     assert quarters == pytest.approx(expected, rel=1e-5)

@@ -1,0 +1,244 @@
+"""Guidance towards a class, with exact predictors and classifiers of a mixture of two Gaussians, and `my_sample`."""
+
+import itertools
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import Oracle
+
+import reverse_diffusion as rd
+from ddpm import ddpm_schedule, n_steps
+from diffusion import sampling
+from diffusion.denoiser import classifier_free, denoiser, with_classifier
+from diffusion.layers import Logbook
+from support.execution import ReverseSteps
+
+WEIGHTS, MEANS, STDS = np.array([0.3, 0.7]), np.array([-0.5, 0.4]), np.array([0.1, 0.2])
+SCHED = ddpm_schedule(T=200, schedule="cosine")
+SHAPE = (1, 1, 1)
+
+
+def in_float64(x_t, ab):
+    """ε_c for both classes, ε_∅, and log p(c, x_t) of both, (…, 2), (…), (…, 2): the mixture with noise on it."""
+    mean, variance = np.sqrt(ab) * MEANS, ab * STDS**2 + 1 - ab
+    x = np.asarray(x_t, np.float64)[..., None]
+    joint = np.log(WEIGHTS) - 0.5 * (x - mean) ** 2 / variance - 0.5 * np.log(variance)
+    eps = np.sqrt(1 - ab) * (x - mean) / variance
+    of_class = np.exp(joint - joint.max(-1, keepdims=True))
+    of_class /= of_class.sum(-1, keepdims=True)
+    return eps, (of_class * eps).sum(-1), joint
+
+
+def mixture(t_over_T):
+    """ᾱ_t, mean and variance of both classes, (batch, 1), (batch, 2), (batch, 2), as tensors."""
+    t = tf.cast(tf.round(t_over_T * n_steps(SCHED)), tf.int32)
+    ab = tf.gather(tf.constant(SCHED.alphabar, tf.float32), t)
+    return ab, tf.sqrt(ab) * MEANS.astype(np.float32), ab * (STDS**2).astype(np.float32) + 1 - ab
+
+
+def classify(inputs, training=False):
+    """log p(c, x_t), which is log p(c | x_t) up to a constant."""
+    x_t, t = inputs[:2]
+    _, mean, variance = mixture(t)
+    return (
+        tf.math.log(WEIGHTS.astype(np.float32))
+        - 0.5 * (x_t[:, 0, 0] - mean) ** 2 / variance
+        - 0.5 * tf.math.log(variance)
+    )
+
+
+def predict(inputs, training=False):
+    """ε of a class, or ε_∅ for the label 0."""
+    x_t, t, label = inputs
+    ab, mean, variance = mixture(t)
+    eps = tf.sqrt(1 - ab) * (x_t[:, 0, 0] - mean) / variance
+    of_all = tf.reduce_sum(tf.nn.softmax(classify(inputs)) * eps, axis=-1, keepdims=True)
+    return tf.gather(tf.concat([of_all, eps], axis=-1), label, batch_dims=1)[:, :, None, None]
+
+
+@pytest.mark.parametrize("g", [0.0, 0.5, 1.0, 2.0, 7.5, -1.0])
+@pytest.mark.parametrize("c", [0, 1])
+def test_both_guidances_are_the_formula_at_every_x_and_t(g, c):
+    x_t, t = (values.ravel() for values in np.meshgrid(np.linspace(-2, 2, 21), np.arange(1, 201)))
+    expected = []
+    for x, step in zip(x_t, t, strict=True):
+        eps, of_all, _ = in_float64(x, SCHED.alphabar[step])
+        expected.append(of_all + g * (eps[c] - of_all))
+    expected = np.array(expected)
+    inputs = tf.constant(x_t[:, None, None, None], tf.float32), tf.constant(t, tf.int32), tf.fill(len(t), c + 1)
+    denoise, strength = denoiser(predict, SCHED), tf.constant(g)
+    of_all = denoiser(lambda two: predict([*two, tf.zeros((len(t), 1), tf.int32)]), SCHED)
+    for guided in classifier_free(denoise, strength), with_classifier(of_all, classify, SCHED, strength):
+        x_0, eps = (estimate.numpy().ravel() for estimate in guided(*inputs))
+        np.testing.assert_allclose(eps, expected, rtol=1e-3, atol=1e-3)
+        sqrtab, sqrtmab = SCHED["sqrtab"][t], SCHED["sqrtmab"][t]
+        np.testing.assert_allclose(sqrtab * x_0 + sqrtmab * eps, x_t, rtol=1e-4, atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def reverse_steps():
+    """Guided by the network itself, and by a classifier, 64 images each."""
+    network = Oracle(predict, SHAPE, labels=True)
+    classifier = Oracle(classify, SHAPE)
+    return [ReverseSteps(network, SCHED, 64, clip=False, xla=False, classifier=guide) for guide in (None, classifier)]
+
+
+def by_hand(x_t, g, c, first=0, last=10**6):
+    """DDIM without noise, all steps, float64."""
+    ab = SCHED.alphabar
+    for t in range(n_steps(SCHED), 0, -1):
+        eps, of_all, _ = in_float64(x_t, ab[t])
+        eps = of_all + (g if first <= t <= last else 1) * (eps[..., c] - of_all)
+        x_0 = (x_t - np.sqrt(1 - ab[t]) * eps) / np.sqrt(ab[t])
+        x_t = np.sqrt(ab[t - 1]) * x_0 + np.sqrt(1 - ab[t - 1]) * eps
+    return x_t
+
+
+@pytest.mark.parametrize("g, interval", [(0.0, None), (1.0, None), (2.0, None), (4.0, (50, 120))])
+def test_guided_samples_are_those_of_the_same_process_in_float64(reverse_steps, g, interval):
+    """From the same noise; the two halves of the batch ask for different classes, in one trace for all g."""
+    label = np.repeat([1, 2], 32)
+    start = np.random.default_rng(0).standard_normal((64, *SHAPE)).astype(np.float32)
+    plan = sampling.make_plan(SCHED, "ddim", guidance=g, guidance_interval=interval)
+    halves = [by_hand(start[label == c + 1].ravel().astype(np.float64), g, c, *(interval or ())) for c in (0, 1)]
+    for steps in reverse_steps:
+        *_, (_, x_0) = sampling.sample(steps, plan, 0, range(64), tf.constant(start), label=label)
+        np.testing.assert_allclose(x_0.numpy().ravel(), np.concatenate(halves), atol=2e-3)
+        assert steps._take.experimental_get_tracing_count() == 1
+
+
+def test_with_guidance_1_samples_follow_the_gaussian_of_their_class(reverse_steps):
+    plan = sampling.make_plan(SCHED, "dpm++", 100)
+    for steps, c in itertools.product(reverse_steps, (0, 1)):
+        ends = [
+            list(sampling.sample(steps, plan, seed, range(64), label=np.full(64, c + 1)))[-1][1] for seed in range(8)
+        ]
+        x_0 = np.concatenate(ends).ravel()
+        assert abs(x_0.mean() - MEANS[c]) < 4 * STDS[c] / np.sqrt(len(x_0)) + 0.005
+        assert x_0.std() == pytest.approx(STDS[c], rel=0.15)
+
+
+def test_the_network_is_asked_once_where_that_is_enough():
+    sizes = []
+
+    def counting(inputs, training=False):
+        tf.py_function(lambda x_t: sizes.append(len(x_t)), [inputs[0]], [])
+        return predict(inputs)
+
+    steps = ReverseSteps(Oracle(counting, SHAPE, labels=True), SCHED, 4, xla=False)
+    for g, images in (0.0, 4), (1.0, 4), (2.0, 8):
+        sizes.clear()
+        list(sampling.sample(steps, sampling.make_plan(SCHED, "ddim", 5, guidance=g), 0, range(4), label=[1] * 4))
+        assert sum(sizes) == 5 * images
+
+
+def conditional(constants, names=None, T=20):
+    """ε̂ = x_t / 2 + a constant for each label, 0 included; with `names` the model carries metadata."""
+    image, t, label = keras.Input((2, 2, 1)), keras.Input((1,)), keras.Input((1,), dtype="int32")
+    entries = {"diffusion": {"beta1": 1e-3, "beta2": 0.5, "T": T}, "classes": names}
+    t_image = keras.layers.Reshape((1, 1, 1))(Logbook(entries if names else {})(t))
+    embedding = keras.layers.Embedding(len(constants), 1)
+    added = keras.layers.Reshape((1, 1, 1))(embedding(label))
+    eps = keras.layers.Add()([keras.layers.Rescaling(0.5)(image), added, keras.layers.Rescaling(0.0)(t_image)])
+    embedding.set_weights([np.array(constants)[:, None]])
+    return keras.Model([image, t, label], eps)
+
+
+def unconditional(constant, T=20):
+    image, t = keras.Input((2, 2, 1)), keras.Input((1,))
+    entries = {"diffusion": {"beta1": 1e-3, "beta2": 0.5, "T": T}}
+    t_image = keras.layers.Reshape((1, 1, 1))(Logbook(entries)(t))
+    eps = keras.layers.Add()([keras.layers.Rescaling(0.5, constant)(image), keras.layers.Rescaling(0.0)(t_image)])
+    return keras.Model([image, t], eps)
+
+
+CONSTANTS = 0.1, 0.4, -0.5
+
+
+@pytest.fixture(scope="module")
+def of_cats_and_dogs():
+    return conditional(CONSTANTS, ["cat", "dog"])
+
+
+def test_labels_reach_the_network_as_they_are_meant(of_cats_and_dogs):
+    """Names and numbers from 0 say the same, every image has its own, and none is that of "no class"."""
+    how = {"n_sample": 3, "seed": 5, "verbose": 0, "clip": False}
+    expected = [rd.my_sample(model=unconditional(constant), **how) for constant in CONSTANTS]
+    assert len({images.tobytes() for images in expected}) == 3
+
+    def sampled(**more):
+        return rd.my_sample(model=of_cats_and_dogs, **how, **more)
+
+    np.testing.assert_array_equal(sampled(), expected[0])
+    for k, name in enumerate(["cat", "dog"]):
+        for label in name, k, np.int64(k), [name] * 3, np.full(3, k):
+            np.testing.assert_array_equal(sampled(label=label), expected[k + 1])
+    mixed = sampled(label=["dog", 0, "dog"])
+    for image, constant in enumerate((2, 1, 2)):
+        np.testing.assert_array_equal(mixed[image], expected[constant][image])
+    np.testing.assert_array_equal(sampled(label="dog", guidance=0), expected[0])
+    guided = rd.my_sample(model=unconditional(CONSTANTS[0] + 2 * (CONSTANTS[2] - CONSTANTS[0])), **how)
+    assert np.abs(sampled(label="dog", guidance=2) - guided).max() <= 1
+
+
+def test_a_model_without_metadata_takes_numbers_only():
+    model = conditional(CONSTANTS)
+    assert rd.my_sample(model=model, label=1, steps=2, seed=0, verbose=0).shape == (1, 2, 2, 1)
+    with pytest.raises(ValueError, match="by number only"):
+        rd.my_sample(model=model, label="cat", steps=2, verbose=0)
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        ({"label": "bird"}, "no class 'bird'; the classes are cat, dog"),
+        ({"label": 2}, r"from 0 to 1 \(cat, dog\), got 2"),
+        ({"label": -1}, "got -1"),
+        ({"label": 0.5}, "name or the number of a class, got 0.5"),
+        ({"label": True}, "got True"),
+        ({"label": [0, 1, 0]}, "each of the 2 images, got 3"),
+        ({"label": 0, "guidance": float("nan")}, "guidance must be a finite number, got nan"),
+        ({"label": 0, "guidance": float("inf")}, "finite"),
+        ({"guidance": 2.0}, "needs a label"),
+        ({"label": 0, "guidance_interval": (9, 3)}, "guidance_interval must be"),
+        ({"label": 0, "guidance_interval": 7}, "guidance_interval must be"),
+        ({"label": 0, "classifier": "none.keras"}, "there is no model .*none.keras"),
+    ],
+)
+def test_what_labels_and_guidance_cannot_be_is_one_sentence(of_cats_and_dogs, wrong, message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        rd.my_sample(model=of_cats_and_dogs, n_sample=2, verbose=0, **wrong)
+
+
+def classifier_of(shape=(2, 2, 1), T=20, names=("cat", "dog")):
+    image, t = keras.Input(shape), keras.Input((1,))
+    entries = {"diffusion": {"beta1": 1e-3, "beta2": 0.5, "T": T}, "classes": list(names)}
+    flat = keras.layers.Concatenate()([keras.layers.Flatten()(image), Logbook(entries)(t)])
+    return keras.Model([image, t], keras.layers.Dense(len(names))(flat))
+
+
+def test_a_classifier_guides_a_model_without_classes_and_must_fit_it():
+    model, guide = unconditional(0.1), classifier_of()
+    how = {"model": model, "n_sample": 2, "seed": 0, "steps": 5, "verbose": 0}
+    plain = rd.my_sample(**how)
+    np.testing.assert_array_equal(rd.my_sample(classifier=guide, label="dog", guidance=0, **how), plain)
+    np.testing.assert_array_equal(rd.my_sample(classifier=guide, **how), plain)  # no label to guide to
+    towards = [rd.my_sample(classifier=guide, label=label, guidance=20, **how).astype(int) for label in ("cat", "dog")]
+    assert not np.array_equal(*towards)
+    # The logits are linear: their difference says in which direction the images of a class must lie.
+    kernel = guide.layers[-1].get_weights()[0][:4]
+    direction = (kernel[:, 1] - kernel[:, 0]).reshape(2, 2, 1)
+    assert (((towards[1] - towards[0]) * direction).sum(axis=(1, 2, 3)) > 0).all()
+    for wrong, message in (
+        ({"label": "dog"}, "knows no classes"),
+        ({"label": "dog", "classifier": classifier_of((4, 4, 1))}, r"\(4, 4, 1\)"),
+        ({"label": "dog", "classifier": classifier_of(T=10)}, "another noise schedule"),
+        ({"label": "dog", "classifier": model}, "no classifier"),
+        ({"label": "bird", "classifier": guide}, "the classes are cat, dog"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            rd.my_sample(**how, **wrong)
+    with pytest.raises(ValueError, match="is a classifier"):
+        rd.my_sample(**{**how, "model": guide})
