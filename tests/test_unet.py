@@ -8,6 +8,7 @@ import pytest
 import tensorflow as tf
 
 import unet
+from diffusion import networks
 from support import checkpoint
 
 
@@ -146,17 +147,28 @@ import numpy as np, keras
 warnings.simplefilter("error")
 import unet
 assert keras.config.floatx() == "float32"
-model = keras.models.load_model("model.keras")
-np.save("out.npy", model([np.load("image.npy"), np.load("t.npy")]))
+for name in "unet", "model":
+    model, inputs = keras.models.load_model(f"{name}.keras"), np.load(f"{name}.npz")
+    out = model([inputs[key] for key in sorted(inputs)])
+    np.save(f"{name}-out.npy", keras.ops.convert_to_numpy(out))
 print({layer.compute_dtype for layer in model._flatten_layers()}, int(model.optimizer.iterations), model.jit_compile)
 print(model.get_layer("logbook").entries["x"])
 """
 
 
+def save_unet(folder):
+    """Saves a `Unet` with every kind of layer as plain Keras does, and its inputs; returns both."""
+    network, inputs = randomized(networks.Unet((32, 32, 3), 16, classes=2, patch=2)), some_inputs((32, 32, 3))
+    inputs.append(np.array([[1], [2]], np.int32))
+    network.save(folder / "unet.keras")
+    np.savez(folder / "unet.npz", *inputs)
+    return network, inputs
+
+
 def test_a_saved_model_loads_in_a_fresh_process_in_float32_and_predicts_the_same_bits(run, tmp_path):
     from support import checkpoint
 
-    image, t = some_inputs((32, 32, 3))
+    image, t = save_unet(tmp_path)[1][:2]
     model = randomized(unet.NaiveUnet((32, 32, 3), 8))
     optimizer = keras.optimizers.Adam(1e-3, use_ema=True, ema_momentum=0.0)
     optimizer.build(model.trainable_variables)
@@ -167,7 +179,7 @@ def test_a_saved_model_loads_in_a_fresh_process_in_float32_and_predicts_the_same
     checkpoint.save(model, tmp_path / "model.keras")
 
     assert model.dtype_policy.compute_dtype == "float16" and model.jit_compile  # the run goes on as it was
-    np.save(tmp_path / "image.npy", image), np.save(tmp_path / "t.npy", t)
+    np.savez(tmp_path / "model.npz", image, t)
     threads = str(tf.config.threading.get_intra_op_parallelism_threads())  # the order of sums depends on their number
     loaded = run("-c", LOAD, TF_NUM_INTRAOP_THREADS=threads)
     assert loaded.returncode == 0, loaded.stderr
@@ -176,7 +188,7 @@ def test_a_saved_model_loads_in_a_fresh_process_in_float32_and_predicts_the_same
         "{'loss': 0.30000000000000004, 'n': [1, 2], 'none': None}",
     ]
     checkpoint.set_precision(model, "float32")  # momentum 0: the averages are the weights
-    np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), model([image, t]))
+    np.testing.assert_array_equal(np.load(tmp_path / "model-out.npy"), model([image, t]))
 
 
 def test_plain_keras_keeps_the_logbook(tmp_path):
@@ -212,14 +224,15 @@ def test_mixed_precision_predicts_nearly_the_same_in_float32(precision):
 def test_other_backends_predict_the_same(run, tmp_path, backend):
     if importlib.util.find_spec(backend) is None:
         pytest.skip(f"{backend} is not installed")
-    image, t = some_inputs((32, 32, 3))
+    network, inputs = save_unet(tmp_path)
+    image, t = inputs[:2]
     model = randomized(unet.NaiveUnet((32, 32, 3), 8))
     model.get_layer("logbook").entries["x"] = 1
     model.compile(loss="mse", optimizer="adam")
     model.train_on_batch([image, t], image)
     model.save(tmp_path / "model.keras")
-    np.save(tmp_path / "image.npy", image), np.save(tmp_path / "t.npy", t)
-    code = LOAD.replace("model([np", "keras.ops.convert_to_numpy(model([np").replace('"t.npy")])', '"t.npy")]))')
-    loaded = run("-c", code.replace('simplefilter("error")', 'simplefilter("ignore")'), KERAS_BACKEND=backend)
+    np.savez(tmp_path / "model.npz", image, t)
+    loaded = run("-c", LOAD.replace('simplefilter("error")', 'simplefilter("ignore")'), KERAS_BACKEND=backend)
     assert loaded.returncode == 0, loaded.stderr
-    np.testing.assert_allclose(np.load(tmp_path / "out.npy"), model([image, t]), atol=1e-4)
+    np.testing.assert_allclose(np.load(tmp_path / "model-out.npy"), model([image, t]), atol=1e-4)
+    np.testing.assert_allclose(np.load(tmp_path / "unet-out.npy"), network(inputs), atol=1e-4)

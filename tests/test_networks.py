@@ -1,0 +1,189 @@
+"""The networks beyond the slides and their layers, against NumPy, Keras' own layers, and TensorFlow's gradients."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from test_unet import randomized, some_inputs
+
+import unet
+from diffusion import layers
+from diffusion.networks import Classifier, Unet
+
+RNG = np.random.default_rng(0)
+
+
+def random(*shape):
+    return RNG.standard_normal(shape).astype(np.float32)
+
+
+def silu(x):
+    return x / (1 + np.exp(-x))
+
+
+def normalized(x, groups, epsilon=1e-3):
+    """Group normalization with neither scale nor shift, float64."""
+    grouped = x.astype(np.float64).reshape(*x.shape[:3], groups, -1)
+    mean, variance = grouped.mean((1, 2, 4), keepdims=True), grouped.var((1, 2, 4), keepdims=True)
+    return ((grouped - mean) / np.sqrt(variance + epsilon)).reshape(x.shape)
+
+
+def convolved(x, layer):
+    """A convolution with zeros around the image, float64; a 1×1 one is a product of matrices."""
+    kernel, bias = (weight.astype(np.float64) for weight in layer.get_weights())
+    size = len(kernel)
+    padded = np.pad(x, [(0, 0), (size // 2,) * 2, (size // 2,) * 2, (0, 0)])
+    height, width = x.shape[1:3]
+    shifted = [padded[:, i : i + height, j : j + width] @ kernel[i, j] for i in range(size) for j in range(size)]
+    return sum(shifted) + bias
+
+
+@pytest.mark.parametrize("channels", [16, 24])
+def test_a_residual_block_is_that_of_adm(channels):
+    x, embedding = random(2, 4, 6, channels), random(2, 5)
+    block = layers.ResidualBlock(16)
+    np.testing.assert_allclose(block([x, embedding]), x if channels == 16 else block.Skip(x), atol=1e-6)  # as it begins
+    block.set_weights([random(*weight.shape) for weight in block.get_weights()])
+
+    gamma, beta = block.Norm_1.get_weights()
+    h = convolved(silu(gamma * normalized(x, 8) + beta), block.Conv2D_1)
+    kernel, bias = block.Modulation.get_weights()
+    scale, shift = np.split((embedding @ kernel + bias)[:, None, None], 2, axis=-1)
+    gamma, beta = block.Norm_2.get_weights()
+    h = convolved(silu((gamma * normalized(h, 8) + beta) * (1 + scale) + shift), block.Conv2D_2)
+    expected = h + (x if channels == 16 else convolved(x, block.Skip))
+    np.testing.assert_allclose(block([x, embedding]), expected, atol=1e-4 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("precision, tolerance", [("float32", 1e-5), ("mixed_bfloat16", 0.02)])
+def test_a_modulated_normalization_has_the_gradients_of_its_formula(precision, tolerance):
+    x, modulation, direction = random(3, 4, 4, 24), random(3, 48), random(3, 4, 4, 24)
+    ours = layers.GroupNormalization(8, dtype=precision)
+    keras_layer = keras.layers.GroupNormalization(8)
+    results = []
+    for layer in ours, keras_layer:
+        layer.build(x.shape)
+        layer.set_weights([np.linspace(-1, 2, 24), np.linspace(3, -2, 24)])
+        inputs = tf.Variable(x), tf.Variable(modulation)
+        with tf.GradientTape() as tape:
+            if layer is ours:
+                y = layer(*inputs)
+            else:
+                scale, shift = tf.split(inputs[1][:, None, None], 2, axis=-1)
+                y = layer(inputs[0]) * (1 + scale) + shift
+            loss = tf.reduce_sum(tf.cast(y, tf.float32) * direction)
+        results.append([y, *tape.gradient(loss, [*inputs, *layer.trainable_variables])])
+    for of_ours, expected in zip(*results, strict=True):
+        of_ours, expected = np.asarray(tf.cast(of_ours, tf.float32)), np.asarray(expected)
+        np.testing.assert_allclose(of_ours, expected, atol=tolerance * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("channels, heads", [(16, 1), (32, 1), (64, 2), (96, 3)])
+def test_attention_is_the_formula_head_by_head(channels, heads):
+    x, layer = random(2, 3, 4, channels), layers.SelfAttention()
+    np.testing.assert_array_equal(layer(x), x)  # as it begins
+    layer.set_weights([random(*weight.shape) / 4 for weight in layer.get_weights()])
+
+    gamma, beta = layer.Norm.get_weights()
+    kernel, bias = layer.Projection_in.get_weights()
+    pixels = (gamma * normalized(x, 8) + beta).reshape(2, 12, channels)
+    query, key, value = np.split(pixels @ kernel + bias, 3, axis=-1)
+    mixed = np.zeros_like(pixels)
+    for head in np.split(np.arange(channels), heads):
+        logits = query[..., head] @ key[..., head].swapaxes(1, 2) / np.sqrt(channels / heads)
+        weights = np.exp(logits - logits.max(-1, keepdims=True))
+        mixed[..., head] = weights / weights.sum(-1, keepdims=True) @ value[..., head]
+    kernel, bias = layer.Projection_out.get_weights()
+    expected = x + (mixed @ kernel + bias).reshape(x.shape)
+    np.testing.assert_allclose(layer(x), expected, atol=1e-4 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("patch", [2, 4])
+def test_patches_become_channels_and_pixels_again(patch):
+    x = random(2, 8, 4, 3)
+    deep = np.asarray(layers.SpaceToDepth(patch)(x))
+    for row in range(patch):
+        for column in range(patch):
+            first = 3 * (row * patch + column)
+            np.testing.assert_array_equal(deep[..., first : first + 3], x[:, row::patch, column::patch])
+    np.testing.assert_array_equal(layers.DepthToSpace(patch)(deep), x)
+
+
+def test_every_class_and_no_class_has_an_embedding_of_its_own():
+    layer = layers.ClassLayer(2, 5)
+    embeddings = np.asarray(layer(np.array([[0], [1], [2], [1]], np.int32)))
+    np.testing.assert_array_equal(embeddings, layer.get_weights()[0][[0, 1, 2, 1]])
+    assert len(np.unique(embeddings, axis=0)) == 3
+
+
+@pytest.mark.parametrize(
+    "layer, inputs",
+    [
+        (layers.ResidualBlock(16), [(2, 4, 4, 8), (2, 5)]),
+        (layers.SelfAttention(head=8), [(2, 4, 4, 16)]),
+        (layers.SpaceToDepth(2), [(2, 4, 4, 3)]),
+        (layers.DepthToSpace(2), [(2, 4, 4, 12)]),
+    ],
+)
+def test_layers_come_back_from_their_config(layer, inputs):
+    arrays = [random(*shape) for shape in inputs]
+    arrays = arrays if len(arrays) > 1 else arrays[0]
+    layer(arrays)
+    twin = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(layer))
+    assert type(twin) is type(layer) and twin.get_config() == layer.get_config()
+    twin(arrays)
+    twin.set_weights(layer.get_weights())
+    np.testing.assert_array_equal(twin(arrays), layer(arrays))
+
+
+SHAPES = [((16, 8, 3), {"patch": 2}), ((8, 8, 1), {"widths": (1, 3), "attention": 0, "blocks": 2}), ((8, 8, 3), {})]
+
+
+@pytest.mark.parametrize("shape, how", SHAPES)
+def test_networks_have_the_shapes_of_images_and_classes(shape, how):
+    inputs = some_inputs(shape)
+    unconditional, classifier = Unet(shape, 8, **how), Classifier(shape, 8, 4, **how)
+    assert not np.any(unconditional(inputs)) and unconditional(inputs).shape == (2, *shape)
+    assert not np.any(classifier(inputs)) and classifier(inputs).shape == (2, 4)
+
+
+def test_every_input_and_every_weight_reaches_the_output():
+    """An input or a weight that changes nothing would be a broken connection."""
+    model = randomized(Unet((8, 8, 3), 16, classes=2, widths=(1, 2), patch=2))
+    inputs = [*some_inputs((8, 8, 3)), np.array([[1], [2]], np.int32)]
+    predict = tf.function(model)
+    before = predict(inputs).numpy()
+    for changed in [inputs[0] + 1, *inputs[1:]], [inputs[0], inputs[1] / 2, inputs[2]], [*inputs[:2], inputs[2] - 1]:
+        assert np.any(predict(changed).numpy() != before)
+    for weight in model.trainable_variables:
+        value = weight.numpy()
+        weight.assign(value + 0.5 * np.random.default_rng(2).standard_normal(value.shape))
+        assert np.any(predict(inputs).numpy() != before), weight.path
+        weight.assign(value)
+
+
+def test_the_slides_network_takes_the_class_where_time_enters():
+    model = randomized(unet.NaiveUnet((32, 32, 3), 8, classes=2))
+    assert model.count_params() == unet.NaiveUnet((32, 32, 3), 8).count_params() + 3 * 16
+    image, t = (np.repeat(values[:1], 3, axis=0) for values in some_inputs((32, 32, 3)))
+    out = np.asarray(model([image, t, np.array([[0], [1], [2]], np.int32)]))
+    assert len(np.unique(out.reshape(3, -1), axis=0)) == 3
+
+
+@pytest.mark.parametrize(
+    "how, message",
+    [
+        ({"n_feat": 12}, "multiple of 8"),
+        ({"widths": ()}, "one for each level"),
+        ({"widths": (1, 0)}, "at least 1"),
+        ({"blocks": 0}, "blocks must be an integer from 1"),
+        ({"attention": 4}, "attention must be an integer from 0 to 3"),
+        ({"patch": 3}, "1, 2 or 4"),
+        ({"patch": 4, "input_shape": (24, 24, 3)}, "multiples of 16.*24×24"),
+        ({"input_shape": (0, 0, 3)}, "multiples of 4"),
+    ],
+)
+def test_what_cannot_be_built_is_refused_with_what_can(how, message):
+    for network in Unet, Classifier:
+        with pytest.raises(ValueError, match=message):
+            network(**{"input_shape": (16, 16, 3), "n_feat": 8, "classes": 2, **how})
