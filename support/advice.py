@@ -1,5 +1,7 @@
 """Advice on settings that are valid but hardly intended, one sentence each."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 FAR = 0.1  # above this, x_T shows the image: sampling starts from noise that training never sees
@@ -33,6 +35,24 @@ def on_schedule(beta1: float, beta2: float, T: int) -> str | None:
         f"with --beta1 {beta1:g} --beta2 {beta2:g} --T {T} the last noisy image is still {left:.2g} times the image "
         f"(√ᾱ_T), but sampling starts from pure noise; try {way_out}"
     )
+
+
+FEW = 50  # images of a class; with fewer a network learns the images instead of the class
+
+
+def on_classes(labels: np.ndarray, classes: Sequence[str]) -> str | None:
+    """The sentence to say when a class has few images, else None.
+
+    Args:
+        labels: (N,) int, the class of each image.
+        classes: their names.
+    """
+    counts = {name: int(np.sum(labels == k)) for k, name in enumerate(classes)}
+    few = [f"{name} ({count})" for name, count in counts.items() if count < FEW]
+    if not few:
+        return None
+    more = f" and {len(few) - 5} more" if len(few) > 5 else ""
+    return f"few images of {', '.join(few[:5])}{more}: with fewer than {FEW} a class is hardly learnt"
 
 
 def on_weighting(zero_snr: bool, weighting: str) -> str | None:

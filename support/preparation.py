@@ -242,6 +242,8 @@ def describe(model: keras.Model, path: str, labels: np.ndarray | None = None) ->
     say(f"data      {d['source']}: {d['count']:,} images, {s['image_size']}×{s['image_size']}×{s['channels']}")
     if book["classes"]:
         say(f"classes   {describe_classes(labels, book['classes'])}")
+        if sentence := advice.on_classes(labels, book["classes"]):
+            say(sentence)
     say(f"network   {s['network']}, n_feat {s['n_feat']}, {model.count_params():,} parameters")
     say(f"training  {s['n_epochs']} epochs of {steps:,} steps of {s['batch_size']} images, {rate}")
     say(f"files     {path}" + ("" if checkpoint.is_classifier(model) else f", {files.grid_name(path)}"))

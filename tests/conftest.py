@@ -109,14 +109,21 @@ def generate(function, sched, shape, count, seed=0, variance="beta", clip=True, 
 
 
 def tiny_network(shape, n_feat=None, classes=0):
-    """ε̂ = w (x_t + t/T) + b for each channel: what a step makes of such a network can be computed by hand."""
+    """ε̂ = w (x_t + t/T) + b for each channel: what a step makes of such a network can be computed by hand.
+
+    With classes a number for each is added to t/T.
+    """
     import keras
 
-    from diffusion.layers import Logbook
+    from diffusion.layers import ClassLayer, Logbook
 
     image, t = keras.Input(shape), keras.Input((1,))
-    t_image = keras.layers.Reshape((1, 1, 1))(Logbook(name="logbook")(t))
-    return keras.Model([image, t], keras.layers.Conv2D(shape[-1], 1)(keras.layers.Add()([t_image, image])))
+    labels = [keras.Input((1,), dtype="int32")] if classes else []
+    added = Logbook(name="logbook")(t)
+    for label in labels:
+        added = keras.layers.Add()([added, ClassLayer(classes, 1)(label)])
+    t_image = keras.layers.Reshape((1, 1, 1))(added)
+    return keras.Model([image, t, *labels], keras.layers.Conv2D(shape[-1], 1)(keras.layers.Add()([t_image, image])))
 
 
 @pytest.fixture

@@ -1,0 +1,295 @@
+"""Classes of images: where they come from, that labels stay with their images, and what training makes of them."""
+
+import os
+import pathlib
+import re
+
+import keras
+import numpy as np
+import pytest
+from conftest import TINY
+from PIL import Image
+
+import data
+import diffusion_model
+import reverse_diffusion as rd
+from data import drawings
+from data.classes import describe_classes
+from evaluation.validation import split_held_out
+from support import checkpoint, preparation
+
+CLASSES = ("--classes", "--T", "20", "--beta2", "0.5", "--image-size", "8", "--sample-every", "0")
+
+
+def save_grey(path, level):
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    Image.new("L", (8, 8), int(level)).save(path)
+
+
+def test_the_classes_of_a_folder_are_its_first_sub_folders(tmp_path):
+    """Files that give no image have no label either; nested folders belong to the first one on their path."""
+    levels = {"dog/a.png": 10, "cat/x/b.png": 20, "cat/c.png": 30, "d.png": 40, "dog/z/e.png": 50}
+    for name, level in levels.items():
+        save_grey(tmp_path / name, level)
+    (tmp_path / "cat/broken.png").write_bytes(b"no image")
+    (tmp_path / "empty").mkdir()
+    images, report = data.load_images(tmp_path, 8, channels=1, classes=True)
+    assert report.classes == ["cat", "dog"] and report.labels.dtype == np.int32
+    found = {int(image[0, 0, 0]): int(label) for image, label in zip(images, report.labels, strict=True)}
+    assert found == {10: 1, 20: 0, 30: 0, 40: -1, 50: 1}
+    assert describe_classes(report.labels, report.classes) == "cat 2, dog 2, none 1"
+    assert data.load_images(tmp_path, 8)[1].labels is None
+
+
+def test_the_classes_of_drawings_are_their_furs():
+    images, report = drawings.draw_cats(64, count=60), data.load_images("drawings", 8, classes=True)[1]
+    assert report.classes == list(drawings.FURS) and len(report.labels) == drawings.COUNT
+    furs = np.array([fur for fur, _ in drawings.FURS.values()])
+    for image, label in zip(images, report.labels, strict=False):
+        of_fur = np.all(image[:, :, None] == furs, axis=-1).mean(axis=(0, 1))  # a muzzle may have another one's colour
+        assert np.argmax(of_fur) == label
+    assert not np.array_equal(report.labels, data.load_images("new-drawings", 8, classes=True)[1].labels)
+
+
+IMAGES = np.arange(4, dtype=np.uint8)[:, None, None].repeat(8, 1).repeat(8, 2)
+
+
+@pytest.mark.parametrize(
+    "members, classes",
+    [
+        ({"labels": [0, 2, 1, 0]}, ["0", "1", "2"]),
+        ({"labels": np.array([0, 1, 1, 0], np.uint8), "photographs": True}, ["cat", "dog"]),  # before there were names
+        ({"labels": [0, 0, 0, 0], "photographs": True}, ["cat"]),
+        ({"labels": [0, 1, 1, 0], "class_names": ["red", "green", "blue"]}, ["red", "green", "blue"]),
+    ],
+)
+def test_the_classes_of_an_array_file_are_its_labels(tmp_path, members, classes):
+    np.savez(tmp_path / "a.npz", images=IMAGES, **members)
+    _, report = data.load_images(tmp_path / "a.npz", 8, classes=True)
+    assert report.classes == classes
+    np.testing.assert_array_equal(report.labels, members["labels"])
+
+
+@pytest.mark.parametrize(
+    "members, message",
+    [
+        ({}, "no array labels.*omit --classes"),
+        ({"labels": [0, 1]}, "4 integers"),
+        ({"labels": [0, 1, -1, 0]}, "4 integers of at least 0"),
+        ({"labels": [0.0, 1, 1, 0]}, "4 integers.*float64"),
+        ({"labels": [0, 2, 1, 0], "class_names": ["a", "b"]}, "3 different names or more.*got 2"),
+        ({"labels": [0, 1, 1, 0], "class_names": ["a", "a"]}, "different names"),
+    ],
+)
+def test_an_array_file_without_proper_labels_is_refused_if_they_are_asked_for(tmp_path, members, message):
+    np.savez(tmp_path / "a.npz", images=IMAGES, **members)
+    with pytest.raises(ValueError, match=message):
+        data.load_images(tmp_path / "a.npz", 8, classes=True)
+    assert len(data.load_images(tmp_path / "a.npz", 8)[0]) == 4
+
+
+def test_no_classes_are_a_sentence(tmp_path):
+    save_grey(tmp_path / "flat/a.png", 1)
+    np.save(tmp_path / "a.npy", IMAGES)
+    for source, message in (tmp_path / "flat", "no sub-folders"), (tmp_path / "a.npy", "no array labels"):
+        with pytest.raises(ValueError, match=message):
+            data.load_images(source, 8, classes=True)
+
+
+def labelled(count=60):
+    """Images whose grey level says their number, and labels that follow from it."""
+    images = np.arange(count, dtype=np.uint8)[:, None, None, None].repeat(8, 1).repeat(8, 2)
+    return images, (np.arange(count) // 7 % 4 - 1).astype(np.int32)
+
+
+def numbers(x_0):
+    return np.rint((x_0[:, 0, 0, 0] + 1) * 127.5).astype(int)
+
+
+@pytest.mark.parametrize("start", [0, 8, 13])
+def test_labels_are_permuted_with_their_images(start):
+    images, labels = labelled()
+    for epoch in range(3):
+        for x_0, of_batch in data.batches(images, 8, 5, epoch, start, flip=True, labels=labels):
+            np.testing.assert_array_equal(of_batch, labels[numbers(x_0)])
+    images, held_out = split_held_out(images, 0.3, 1)
+    for part, of_part in zip((images, held_out), split_held_out(labels, 0.3, 1), strict=True):
+        np.testing.assert_array_equal(of_part, labels[part[:, 0, 0, 0]])
+
+
+def test_labels_are_dropped_at_random_and_the_rest_are_as_networks_take_them():
+    labels = np.repeat(np.arange(-1, 9), 1000).astype(np.int32)
+    dropped = diffusion_model.drop_labels(labels, 0.1, 0, 7)
+    assert dropped.shape == (10000, 1) and dropped.dtype == np.int32
+    kept = dropped[:, 0] == labels + 1
+    assert np.all(kept | (dropped[:, 0] == 0))
+    for label in range(9):  # each class alike, 0 too
+        assert 60 < np.sum(~kept[labels == label]) < 140
+    np.testing.assert_array_equal(diffusion_model.drop_labels(labels, 0.1, 0, 7), dropped)
+    for other in diffusion_model.drop_labels(labels, 0.1, 0, 8), diffusion_model.drop_labels(labels, 0.1, 1, 7):
+        assert not np.array_equal(other, dropped)
+    np.testing.assert_array_equal(diffusion_model.drop_labels(labels, 0, 0, 7)[:, 0], labels + 1)
+    assert not np.any(diffusion_model.drop_labels(labels, 1, 0, 7))
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """Number of the image, inputs and target of every training image, as the model is given them."""
+    seen, batch = [], []
+    make, compiled = data.batches, checkpoint.compile_for_run
+
+    def batches(*arguments):
+        for x_0, labels in make(*arguments):
+            batch[:] = [numbers(x_0)]
+            yield x_0, labels
+
+    def compile_for_run(model, *arguments):
+        compiled(model, *arguments)
+        train = model.train_on_batch
+
+        def train_on_batch(inputs, target, sample_weight):
+            seen.append((batch[0], inputs, target, sample_weight))
+            return train(inputs, target, sample_weight=sample_weight)
+
+        model.train_on_batch = train_on_batch
+
+    monkeypatch.setattr(data, "batches", batches)
+    monkeypatch.setattr(checkpoint, "compile_for_run", compile_for_run)
+    return seen
+
+
+def test_training_and_resuming_give_the_network_the_labels_of_its_images(train_tiny, asked, tmp_path):
+    images, labels = labelled(24)
+    np.savez("labelled.npz", images=images[..., 0], labels=labels + 1, class_names=["a", "b", "c", "d"])
+    tiny = ("--data", "labelled.npz", *TINY[2:], "--classes", "--validation", "0.25", "--model", "m.keras")
+    said = train_tiny(*tiny, "--drop-label", "0", "--n-epochs", "2")
+    assert re.search(r"^classes   a \d, b \d, c \d, d \d$", said, re.MULTILINE) and "few images" in said
+    train_tiny("--model", "m.keras", "--n-epochs", "3")
+    for number, (x_t, t, label), target, _ in asked:
+        np.testing.assert_array_equal(np.ravel(label), labels[number] + 2)
+        assert target.shape == x_t.shape
+    assert len(asked) == 3 * 2
+    model = checkpoint.open_model("m.keras")
+    assert checkpoint.classes_of(model) == ["a", "b", "c", "d"]
+    rd.my_sample(model="m.keras", n_sample=2, label=["d", "a"], verbose=0)
+
+    for drop in "1", "0.5":
+        asked.clear()
+        train_tiny(*tiny[:-1], f"{drop}.keras", "--drop-label", drop, "--n-epochs", "20")
+        zeros = np.mean(np.concatenate([np.ravel(inputs[2]) for _, inputs, *_ in asked]) == 0)
+        assert zeros == 1 if drop == "1" else 0.4 < zeros < 0.6
+
+    before = pathlib.Path("m.keras").read_bytes()
+    for changed, message in (
+        ({"labels": (labels + 2) % 4}, r"was trained with --data .*other labels"),
+        ({"class_names": ["a", "b", "c", "e"]}, "classes a, b, c, d, and .* has a, b, c, e"),
+    ):
+        members = {"images": images[..., 0], "labels": labels + 1, "class_names": ["a", "b", "c", "d"], **changed}
+        np.savez("labelled.npz", **members)
+        with pytest.raises(ValueError, match=message):
+            train_tiny("--model", "m.keras", "--n-epochs", "4")
+    for wrong, message in (
+        (("--no-classes",), "trained with --classes True, not False"),
+        (("--new-data", "--data", "images.npy"), "no array labels"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            train_tiny("--model", "m.keras", "--n-epochs", "4", *wrong)
+    assert pathlib.Path("m.keras").read_bytes() == before
+
+
+def test_the_grid_shows_the_classes_in_their_order(train_tiny, monkeypatch):
+    from support import training_run
+
+    shown, sample = [], training_run.sample
+    monkeypatch.setattr(training_run, "sample", lambda *more, label: shown.append(label) or sample(*more, label=label))
+    np.savez("two.npz", images=IMAGES, labels=[0, 1, 1, 0])
+    train_tiny("--data", "two.npz", *TINY[2:], "--classes", "--n-epochs", "1")
+    train_tiny(*TINY, "--n-epochs", "1", "--model", "without.keras")
+    assert shown == [[1] * 8 + [2] * 8, None]
+
+
+def test_a_classifier_is_trained_resumed_and_guides(train_tiny, capsys):
+    """Stripes of two directions, which it tells apart wherever the noise lets it."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, 96)
+    stripes = np.repeat(np.arange(8)[:, None] % 4 // 2, 8, axis=1)
+    images = 60 + 120 * np.stack([stripes.T if label else stripes for label in labels])
+    images = (images + rng.integers(-30, 30, images.shape)).astype(np.uint8)
+    np.savez("stripes.npz", images=images, labels=labels, class_names=["lying", "standing"])
+    network = ("--network", "classifier", "--classes", "--n-feat", "16", "--widths", "1", "--attention", "0")
+    options = (
+        *network,
+        "--data",
+        "stripes.npz",
+        *TINY[2:],
+        "--validation",
+        "0.25",
+        "--ema",
+        "0.5",
+        "--model",
+        "c.keras",
+    )
+    said = train_tiny(*options, "--n-epochs", "7") + train_tiny("--model", "c.keras", "--n-epochs", "60")
+    accuracy = re.findall(r"^held-out accuracy (\S+); by quarters of t: (\S+)", said, re.MULTILINE)
+    assert len(accuracy) == 6 and float(accuracy[-1][0]) > 0.8 and float(accuracy[-1][1]) == 1
+    assert "--classifier c.keras --label lying" in said and not os.path.exists("c-samples.png")
+    classifier = checkpoint.open_model("c.keras", classifier=True)
+    clean = [images[:, :, :, None] / 127.5 - 1, np.full((96, 1), 1 / 20)]
+    assert np.mean(np.argmax(classifier(clean), axis=1) == labels) == 1
+    assert "all its 60 epochs" in train_tiny("--model", "c.keras",
+               "--validate-every", "10", "--parts", "1")  # fmt: skip
+
+    train_tiny("--data", "stripes.npz", *TINY[2:], "--n-epochs", "1")
+    how = {"n_sample": 8, "seed": 0, "verbose": 0, "classifier": "c.keras", "guidance": 5}
+    lying, standing = (rd.my_sample(label=name, **how).astype(float) for name in ("lying", "standing"))
+    standing_more = [np.diff(x, axis=2).std() - np.diff(x, axis=1).std() for x in (lying, standing)]
+    assert standing_more[0] < standing_more[1]
+    for model, classifier, message in (
+        ("c.keras", None, "is a classifier"),
+        ("model.keras", "model.keras", "no classif"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            rd.my_sample(model=model, classifier=classifier, label=0, verbose=0)
+
+
+def test_the_loss_of_a_classifier_is_the_cross_entropy_and_images_of_no_class_have_none():
+    from diffusion.networks import Classifier
+
+    model = Classifier((8, 8, 1), 8, 3, widths=(1,), attention=0)
+    model.compile(optimizer=keras.optimizers.SGD(0.0, use_ema=True))
+    model.optimizer.build(model.trainable_variables)
+    checkpoint.divide_training(model, parts=2)
+    rng = np.random.default_rng(0)
+    model.layers[-1].set_weights([rng.standard_normal(w.shape) for w in model.layers[-1].get_weights()])
+    inputs = [rng.standard_normal((5, 8, 8, 1)).astype(np.float32), rng.random((5, 1), np.float32)]
+    logits = np.asarray(model(inputs), np.float64)
+    expected = np.log(np.exp(logits).sum(1)) - logits[np.arange(5), [0, 2, 1, 1, 0]]
+    target, weight = np.array([0, 2, 1, 1, -1], np.int32), np.array([1, 1, 1, 1, 0], np.float32)
+    loss = model.train_on_batch(inputs, target, sample_weight=weight[:, None, None, None])
+    assert loss == pytest.approx(expected[:4].sum() / 5, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "typed, message",
+    [
+        (("--network", "classifier"), "add --classes"),
+        (("--patch", "2"), "--patch is of --network unet"),
+        (("--data", "images.npy", "--classes"), "no array labels"),
+        (("--network", "unet", "--image-size", "9"), "multiples of 4"),
+    ],
+)
+def test_options_that_do_not_fit_are_a_sentence_and_nothing_is_written(train_tiny, typed, message):
+    with pytest.raises(ValueError, match=message):
+        train_tiny(*TINY, *typed)
+    assert os.listdir() == ["images.npy"]
+
+
+def test_other_validation_images_must_have_the_same_classes(train_tiny):
+    np.savez("a.npz", images=IMAGES, labels=[0, 1, 1, 0])
+    np.savez("b.npz", images=IMAGES, labels=[0, 1, 2, 0])
+    with pytest.raises(ValueError, match="--validation .*b.npz has the classes 0, 1, 2, and the training images 0, 1"):
+        train_tiny("--data", "a.npz", "--validation", "b.npz", *TINY[2:], "--classes")
+    held_out = preparation.prepare(
+        {"data": "a.npz", "validation": "a.npz", "classes": True, "image_size": 8, "preset": "first"}, "m.keras"
+    )[2]
+    np.testing.assert_array_equal(held_out.labels, [0, 1, 1, 0])
