@@ -217,18 +217,8 @@ def test_a_classifier_is_trained_resumed_and_guides(train_tiny, capsys):
     images = (images + rng.integers(-30, 30, images.shape)).astype(np.uint8)
     np.savez("stripes.npz", images=images, labels=labels, class_names=["lying", "standing"])
     network = ("--network", "classifier", "--classes", "--n-feat", "16", "--widths", "1", "--attention", "0")
-    options = (
-        *network,
-        "--data",
-        "stripes.npz",
-        *TINY[2:],
-        "--validation",
-        "0.25",
-        "--ema",
-        "0.5",
-        "--model",
-        "c.keras",
-    )
+    run = ("--validation", "0.25", "--validate-every", "10", "--ema", "0.5", "--parts", "1", "--model", "c.keras")
+    options = (*network, "--data", "stripes.npz", *TINY[2:], *run)
     said = train_tiny(*options, "--n-epochs", "7") + train_tiny("--model", "c.keras", "--n-epochs", "60")
     accuracy = re.findall(r"^held-out accuracy (\S+); by quarters of t: (\S+)", said, re.MULTILINE)
     assert len(accuracy) == 6 and float(accuracy[-1][0]) > 0.8 and float(accuracy[-1][1]) == 1
