@@ -20,7 +20,7 @@ from support import console
 from support.console import say
 
 BLUE, ORANGE, GREEN, GRAY = "#0072B2", "#D55E00", "#009E73", "#777777"
-ALL = ("forward", "reverse", "gif", "schedule", "schedules", "network", "interpolation", "training")
+ALL = ("forward", "reverse", "gif", "schedule", "schedules", "network", "interpolation", "training", "classes")
 STEPS = (0, 50, 100, 250, 500, 1000)
 
 
@@ -90,6 +90,31 @@ def interpolation(model, count=8, seed=0):
     sched, reverse_steps = sampler(model, count, between)
     *_, (_, x_0) = sample(reverse_steps, make_plan(sched), seed, range(count))
     return strip([x_0], [f"{100 * k // (count - 1)} %" for k in range(count)], [""])
+
+
+def classes(model, classifier=None, guidance=(0, 1, 2, 4), count=4, steps=50, seed=0):
+    """Images of every class (rows) with more and more guidance (columns), from the same noise everywhere.
+
+    Args:
+        model: with classes, or without if there is a `classifier`.
+        count: how many images each class has in a column, a square number.
+        steps: of DDIM.
+    """
+    import numpy as np
+
+    from ddpm import n_steps, to_pixels
+    from diffusion.sampling import make_plan, sample
+    from support import checkpoint, files
+
+    names = checkpoint.classes_of(classifier or model)
+    sched, reverse_steps = sampler(model, count * len(names), classifier=classifier)
+    index, label = np.tile(np.arange(count), len(names)), np.repeat(np.arange(len(names)), count) + 1
+    columns = []
+    for g in guidance:
+        plan = make_plan(sched, "ddim", min(steps, n_steps(sched)), guidance=g)
+        *_, (_, x_0) = sample(reverse_steps, plan, seed, index, label=label)
+        columns.append([files.grid(to_pixels(images)) for images in np.split(x_0, len(names))])
+    return strip(zip(*columns, strict=True), [f"g = {g:g}" for g in guidance], names)
 
 
 def reverse_gif(model, path, n_sample=9, frames=40, seed=0):
@@ -241,27 +266,30 @@ def fractions(sched):
     return [round(t * n_steps(sched) / 1000) for t in STEPS]
 
 
-def sampler(model, batch_size, noise=None):
-    """Schedule and reverse steps of a model."""
+def sampler(model, batch_size, noise=None, classifier=None):
+    """Schedule and reverse steps of a model, guided by a classifier if there is one."""
     from support import checkpoint
     from support.execution import ReverseSteps
 
     sched, target = checkpoint.diffusion_of(model)
-    return sched, ReverseSteps(model, sched, batch_size, target, **({"noise": noise} if noise else {}))
+    noise = {"noise": noise} if noise else {}
+    return sched, ReverseSteps(model, sched, batch_size, target, classifier=classifier, **noise)
 
 
 def strip(rows, titles, names):
-    """Rows of images in [-1, 1], with titles above the columns and names beside the rows."""
+    """Rows of images, in [-1, 1] or int16 pixels, with titles above the columns and names beside the rows."""
     import matplotlib.pyplot as plt
     import numpy as np
 
     from ddpm import to_pixels
 
+    rows = list(rows)
     size = (1.3 * len(titles) + 0.4, 1.3 * len(rows) + 0.3)
     figure, axes = plt.subplots(len(rows), len(titles), figsize=size, squeeze=False, layout="constrained")
     for row, images, name in zip(axes, rows, names, strict=True):
         for axis, image in zip(row, images, strict=True):
-            pixels = to_pixels(image).astype(np.uint8)
+            image = np.asarray(image)
+            pixels = (image if image.dtype.kind in "ui" else to_pixels(image)).astype(np.uint8)
             axis.imshow(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels, cmap="gray", vmin=0, vmax=255)
             axis.set_xticks([])
             axis.set_yticks([])
@@ -277,9 +305,34 @@ def parse_options(arguments=None):
     add("--model", default="model.keras", metavar="FILE.keras", help="the trained network (model.keras)")
     add("--data", metavar="SOURCE", help="source of the image of `forward` (that of the training images)")
     add("--out", default="figures", metavar="FOLDER", help="where the files go (figures)")
-    add("--only", type=console.some_of(ALL), default=ALL, metavar="NAMES", help=f"some of {','.join(ALL)} (all)")
+    add("--only", type=console.some_of(ALL), metavar="NAMES", help=f"some of {','.join(ALL)} (all that the model has)")
+    add("--classifier", metavar="FILE.keras", help="guides the figure classes (the model itself)")
     add("--seed", type=console.integer(0), default=0, metavar="N", help="of all noise (0)")
     return parser.parse_args(arguments)
+
+
+def choose_figures(typed, model, classifier):
+    """The names of the figures to draw: those that were typed, or all that the model has.
+
+    Raises:
+        ValueError: if one was typed that it does not have.
+    """
+    lacking = {name: why for name in typed or ALL if (why := why_not(name, model, classifier))}
+    for name in lacking if typed else ():
+        raise ValueError(f"--only {name}: {lacking[name]}")
+    return [name for name in typed or ALL if name not in lacking]
+
+
+def why_not(name, model, classifier):
+    """Why a model does not have a figure, or None if it has it."""
+    import unet
+    from support import checkpoint
+
+    if name == "classes" and not (classifier or checkpoint.classes_of(model)):
+        return "this model has no classes; train one with --classes, or give a --classifier"
+    if name == "network" and not any(isinstance(layer, unet.UnetDownLayer) for layer in model.layers):
+        return "it shows the network of the slides, and this model has another one"
+    return None
 
 
 def prepare_files(folder, names):
@@ -311,9 +364,13 @@ def main():
 
         model, book = checkpoint.open_with_schedule(options.model)
         table = os.path.splitext(options.model)[0] + ".csv"
-        if "training" in options.only and not os.path.exists(table):
+        classifier = options.classifier and checkpoint.open_model(options.classifier, classifier=True)
+        if classifier:
+            checkpoint.check_classifier(classifier, options.classifier, model)
+        names = choose_figures(options.only, model, classifier)
+        if "training" in names and not os.path.exists(table):
             raise FileNotFoundError(f"there is no table {table} for the figure training; choose others with --only")
-        paths = prepare_files(options.out, options.only)  # better known now than after the work
+        paths = prepare_files(options.out, names)  # better known now than after the work
 
         def some_image():
             size, _, channels = model.inputs[0].shape[1:]
@@ -329,6 +386,7 @@ def main():
             "network": lambda: network(model),
             "interpolation": lambda: interpolation(model, seed=options.seed),
             "training": lambda: training(table),
+            "classes": lambda: classes(model, classifier, seed=options.seed),
         }
         for name, path in paths.items():
             if name == "gif":

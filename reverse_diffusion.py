@@ -282,30 +282,14 @@ def open_model(model):
 
 
 def open_classifier(classifier, model):
-    """A classifier given as itself or by its path, which must fit the model.
-
-    Raises:
-        ValueError: if it is none, or for images of another size or with other noise on them.
-    """
-    import numpy as np
-
+    """A classifier given as itself or by its path; raises ValueError if it does not fit the model."""
     from support import checkpoint
 
     name = "this classifier"
     if isinstance(classifier, str | os.PathLike):
         name = os.fspath(classifier)
         classifier = load(*load_key(classifier), classifier=True)
-    else:
-        checkpoint.check_network(classifier, name, classifier=True)
-    shape, wanted = (tuple(network.inputs[0].shape[1:]) for network in (classifier, model))
-    if shape != wanted:
-        raise ValueError(f"{name} takes images of shape {shape}, and this model generates {wanted}; train another one")
-    (sched, _), (of_model, _) = checkpoint.diffusion_of(classifier), checkpoint.diffusion_of(model)
-    if not np.array_equal(sched.alphabar, of_model.alphabar):
-        raise ValueError(
-            f"{name} was trained with another noise schedule than this model; train one with the same --T, --schedule, "
-            "--beta1, --beta2 and --zero-snr"
-        )
+    checkpoint.check_classifier(classifier, name, model)
     return classifier
 
 

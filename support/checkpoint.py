@@ -103,6 +103,19 @@ def check_network(model: keras.Model, path: str, classifier: bool = False) -> No
         raise ValueError(f"{path} is a model, but not one that takes [image, t/T] and predicts the noise")
 
 
+def check_classifier(classifier: keras.Model, path: str, model: keras.Model) -> None:
+    """Raises ValueError if a classifier is none, or is for images of another size or with other noise on them."""
+    check_network(classifier, path, classifier=True)
+    shape, wanted = (tuple(network.inputs[0].shape[1:]) for network in (classifier, model))
+    if shape != wanted:
+        raise ValueError(f"{path} takes images of shape {shape}, and this model generates {wanted}; train another one")
+    if not np.array_equal(diffusion_of(classifier)[0].alphabar, diffusion_of(model)[0].alphabar):
+        raise ValueError(
+            f"{path} was trained with another noise schedule than this model; train one with the same --T, --schedule, "
+            "--beta1, --beta2 and --zero-snr"
+        )
+
+
 @contextlib.contextmanager
 def _no_warning_is_an_error(silent):
     """Warnings end nothing. Their filters are those of the whole process, and so are changed only where they must be.

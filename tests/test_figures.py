@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from PIL import Image
+from test_guidance import conditional
 
 import ddpm
 import figures
@@ -24,13 +25,16 @@ def no_window():
 def test_all_of_them_as_files(run, model_folder):
     process = run("figures.py", "--out", "images")
     assert process.returncode == 0, process.stderr
-    for name in figures.ALL:
+    names = [name for name in figures.ALL if name != "classes"]  # which this model does not have
+    for name in names:
         with Image.open(model_folder / "images" / f"{name}.{'gif' if name == 'gif' else 'png'}") as image:
             assert min(image.size) > 100
             assert image.convert("L").getextrema() != (255, 255)
             if name == "gif":
                 assert image.n_frames == 21  # each of the 20 steps, and the noise
-    assert len(process.stdout.splitlines()) == 1 + len(figures.ALL)
+    assert len(process.stdout.splitlines()) == 1 + len(names)
+    refused = run("figures.py", "--only", "classes")
+    assert refused.returncode == 2 and "no classes" in refused.stderr and len(refused.stderr.splitlines()) == 1
 
 
 def test_forward_goes_from_the_image_to_noise():
@@ -52,6 +56,19 @@ def test_the_ends_of_an_interpolation_are_the_images_of_the_two_noises(trained):
     *_, (_, x_0) = sampling.sample(steps, sampling.make_plan(sched), 0, range(2))
     assert np.abs(first - ddpm.to_pixels(x_0[0])).max() <= 1
     assert np.abs(last - ddpm.to_pixels(x_0[1])).max() <= 1
+
+
+def test_classes_are_rows_and_guidance_columns():
+    """ε̂ = x_t / 2 + a constant for each class: what is guided away from "no class" becomes brighter or darker."""
+    model = conditional((0.0, 0.2, -0.2), ["dark", "bright"])
+    figure = figures.classes(model, guidance=(0, 1, 3), count=1)
+    shown = np.array([axis.images[0].get_array().mean() for axis in figure.axes]).reshape(2, 3)
+    assert [axis.get_title() for axis in figure.axes[:3]] == ["g = 0", "g = 1", "g = 3"]
+    assert [axis.get_ylabel() for axis in figure.axes[::3]] == ["dark", "bright"]
+    assert shown[0, 0] == shown[1, 0] and np.all(np.diff(shown[0]) < 0) and np.all(np.diff(shown[1]) > 0)
+    assert figures.choose_figures(["classes"], model, None) == ["classes"]
+    with pytest.raises(ValueError, match="network of the slides"):
+        figures.choose_figures(["network"], model, None)
 
 
 def test_the_network_is_drawn_with_its_sizes(trained):

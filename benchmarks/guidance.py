@@ -1,0 +1,105 @@
+"""Do guided samples show the class that was asked for, and are they still like real images of it?
+
+    pip install -r requirements-optional.txt
+    python benchmarks/guidance.py --model model.keras                                      classifier-free
+    python benchmarks/guidance.py --model model.keras --classifier classifier.keras        and by a classifier
+
+An independent classifier, linear on the features that `evaluate.py` measures distances with, learns the classes from the
+clean training images of the model; its accuracy on held-out images is printed first. The table gives, for each
+strength g, the fraction of samples in which it sees the class that was asked for, and the KID between the samples of a
+class and real images of it that were not trained on, as the mean over the classes. Samples are cached beside the model.
+"""
+
+import argparse
+import os
+
+import common
+import numpy as np
+
+from support import device
+
+STRENGTHS = (0.0, 1.0, 2.0, 4.0)
+RIDGE = 1e-2  # of the linear classifier, in units of the features' mean variance
+
+
+def fit(features, labels, count):
+    """A linear classifier: least squares to +1 for an image's class and 0 else, as a function of features."""
+    mean, scale = features.mean(0), features.std(0) + 1e-6
+    x = np.append((features - mean) / scale, np.ones((len(features), 1)), axis=1)
+    wanted = np.eye(count)[labels]
+    weights = np.linalg.solve(x.T @ x + RIDGE * len(x) * np.eye(x.shape[1]), x.T @ wanted)
+    return lambda features: ((features - mean) / scale @ weights[:-1] + weights[-1]).argmax(1)
+
+
+def load(book):
+    """Training and held-out images of a model, each as images and labels."""
+    import data
+    from evaluation.inputs import held_out_by_training
+    from evaluation.validation import split_held_out
+
+    settings = book["settings"]
+
+    def read(source):
+        images, report = data.load_images(source, settings["image_size"], settings["channels"], classes=True)
+        return images, report.labels
+
+    fraction, source, _ = held_out_by_training(book)
+    images, labels = read(book["data"]["source"])
+    if fraction is None:
+        return (images, labels), read(source or "new-drawings")
+    parts = (split_held_out(part, fraction, settings["seed"]) for part in (images, labels))
+    return list(zip(*parts, strict=True))
+
+
+def sample(model, classifier, label, g, options):
+    """Samples of a class, uint8, cached in a file."""
+    import reverse_diffusion as rd
+
+    kind = "classifier" if classifier else "free"
+    path = f"{os.path.splitext(options.model)[0]}-{kind}-{g:g}-{label}-{options.steps}-{options.n_sample}.npy"
+    if os.path.exists(path):
+        return np.load(path)
+    how = {"sampler": "ddim", "eta": 1.0, "steps": options.steps, "seed": label, "verbose": 0}
+    images = rd.my_sample(None, options.n_sample, model, label=label, guidance=g, classifier=classifier, **how)
+    np.save(path, images.astype(np.uint8))
+    return images.astype(np.uint8)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="model.keras", help="a model that was trained with --classes")
+    parser.add_argument("--classifier", help="a model of --network classifier, for a second table")
+    parser.add_argument("--n-sample", type=int, default=256, help="samples of each class (256)")
+    parser.add_argument("--steps", type=int, default=50, help="of DDIM with eta 1 (50)")
+    parser.add_argument("--features", default="efficientnet", help="see evaluate.py (efficientnet)")
+    options = parser.parse_args()
+    print(common.machine("tensorflow", "keras"))
+    device.start_tensorflow(parts=device.MOST_PARTS)
+    from evaluation.features import extractor
+    from evaluation.metrics import kid
+    from support import checkpoint
+
+    model = checkpoint.open_model(options.model)
+    classifier = options.classifier and checkpoint.open_model(options.classifier, classifier=True)
+    book, extract = checkpoint.metadata(model), extractor(options.features)
+    names = book["classes"]
+    (images, labels), (held_out, of_held_out) = load(book)
+    known = labels >= 0
+    tell, real = fit(extract(images[known]), labels[known], len(names)), extract(held_out)
+    accuracy = np.mean(tell(real)[of_held_out >= 0] == of_held_out[of_held_out >= 0])
+    print(f"independent classifier: accuracy {accuracy:.3f} on {np.sum(of_held_out >= 0):,} held-out images")
+    for guide in [None, classifier] if classifier else [None]:
+        rows = [("g", "of the class asked for", *names, "KID to its real images")]
+        for g in STRENGTHS:
+            seen, distances = [], []
+            for label in range(len(names)):
+                features = extract(sample(model, guide, label, g, options))
+                seen.append(np.mean(tell(features) == label))
+                distances.append(kid(real[of_held_out == label], features))
+            rows.append((f"{g:g}", f"{np.mean(seen):.3f}", *(f"{s:.2f}" for s in seen), f"{np.mean(distances):.3f}"))
+        what = "by a classifier" if guide else "classifier-free"
+        common.table(f"{what}, {options.n_sample} samples a class, {options.steps} steps of DDIM, eta 1", rows)
+
+
+if __name__ == "__main__":
+    main()
