@@ -408,7 +408,7 @@ def losses(size, precision):
     checkpoint.compile_for_run(model, optimizer, dtype, bool(tf.config.list_physical_devices("GPU")))
     noisy, found = diffusion_model.noising(ddpm_schedule(1e-4, 0.02, 1000), 0), []
     while len(found) < size.steps:
-        for image_batch in data.batches(images, size.batch, 0, 0):
+        for image_batch, _ in data.batches(images, size.batch, 0, 0):
             x_t, t_input, target, weight = noisy(image_batch, tf.constant(len(found), tf.int64))
             found.append(model.train_on_batch([x_t, t_input], target, sample_weight=weight))
             if len(found) == size.steps:

@@ -66,10 +66,11 @@ def ours(n_feat, size, batch, way, how=None):
     steps = execution.ReverseSteps(model, sched, batch, xla=way == "xla" or None)
     plan = make_plan(sched) if how is None else make_plan(sched, **how, steps=TOGETHER)
     now = slice(500, 500 + TOGETHER) if how is None else slice(None)
-    rows, memory = (plan.times[:-1][now], plan.draws[now], plan.coefficients[now]), tf.zeros_like(x_t)
+    rows = plan.times[:-1][now], plan.draws[now], plan.coefficients[now], plan.guidance[now]
+    memory, no_class = tf.zeros_like(x_t), [0] * batch
 
     def once():
-        return steps(x_t, memory, *rows, 0, range(batch))[0].numpy()
+        return steps(x_t, memory, *rows, no_class, 0, range(batch))[0].numpy()
 
     return once
 

@@ -49,10 +49,10 @@ def ours(n_feat, size, batch, precision, options):
 
     def train_step():
         nonlocal endless, step
-        image_batch = next(endless, None)
+        image_batch, _ = next(endless, (None, None))
         if image_batch is None:
             endless = data.batches(images, batch, 0, step)
-            image_batch = next(endless)
+            image_batch, _ = next(endless)
         x_t, t_input, target, weight = noisy(image_batch, tf.constant(step, tf.int64))
         step += 1
         return model.train_on_batch([x_t, t_input], target, sample_weight=weight)
