@@ -3,6 +3,7 @@
 Every benchmark here prints one table, with the machine and the versions above it. Ratios hold better than times.
 """
 
+import functools
 import multiprocessing
 import os
 import platform
@@ -13,6 +14,7 @@ from importlib import metadata
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
+NETWORKS = {"naive": {}, "unet": {"patch": 2}}  # names as of --network, with what their functions take besides n_feat
 
 
 def machine(*packages):
@@ -29,6 +31,14 @@ def machine(*packages):
         processor = f"{names.get('model name', processor)} ({vectors})"
     versions = ", ".join(f"{package} {metadata.version(package)}" for package in packages)
     return f"{processor}, {device.cores()} cores; Python {platform.python_version()}, {versions}"
+
+
+def build(name, size, n_feat):
+    """One of `NETWORKS`, a Keras model for colour images of a size."""
+    from diffusion.networks import Unet
+    from unet import NaiveUnet
+
+    return {"naive": NaiveUnet, "unet": Unet}[name]((size, size, 3), n_feat, **NETWORKS[name])
 
 
 class Contender:
@@ -91,16 +101,27 @@ def race(contenders, rounds, seconds_a_turn=1.0):
     return {name: statistics.median(values) for name, values in medians.items()}
 
 
-def operations(n_feat, size, batch):
-    """Floating-point operations of a training step: 2 for each weight and place of a convolution, 3 times."""
-    n, full = n_feat, size * size
-    one = 9 * (3 * n + n * n) * full  # the first Conv3Layer
-    one += 9 * 2 * n * n * full + 9 * (2 * n * n + 4 * n * n) * full / 4 + 9 * 2 * 4 * n * n * full / 16  # down
-    one += (2 * n) * (2 * n) * full / 64  # 4×4 transposed, one weight for each place it makes
-    for place, width_in, width in ((full / 16, 4 * n, 2 * n), (full / 4, 4 * n, n), (full, 2 * n, n)):
-        one += (width_in * width + 9 * 4 * width * width) * place  # 2×2 transposed, then four 3×3
-    one += 9 * 2 * n * 3 * full  # the last
-    return 3 * 2 * one * batch
+@functools.cache
+def operations(network, n_feat, size, batch):
+    """Floating-point operations of a training step: those of the convolutions and products of matrices, 3 times.
+
+    Counted in the graph of the network for one image. A convolution has 2 for each weight and place, a transposed one
+    too, where the places are those of the smaller image; a product of matrices 2 for each output and what is summed.
+    """
+    from support import device
+
+    tf = device.start_tensorflow()
+    model, count = build(network, size, n_feat), 0
+    one = [tf.TensorSpec((1, *tensor.shape[1:]), tensor.dtype) for tensor in model.inputs]
+    graph = tf.function(lambda *inputs: model(list(inputs)), autograph=False).get_concrete_function(*one).graph
+    for node in graph.get_operations():
+        shapes = [tensor.shape for tensor in (*node.inputs, *node.outputs)]
+        if node.type in ("Conv2D", "Conv2DBackpropInput"):  # the latter is a transposed one
+            _, height, width, _ = shapes[-1] if node.type == "Conv2D" else shapes[-2]
+            count += 2 * shapes[1].num_elements() * height * width
+        elif node.type in ("MatMul", "BatchMatMulV2"):
+            count += 2 * shapes[-1].num_elements() * shapes[0][-1]
+    return 3 * count * batch
 
 
 def table(title, rows):

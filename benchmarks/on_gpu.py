@@ -251,11 +251,11 @@ def speed_of_training(size, precision, xla, parts=1):
     rate = matrix_rate(size, precision)
     _, dtype = start(precision)
     options = {"parts": parts, "xla": xla}
-    step = training_step.ours(size.n_feat, size.image_size, size.batch, dtype, options)
+    step = training_step.ours("naive", size.n_feat, size.image_size, size.batch, dtype, options)
     began = time.perf_counter()
     step()
     first, seconds = time.perf_counter() - began, seconds_of(step, 20)
-    operations = common.operations(size.n_feat, size.image_size, size.batch)
+    operations = common.operations("naive", size.n_feat, size.image_size, size.batch)
     return {
         "ms a step": round(1e3 * seconds, 2),
         "images per second": round(size.batch / seconds, 1),
@@ -280,7 +280,9 @@ def speed_of_torch(size, precision, compiled):
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
     dtype = "float32" if precision == "tf32" else precision
     fused = torch.cuda.is_available() or None
-    step = training_step.torchs(size.n_feat, size.image_size, size.batch, dtype, "channels_last", fused, compiled)
+    step = training_step.torchs(
+        "naive", size.n_feat, size.image_size, size.batch, dtype, "channels_last", fused, compiled
+    )
     seconds = seconds_of(step, 20)
     return {"ms a step": round(1e3 * seconds, 2), "images per second": round(size.batch / seconds, 1)}
 
@@ -298,7 +300,7 @@ def reverse_steps(size):
 
     found = {}
     for batch in (1, 16, 64) if size is FULL else (1, 2):
-        once = reverse_step.ours(size.n_feat, size.image_size, batch, "my_sample")
+        once = reverse_step.ours("naive", size.n_feat, size.image_size, batch, "my_sample")
         seconds = seconds_of(once, 10) / reverse_step.TOGETHER
         found[f"ms a step, batch {batch}"] = round(1e3 * seconds, 2)
         found[f"seconds for {batch} image{'s' * (batch > 1)} in 1,000 steps"] = round(1000 * seconds, 1)
@@ -336,7 +338,7 @@ def profile_of_training(size):
 
     tf, dtype = start("bfloat16" if size is FULL else "float32")
     xla = bool(tf.config.list_physical_devices("GPU"))
-    step = training_step.ours(size.n_feat, size.image_size, size.batch, dtype, {"parts": 1, "xla": xla})
+    step = training_step.ours("naive", size.n_feat, size.image_size, size.batch, dtype, {"parts": 1, "xla": xla})
     for _ in range(5):
         step()
     count = 20 if size is FULL else 3
@@ -466,7 +468,7 @@ def memory_of_a_step(size):
         peaks = []
         for batch in batches:
             tf.config.experimental.reset_memory_stats("GPU:0")
-            training_step.ours(n_feat, image_size, batch, "float32", {"parts": 1, "xla": True})()
+            training_step.ours("naive", n_feat, image_size, batch, "float32", {"parts": 1, "xla": True})()
             peaks.append(tf.config.experimental.get_memory_info("GPU:0")["peak"])
         each = (peaks[1] - peaks[0]) / (batches[1] - batches[0])
         fixed = peaks[0] - batches[0] * each
