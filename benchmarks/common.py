@@ -4,11 +4,13 @@ Every benchmark here prints one table, with the machine and the versions above i
 """
 
 import functools
+import glob
 import multiprocessing
 import os
 import platform
 import statistics
 import sys
+import tempfile
 import time
 from importlib import metadata
 
@@ -122,6 +124,44 @@ def operations(network, n_feat, size, batch):
         elif node.type in ("MatMul", "BatchMatMulV2"):
             count += 2 * shapes[-1].num_elements() * shapes[0][-1]
     return 3 * count * batch
+
+
+def profile(function, count):
+    """Seconds of `count` calls under TensorFlow's profiler, and what ran: names, beginnings and ends in seconds.
+
+    That is what ran on a GPU; without one on the CPU, where an operation of TensorFlow is called `its name:its type`
+    and whatever else the profiler knows has no type.
+    """
+    import tensorflow as tf
+
+    with tempfile.TemporaryDirectory() as folder:
+        tf.profiler.experimental.start(folder)
+        began = time.perf_counter()
+        for _ in range(count):
+            function()
+        wall = time.perf_counter() - began
+        tf.profiler.experimental.stop()
+        (path,) = glob.glob(os.path.join(folder, "**", "*.xplane.pb"), recursive=True)
+        with open(path, "rb") as file:
+            return wall, _events_in(file.read())
+
+
+def _events_in(content):
+    from tensorflow.tsl.profiler.protobuf import xplane_pb2
+
+    space = xplane_pb2.XSpace.FromString(content)
+    planes = [plane for plane in space.planes if plane.name.startswith("/device:GPU")]
+    planes = planes or [plane for plane in space.planes if plane.name == "/host:CPU"]
+    events = []
+    for plane in planes:
+        for line in plane.lines:
+            if plane.name.startswith("/device:GPU") and not line.name.startswith("Stream"):
+                continue  # lines that sum up others
+            for event in line.events:
+                begin = line.timestamp_ns / 1e9 + event.offset_ps / 1e12
+                name = plane.event_metadata[event.metadata_id].name
+                events.append((name, begin, begin + event.duration_ps / 1e12))
+    return events
 
 
 def table(title, rows):

@@ -16,6 +16,7 @@ DIR/report.md at once, so that a cut-off loses nothing; the same command again c
 """
 
 import argparse
+import collections
 import dataclasses
 import functools
 import importlib.util
@@ -332,8 +333,6 @@ def training_with_jax(size):
 @check("time", 120)
 def profile_of_training(size):
     """The ten most expensive kernels of 20 steps, and how long the device waited, from TensorFlow's profiler."""
-    import glob
-
     import training_step
 
     tf, dtype = start("bfloat16" if size is FULL else "float32")
@@ -342,39 +341,13 @@ def profile_of_training(size):
     for _ in range(5):
         step()
     count = 20 if size is FULL else 3
-    with tempfile.TemporaryDirectory() as folder:
-        tf.profiler.experimental.start(folder)
-        began = time.perf_counter()
-        for _ in range(count):
-            step()
-        wall = time.perf_counter() - began
-        tf.profiler.experimental.stop()
-        (path,) = glob.glob(os.path.join(folder, "**", "*.xplane.pb"), recursive=True)
-        with open(path, "rb") as file:
-            kernels, busy = kernels_in(file.read())
-    found = {f"{name[:80]}, ms": round(1e3 * seconds / count, 3) for name, seconds in kernels[:10]}
+    wall, events = common.profile(step, count)
+    kernels, busy = collections.Counter(), union([span for _, *span in events])
+    for name, begin, end in events:
+        kernels[name] += end - begin
+    found = {f"{name[:80]}, ms": round(1e3 * seconds / count, 3) for name, seconds in kernels.most_common(10)}
     return {"wall, ms a step": round(1e3 * wall / count, 2), "busy, ms a step": round(1e3 * busy / count, 2),
             "fraction of the time the device waits": round(max(0.0, 1 - busy / wall), 3), **found}  # fmt: skip
-
-
-def kernels_in(content):
-    """(name, seconds) of all that ran on the device, the longest first, and the seconds in which anything ran."""
-    from tensorflow.tsl.profiler.protobuf import xplane_pb2
-
-    space = xplane_pb2.XSpace.FromString(content)
-    planes = [plane for plane in space.planes if plane.name.startswith("/device:GPU")]
-    planes = planes or [plane for plane in space.planes if plane.name == "/host:CPU"]
-    of_name, spans = {}, []
-    for plane in planes:
-        for line in plane.lines:
-            if plane.name.startswith("/device:GPU") and not line.name.startswith("Stream"):
-                continue  # lines that sum up others
-            for event in line.events:
-                name = plane.event_metadata[event.metadata_id].name
-                of_name[name] = of_name.get(name, 0) + event.duration_ps / 1e12
-                begin = line.timestamp_ns / 1e9 + event.offset_ps / 1e12
-                spans.append((begin, begin + event.duration_ps / 1e12))
-    return sorted(of_name.items(), key=lambda item: -item[1]), union(spans)
 
 
 def union(spans):

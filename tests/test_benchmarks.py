@@ -88,3 +88,27 @@ def test_the_operations_of_the_slides_network_by_hand():
     one += 9 * 2 * n * 3 * full  # the last
     one += 2 * n + (2 * n) ** 2  # time
     assert common.operations("naive", n, 64, 5) == 3 * 2 * one * 5
+
+
+def test_shares_of_operations_by_their_names():
+    import shares
+
+    events = {
+        "StatefulPartitionedCall/functional_1/residual_block/conv2d/BiasAdd:_MklNativeFusedConv2D": "convolutions",
+        "StatefulPartitionedCall/functional_1/conv2d_transpose/Conv2DBackpropInput:Conv2DBackpropInput": "convolutions",
+        "StatefulPartitionedCall_1/gradient_tape/functional_1/conv2d/Conv2D:Conv2D": "… gradients of their inputs",
+        "StatefulPartitionedCall/gradient_tape/conv2d/Conv2DBackpropFilter:_MklNativeConv2DBackpropFilterWithBias": (
+            "… gradients of their kernels"
+        ),
+        "StatefulPartitionedCall/functional_1/self_attention/group_normalization_6/add:AddV2": (
+            "normalization, activations, loss"
+        ),
+        "StatefulPartitionedCall_1/mul_76:Mul": "normalization, activations, loss",
+        "StatefulPartitionedCall/gradient_tape/functional_1/self_attention/transpose:Transpose": "attention",
+        "StatefulPartitionedCall/functional_1/concatenate/concat:ConcatV2": "other layers",
+        "adam/Square_22:Square": "optimizer, EMA weights, sums of gradients",
+        "stateless_random_normal/StatelessRandomNormalV2:StatelessRandomNormalV2": "noise on the images",
+    }
+    for name, group in events.items():
+        seconds, counts = shares.shares([(name, 1.0, 3.0), ("ExecutorState::Process", 0.0, 9.0)])
+        assert {name: s for name, s in seconds.items() if s} == {group: 2.0} and counts == {group: 1}
