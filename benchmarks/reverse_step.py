@@ -1,7 +1,7 @@
 """How fast is one reverse step (the network and the formula), beside `model.predict` in a loop and beside PyTorch?
 
     pip install -r benchmarks/requirements.txt
-    python benchmarks/reverse_step.py                     about 8 minutes on 2 cores
+    python benchmarks/reverse_step.py                     about 10 minutes on 2 cores
     python benchmarks/reverse_step.py --network unet      one of the networks
 
 An image takes 1,000 such steps. Fresh noise is part of each step everywhere. This project's own are taken as in
