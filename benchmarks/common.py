@@ -3,16 +3,20 @@
 Every benchmark here prints one table, with the machine and the versions above it. Ratios hold better than times.
 """
 
+import functools
+import glob
 import multiprocessing
 import os
 import platform
 import statistics
 import sys
+import tempfile
 import time
 from importlib import metadata
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
+NETWORKS = {"naive": {}, "unet": {"patch": 2}}  # names as of --network, with what their functions take besides n_feat
 
 
 def machine(*packages):
@@ -29,6 +33,14 @@ def machine(*packages):
         processor = f"{names.get('model name', processor)} ({vectors})"
     versions = ", ".join(f"{package} {metadata.version(package)}" for package in packages)
     return f"{processor}, {device.cores()} cores; Python {platform.python_version()}, {versions}"
+
+
+def build(name, size, n_feat):
+    """One of `NETWORKS`, a Keras model for colour images of a size."""
+    from diffusion.networks import Unet
+    from unet import NaiveUnet
+
+    return {"naive": NaiveUnet, "unet": Unet}[name]((size, size, 3), n_feat, **NETWORKS[name])
 
 
 class Contender:
@@ -91,16 +103,65 @@ def race(contenders, rounds, seconds_a_turn=1.0):
     return {name: statistics.median(values) for name, values in medians.items()}
 
 
-def operations(n_feat, size, batch):
-    """Floating-point operations of a training step: 2 for each weight and place of a convolution, 3 times."""
-    n, full = n_feat, size * size
-    one = 9 * (3 * n + n * n) * full  # the first Conv3Layer
-    one += 9 * 2 * n * n * full + 9 * (2 * n * n + 4 * n * n) * full / 4 + 9 * 2 * 4 * n * n * full / 16  # down
-    one += (2 * n) * (2 * n) * full / 64  # 4×4 transposed, one weight for each place it makes
-    for place, width_in, width in ((full / 16, 4 * n, 2 * n), (full / 4, 4 * n, n), (full, 2 * n, n)):
-        one += (width_in * width + 9 * 4 * width * width) * place  # 2×2 transposed, then four 3×3
-    one += 9 * 2 * n * 3 * full  # the last
-    return 3 * 2 * one * batch
+@functools.cache
+def operations(network, n_feat, size, batch):
+    """Floating-point operations of a training step: those of the convolutions and products of matrices, 3 times.
+
+    Counted in the graph of the network for one image. A convolution has 2 for each weight and place, a transposed one
+    too, where the places are those of the smaller image; a product of matrices 2 for each output and what is summed.
+    """
+    from support import device
+
+    tf = device.start_tensorflow()
+    model, count = build(network, size, n_feat), 0
+    one = [tf.TensorSpec((1, *tensor.shape[1:]), tensor.dtype) for tensor in model.inputs]
+    graph = tf.function(lambda *inputs: model(list(inputs)), autograph=False).get_concrete_function(*one).graph
+    for node in graph.get_operations():
+        shapes = [tensor.shape for tensor in (*node.inputs, *node.outputs)]
+        if node.type in ("Conv2D", "Conv2DBackpropInput"):  # the latter is a transposed one
+            _, height, width, _ = shapes[-1] if node.type == "Conv2D" else shapes[-2]
+            count += 2 * shapes[1].num_elements() * height * width
+        elif node.type in ("MatMul", "BatchMatMulV2"):
+            count += 2 * shapes[-1].num_elements() * shapes[0][-1]
+    return 3 * count * batch
+
+
+def profile(function, count):
+    """Seconds of `count` calls under TensorFlow's profiler, and what ran: names, beginnings and ends in seconds.
+
+    That is what ran on a GPU; without one on the CPU, where an operation of TensorFlow is called `its name:its type`
+    and whatever else the profiler knows has no type.
+    """
+    import tensorflow as tf
+
+    with tempfile.TemporaryDirectory() as folder:
+        tf.profiler.experimental.start(folder)
+        began = time.perf_counter()
+        for _ in range(count):
+            function()
+        wall = time.perf_counter() - began
+        tf.profiler.experimental.stop()
+        (path,) = glob.glob(os.path.join(folder, "**", "*.xplane.pb"), recursive=True)
+        with open(path, "rb") as file:
+            return wall, _events_in(file.read())
+
+
+def _events_in(content):
+    from tensorflow.tsl.profiler.protobuf import xplane_pb2
+
+    space = xplane_pb2.XSpace.FromString(content)
+    planes = [plane for plane in space.planes if plane.name.startswith("/device:GPU")]
+    planes = planes or [plane for plane in space.planes if plane.name == "/host:CPU"]
+    events = []
+    for plane in planes:
+        for line in plane.lines:
+            if plane.name.startswith("/device:GPU") and not line.name.startswith("Stream"):
+                continue  # lines that sum up others
+            for event in line.events:
+                begin = line.timestamp_ns / 1e9 + event.offset_ps / 1e12
+                name = plane.event_metadata[event.metadata_id].name
+                events.append((name, begin, begin + event.duration_ps / 1e12))
+    return events
 
 
 def table(title, rows):

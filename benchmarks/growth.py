@@ -40,7 +40,7 @@ def one_setting(n_feat, size, batch):
     """Prints seconds a step and the bytes that a process needs for it, in a process of its own."""
     import training_step
 
-    step = training_step.ours(n_feat, size, batch, "float32", {})
+    step = training_step.ours("naive", n_feat, size, batch, "float32", {})
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     step()
     seconds, until = [], time.monotonic() + 3
@@ -65,7 +65,7 @@ def draw(results, rate, path):
     figure, axes = plt.subplots(2, 3, figsize=(11, 6.4), sharey="row", layout="constrained")
     for (top, bottom), (label, settings, k) in zip(axes.T, PANELS, strict=True):
         x = [setting[k] for setting in settings]
-        limit = [common.operations(*s) / rate for s in settings]
+        limit = [common.operations("naive", *s) / rate for s in settings]
         top.loglog(x, [results[s][0] for s in settings], "o-", color="#0072B2", label="measured")
         top.loglog(x, limit, "--", color="#D55E00", label="arithmetic limit")
         bottom.loglog(x, [results[s][1] / 1e6 for s in settings], "o-", color="#0072B2")
@@ -118,7 +118,7 @@ def main():
         results[setting] = tuple(map(float, done.stdout.split()))
     rows = [("n_feat", "image size", "batch", "GFLOP a step", "ms a step", "GFLOP/s", "% of the limit", "MB")]
     for setting, (seconds, memory) in results.items():
-        work = common.operations(*setting)
+        work = common.operations("naive", *setting)
         speed, share = work / seconds, 100 * work / seconds / rate
         rows.append(
             (*setting, f"{work / 1e9:.2f}", f"{1e3 * seconds:.1f}", f"{speed / 1e9:.0f}", f"{share:.0f}",

@@ -16,6 +16,7 @@ DIR/report.md at once, so that a cut-off loses nothing; the same command again c
 """
 
 import argparse
+import collections
 import dataclasses
 import functools
 import importlib.util
@@ -251,11 +252,11 @@ def speed_of_training(size, precision, xla, parts=1):
     rate = matrix_rate(size, precision)
     _, dtype = start(precision)
     options = {"parts": parts, "xla": xla}
-    step = training_step.ours(size.n_feat, size.image_size, size.batch, dtype, options)
+    step = training_step.ours("naive", size.n_feat, size.image_size, size.batch, dtype, options)
     began = time.perf_counter()
     step()
     first, seconds = time.perf_counter() - began, seconds_of(step, 20)
-    operations = common.operations(size.n_feat, size.image_size, size.batch)
+    operations = common.operations("naive", size.n_feat, size.image_size, size.batch)
     return {
         "ms a step": round(1e3 * seconds, 2),
         "images per second": round(size.batch / seconds, 1),
@@ -280,7 +281,9 @@ def speed_of_torch(size, precision, compiled):
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
     dtype = "float32" if precision == "tf32" else precision
     fused = torch.cuda.is_available() or None
-    step = training_step.torchs(size.n_feat, size.image_size, size.batch, dtype, "channels_last", fused, compiled)
+    step = training_step.torchs(
+        "naive", size.n_feat, size.image_size, size.batch, dtype, "channels_last", fused, compiled
+    )
     seconds = seconds_of(step, 20)
     return {"ms a step": round(1e3 * seconds, 2), "images per second": round(size.batch / seconds, 1)}
 
@@ -298,7 +301,7 @@ def reverse_steps(size):
 
     found = {}
     for batch in (1, 16, 64) if size is FULL else (1, 2):
-        once = reverse_step.ours(size.n_feat, size.image_size, batch, "my_sample")
+        once = reverse_step.ours("naive", size.n_feat, size.image_size, batch, "my_sample")
         seconds = seconds_of(once, 10) / reverse_step.TOGETHER
         found[f"ms a step, batch {batch}"] = round(1e3 * seconds, 2)
         found[f"seconds for {batch} image{'s' * (batch > 1)} in 1,000 steps"] = round(1000 * seconds, 1)
@@ -330,49 +333,21 @@ def training_with_jax(size):
 @check("time", 120)
 def profile_of_training(size):
     """The ten most expensive kernels of 20 steps, and how long the device waited, from TensorFlow's profiler."""
-    import glob
-
     import training_step
 
     tf, dtype = start("bfloat16" if size is FULL else "float32")
     xla = bool(tf.config.list_physical_devices("GPU"))
-    step = training_step.ours(size.n_feat, size.image_size, size.batch, dtype, {"parts": 1, "xla": xla})
+    step = training_step.ours("naive", size.n_feat, size.image_size, size.batch, dtype, {"parts": 1, "xla": xla})
     for _ in range(5):
         step()
     count = 20 if size is FULL else 3
-    with tempfile.TemporaryDirectory() as folder:
-        tf.profiler.experimental.start(folder)
-        began = time.perf_counter()
-        for _ in range(count):
-            step()
-        wall = time.perf_counter() - began
-        tf.profiler.experimental.stop()
-        (path,) = glob.glob(os.path.join(folder, "**", "*.xplane.pb"), recursive=True)
-        with open(path, "rb") as file:
-            kernels, busy = kernels_in(file.read())
-    found = {f"{name[:80]}, ms": round(1e3 * seconds / count, 3) for name, seconds in kernels[:10]}
+    wall, events = common.profile(step, count)
+    kernels, busy = collections.Counter(), union([span for _, *span in events])
+    for name, begin, end in events:
+        kernels[name] += end - begin
+    found = {f"{name[:80]}, ms": round(1e3 * seconds / count, 3) for name, seconds in kernels.most_common(10)}
     return {"wall, ms a step": round(1e3 * wall / count, 2), "busy, ms a step": round(1e3 * busy / count, 2),
             "fraction of the time the device waits": round(max(0.0, 1 - busy / wall), 3), **found}  # fmt: skip
-
-
-def kernels_in(content):
-    """(name, seconds) of all that ran on the device, the longest first, and the seconds in which anything ran."""
-    from tensorflow.tsl.profiler.protobuf import xplane_pb2
-
-    space = xplane_pb2.XSpace.FromString(content)
-    planes = [plane for plane in space.planes if plane.name.startswith("/device:GPU")]
-    planes = planes or [plane for plane in space.planes if plane.name == "/host:CPU"]
-    of_name, spans = {}, []
-    for plane in planes:
-        for line in plane.lines:
-            if plane.name.startswith("/device:GPU") and not line.name.startswith("Stream"):
-                continue  # lines that sum up others
-            for event in line.events:
-                name = plane.event_metadata[event.metadata_id].name
-                of_name[name] = of_name.get(name, 0) + event.duration_ps / 1e12
-                begin = line.timestamp_ns / 1e9 + event.offset_ps / 1e12
-                spans.append((begin, begin + event.duration_ps / 1e12))
-    return sorted(of_name.items(), key=lambda item: -item[1]), union(spans)
 
 
 def union(spans):
@@ -466,7 +441,7 @@ def memory_of_a_step(size):
         peaks = []
         for batch in batches:
             tf.config.experimental.reset_memory_stats("GPU:0")
-            training_step.ours(n_feat, image_size, batch, "float32", {"parts": 1, "xla": True})()
+            training_step.ours("naive", n_feat, image_size, batch, "float32", {"parts": 1, "xla": True})()
             peaks.append(tf.config.experimental.get_memory_info("GPU:0")["peak"])
         each = (peaks[1] - peaks[0]) / (batches[1] - batches[0])
         fixed = peaks[0] - batches[0] * each

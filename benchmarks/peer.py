@@ -1,17 +1,32 @@
-"""The network of `unet.py` once more, in PyTorch, as someone who prefers it would write it: to measure against.
+"""The networks of this project once more, in PyTorch, as someone who prefers it would write them: to measure against.
 
-    network = Unet((64, 64, 3), n_feat=32)
+    network = Unet((64, 64, 3), n_feat=32, patch=2)
     copy_weights(keras_model, network)      # then both give the same outputs
 
-Epsilon of the normalization is Keras' 1e-3. Images are (batch, channels, height, width), as usual there.
+They have the names and arguments of those that they repeat. Epsilon of the normalization is Keras' 1e-3. Images are
+(batch, channels, height, width), as usual there.
 """
 
+import os
+import shutil
+
+import common
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
 
-GROUPS, EPSILON = 8, 1e-3
+GROUPS, EPSILON, HEAD = 8, 1e-3, 32
+
+
+def build(name, size, n_feat):
+    """One of `common.NETWORKS`, for colour images of a size."""
+    return {"naive": NaiveUnet, "unet": Unet}[name]((size, size, 3), n_feat, **common.NETWORKS[name])
+
+
+def can_compile():
+    """Whether `torch.compile` has what it needs: a GPU, or a C++ compiler."""
+    return torch.cuda.is_available() or shutil.which(os.environ.get("CXX", "g++")) is not None
 
 
 class Conv3(nn.Module):
@@ -59,7 +74,7 @@ class Time(nn.Module):
         return self.dense_2(torch.sin(self.dense_1(t)))
 
 
-class Unet(nn.Module):
+class NaiveUnet(nn.Module):
     """Inputs [x_t (batch, channels, height, width), t/T (batch, 1)], output ε_θ like x_t."""
 
     def __init__(self, image_shape, n_feat):
@@ -84,53 +99,158 @@ class Unet(nn.Module):
         return self.last(torch.cat([up, x], 1))
 
 
-def copy_weights(keras_model, network):
-    """Gives the network the weights of a `NaiveUnet` of the same size.
+class ResidualBlock(nn.Module):
+    """[x (batch, channels_in, …), embedding (batch, embedded)] → (batch, channels, …)."""
 
-    Both list their weights layer by layer in the order of computation, but for the embedding of time, which is
-    found by its name; kernels turn from (height, width, in, out) to PyTorch's order.
+    def __init__(self, channels_in, channels, embedded):
+        super().__init__()
+        self.norm_1 = nn.GroupNorm(GROUPS, channels_in, EPSILON)
+        self.conv_1 = nn.Conv2d(channels_in, channels, 3, padding=1)
+        self.modulation = nn.Linear(embedded, 2 * channels)
+        self.norm_2 = nn.GroupNorm(GROUPS, channels, EPSILON)
+        self.conv_2 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.skip = nn.Conv2d(channels_in, channels, 1) if channels_in != channels else nn.Identity()
+
+    def forward(self, x, embedding):
+        scale, shift = self.modulation(embedding)[:, :, None, None].chunk(2, 1)
+        h = self.conv_1(functional.silu(self.norm_1(x)))
+        h = self.conv_2(functional.silu(self.norm_2(h) * (1 + scale) + shift))
+        return h + self.skip(x)
+
+
+class SelfAttention(nn.Module):
+    """Every pixel attends to all others: (batch, channels, height, width), unchanged in shape."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.heads = max(1, channels // HEAD)
+        self.norm = nn.GroupNorm(GROUPS, channels, EPSILON)
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.out = nn.Linear(channels, channels)
+
+    def forward(self, x):
+        pixels = self.norm(x).flatten(2).transpose(1, 2)  # (batch, pixels, channels)
+        query, key, value = self.qkv(pixels).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        mixed = functional.scaled_dot_product_attention(query, key, value)  # (batch, heads, pixels, channels of a head)
+        return x + self.out(mixed.transpose(1, 2).flatten(2)).transpose(1, 2).view_as(x)
+
+
+class Stage(nn.Module):
+    """A residual block and, where the level has it, attention."""
+
+    def __init__(self, channels_in, channels, embedded, attends):
+        super().__init__()
+        self.block = ResidualBlock(channels_in, channels, embedded)
+        self.attention = SelfAttention(channels) if attends else nn.Identity()
+
+    def forward(self, x, embedding):
+        return self.attention(self.block(x, embedding))
+
+
+class Unet(nn.Module):
+    """Inputs [x_t (batch, channels, height, width), t/T (batch, 1)], with classes a label (batch, 1); output like x_t.
+
+    Patches are those of PyTorch, which orders their values (channel, row, column) and not (row, column, channel).
+
+    Attributes:
+        patched: the weights whose values are those of patches, with the axis.
+    """
+
+    def __init__(self, image_shape, n_feat, classes=0, widths=(1, 2, 2), blocks=1, attention=1, patch=1):
+        super().__init__()
+        channels, embedded = image_shape[-1], 4 * n_feat
+        levels = [(n_feat * width, level >= len(widths) - attention) for level, width in enumerate(widths)]
+        stages = [level for level in levels for _ in range(blocks)]  # (channels, whether it attends)
+        first = n_feat * widths[0]
+        self.blocks, self.patch = blocks, patch
+        self.time = Time(embedded)
+        self.label = nn.Embedding(classes + 1, embedded) if classes else None
+        self.first = nn.Conv2d(channels * patch**2, first, 3, padding=1)
+        self.down, skips = nn.ModuleList(), [first]
+        for width, attends in stages:
+            self.down.append(Stage(skips[-1], width, embedded, attends))
+            skips.append(width)
+        below = skips[-1]
+        self.middle, self.up = ResidualBlock(below, below, embedded), nn.ModuleList()
+        for width, attends in reversed(stages):
+            self.up.append(Stage(below + skips.pop(), width, embedded, attends))
+            below = width
+        self.norm = nn.GroupNorm(GROUPS, first, EPSILON)
+        self.unpatch = nn.Conv2d(first, first, 3, padding=1) if patch > 1 else None
+        self.last = nn.Conv2d(first // patch**2, channels, 3, padding=1)
+        self.patched = {"first.weight": 1, "unpatch.weight": 0, "unpatch.bias": 0} if patch > 1 else {}
+
+    def forward(self, x, t, label=None):
+        embedding = self.time(t) if self.label is None else self.time(t) + self.label(label[:, 0])
+        embedding = functional.silu(embedding)
+        x = self.first(functional.pixel_unshuffle(x, self.patch) if self.patch > 1 else x)
+        skips = []
+        for k, stage in enumerate(self.down):
+            x = stage(functional.avg_pool2d(x, 2) if k and k % self.blocks == 0 else x, embedding)
+            skips.append(x)
+        x = self.middle(x, embedding)
+        for k, stage in enumerate(self.up):
+            x = functional.interpolate(x, scale_factor=2) if k and k % self.blocks == 0 else x
+            x = stage(torch.cat([x, skips.pop()], 1), embedding)
+        x = functional.silu(self.norm(x))
+        return self.last(functional.pixel_shuffle(self.unpatch(x), self.patch) if self.patch > 1 else x)
+
+
+def copy_weights(keras_model, network):
+    """Gives the network the weights of a Keras model of the same name and size.
+
+    Both list their weights layer by layer in the order of computation, but for the embeddings of time and class, which
+    are found by their names.
 
     Raises:
         ValueError: if the two do not have the same weights.
     """
-    time = [weight for weight in keras_model.weights if "time_layer" in weight.path]
-    others = [weight for weight in keras_model.weights if "time_layer" not in weight.path]
-    names = list(network.state_dict())
-    in_order = sorted(names, key=lambda name: not name.startswith("time."))
+
+    def in_order(names, embeddings):
+        return sorted(names, key=lambda name: next((k for k, part in enumerate(embeddings) if part in name), 2))
+
+    weights = {weight.path: np.array(weight) for weight in keras_model.weights}
+    ours, theirs = in_order(weights, ("time_layer", "class_layer")), in_order(network.state_dict(), ("time.", "label."))
     state = {}
-    for name, weight in zip(in_order, [*time, *others], strict=True):
-        value = np.array(weight)
-        if value.ndim == 4:  # also of transposed ones: Keras has (h, w, out, in) there, PyTorch (in, out, h, w)
-            value = value.transpose(3, 2, 0, 1)
-        elif value.ndim == 2:
-            value = value.T
+    for path, name in zip(ours, theirs, strict=True):
+        value = weights[path] if name == "label.weight" else as_in_torch(weights[path])
+        axis = getattr(network, "patched", {}).get(name)
+        value = value if axis is None else channel_first(value, axis, network.patch)
         state[name] = torch.from_numpy(value.copy())
     network.load_state_dict(state)
 
 
-def check(image_shape=(64, 64, 3), n_feat=32):
-    """Number of parameters, and the largest difference between the outputs of both networks.
+def as_in_torch(value):
+    """A vector as it is, matrices (in, out) → (out, in), kernels (height, width, in, out) → (out, in, height, width).
+
+    Transposed kernels too: Keras has (height, width, out, in) there, PyTorch (in, out, height, width).
+    """
+    return value.transpose({1: (0,), 2: (1, 0), 4: (3, 2, 0, 1)}[value.ndim])
+
+
+def channel_first(value, axis, patch):
+    """The values of patches along an axis in another order: (row, column, channel) → (channel, row, column)."""
+    of_patch = np.moveaxis(value, axis, 0)
+    of_patch = of_patch.reshape(patch**2, -1, *of_patch.shape[1:]).swapaxes(0, 1)
+    return np.moveaxis(of_patch.reshape(-1, *of_patch.shape[2:]), 0, axis)
+
+
+def check(model, network, classes=0):
+    """Number of parameters, and the largest difference between the outputs of a Keras model and its repetition here.
 
     Raises:
         AssertionError: if they are not the same network.
     """
-    import common  # noqa: F401  finds the project
-
-    from support import device
-
-    device.start_tensorflow()
-    from unet import NaiveUnet
-
     rng = np.random.default_rng(0)
-    model, network = NaiveUnet(image_shape, n_feat), Unet(image_shape, n_feat)
     for weight in model.weights:  # what starts as zeros and ones would hide mistakes
         weight.assign(np.array(weight) + rng.normal(0, 0.1, weight.shape))
     copy_weights(model, network)
     parameters = sum(weight.numel() for weight in network.parameters())
-    x_t, t = rng.standard_normal((4, *image_shape), np.float32), rng.random((4, 1), np.float32)
-    expected = np.array(model([x_t, t], training=False))
+    x_t, t = rng.standard_normal((4, *model.inputs[0].shape[1:]), np.float32), rng.random((4, 1), np.float32)
+    labels = [rng.integers(0, classes + 1, (4, 1), np.int32)] if classes else []
+    expected = np.array(model([x_t, t, *labels], training=False))
     with torch.no_grad():
-        got = network(torch.from_numpy(x_t.transpose(0, 3, 1, 2).copy()), torch.from_numpy(t)).numpy()
+        got = network(*map(torch.from_numpy, (x_t.transpose(0, 3, 1, 2).copy(), t, *labels))).numpy()
     difference = np.abs(got.transpose(0, 2, 3, 1) - expected).max() / np.abs(expected).max()
     assert parameters == model.count_params() and difference < 1e-4, (parameters, model.count_params(), difference)
     return parameters, difference

@@ -1,10 +1,12 @@
 """How fast is one reverse step (the network and the formula), beside `model.predict` in a loop and beside PyTorch?
 
     pip install -r benchmarks/requirements.txt
-    python benchmarks/reverse_step.py             about 3 minutes on 2 cores
+    python benchmarks/reverse_step.py                     about 10 minutes on 2 cores
+    python benchmarks/reverse_step.py --network unet      one of the networks
 
 An image takes 1,000 such steps. Fresh noise is part of each step everywhere. This project's own are taken as in
-`my_sample`, ten in a call. PyTorch runs eager, in inference mode, in both memory layouts.
+`my_sample`, ten in a call. PyTorch runs eager, in inference mode, in both memory layouts; where there is a C++ compiler
+also compiled.
 
 A second table compares the samplers with as many calls of the network and nothing else.
 """
@@ -25,10 +27,17 @@ SAMPLERS = {
     "langevin": {"sampler": "langevin"},
     "ddpm and corrector": {"corrector": 1},
 }
-SETTINGS = [(16, 32, 16), (16, 32, 1), (32, 64, 16), (32, 64, 1)]  # n_feat, image size, batch
+SETTINGS = [  # network, n_feat, image size, batch
+    ("naive", 16, 32, 16),
+    ("naive", 16, 32, 1),
+    ("naive", 32, 64, 16),
+    ("naive", 32, 64, 1),
+    ("unet", 32, 32, 16),
+    ("unet", 32, 32, 1),
+]
 
 
-def ours(n_feat, size, batch, way, how=None):
+def ours(network, n_feat, size, batch, way, how=None):
     """Steps as `my_sample` takes them, or with XLA, or what others call first: `model.predict`.
 
     Args:
@@ -39,9 +48,8 @@ def ours(n_feat, size, batch, way, how=None):
     import ddpm
     from diffusion.sampling import make_plan
     from support import execution
-    from unet import NaiveUnet
 
-    model, sched = NaiveUnet((size, size, 3), n_feat), ddpm.ddpm_schedule(1e-4, 0.02, T)
+    model, sched = common.build(network, size, n_feat), ddpm.ddpm_schedule(1e-4, 0.02, T)
     t, x_t = tf.constant(500), tf.random.normal((batch, size, size, 3))
     if way == "predict":
         t_ind = tf.repeat(t, batch)
@@ -66,22 +74,24 @@ def ours(n_feat, size, batch, way, how=None):
     steps = execution.ReverseSteps(model, sched, batch, xla=way == "xla" or None)
     plan = make_plan(sched) if how is None else make_plan(sched, **how, steps=TOGETHER)
     now = slice(500, 500 + TOGETHER) if how is None else slice(None)
-    rows, memory = (plan.times[:-1][now], plan.draws[now], plan.coefficients[now]), tf.zeros_like(x_t)
+    rows = plan.times[:-1][now], plan.draws[now], plan.coefficients[now], plan.guidance[now]
+    memory, no_class = tf.zeros_like(x_t), [0] * batch
 
     def once():
-        return steps(x_t, memory, *rows, 0, range(batch))[0].numpy()
+        return steps(x_t, memory, *rows, no_class, 0, range(batch))[0].numpy()
 
     return once
 
 
-def torchs(n_feat, size, batch, layout):
+def torchs(network, n_feat, size, batch, layout, compiled=False):
     """The same step in PyTorch."""
     import peer
     import torch
 
     torch.set_num_threads(device.cores())
     layout = getattr(torch, layout)
-    network = peer.Unet((size, size, 3), n_feat).to(memory_format=layout).eval()
+    model = peer.build(network, size, n_feat).to(memory_format=layout).eval()
+    predict = torch.compile(model) if compiled else model
     x_t = torch.randn(batch, 3, size, size).to(memory_format=layout)
     t, beta = torch.full((batch, 1), 500), torch.linspace(1e-4, 0.02, T)
     alphabar = torch.cumprod(1 - beta, 0)
@@ -89,7 +99,7 @@ def torchs(n_feat, size, batch, layout):
 
     def once():
         with torch.inference_mode():
-            eps = network(x_t, t / T)
+            eps = predict(x_t, t / T)
             x_0 = ((x_t - (1 - a).sqrt() * eps) / a.sqrt()).clamp(-1, 1)
             mean = before.sqrt() * b / (1 - a) * x_0 + (1 - b).sqrt() * (1 - before) / (1 - a) * x_t
             return mean + b.sqrt() * torch.randn_like(x_t)
@@ -97,37 +107,53 @@ def torchs(n_feat, size, batch, layout):
     return once
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=9, help="turns of each contender (9)")
-    options = parser.parse_args()
-    print(common.machine("tensorflow", "keras", "torch"))
-    rows = [("n_feat, size, batch", "this project", "XLA", "model.predict", "PyTorch", "channels_last", "× PyTorch")]
-    for setting in SETTINGS:
+def against_torch(settings, rounds, compiled):
+    """The first table; `compiled` says whether PyTorch can compile."""
+    rows = [("network, n_feat, size, batch", "this project", "XLA", "model.predict", "PyTorch", "channels_last",
+             "compiled", "× PyTorch")]  # fmt: skip
+    for setting in settings:
         contenders = {way: common.Contender(ours, *setting, way) for way in ("my_sample", "xla", "predict")}
         for layout in "contiguous_format", "channels_last":
             contenders[layout] = common.Contender(torchs, *setting, layout)
-        seconds = common.race(contenders, options.rounds, seconds_a_turn=0.5)
+        if compiled:
+            contenders["compiled"] = common.Contender(torchs, *setting, "channels_last", True)
+        seconds = common.race(contenders, rounds, seconds_a_turn=0.5)
         for way in "my_sample", "xla":
             seconds[way] /= TOGETHER
         ratio = min(seconds["contiguous_format"], seconds["channels_last"]) / seconds["my_sample"]
-        n_feat, size, batch = setting
-        rows.append(
-            (f"{n_feat}, {size}×{size}, {batch}", *(f"{1e3 * s:.1f}" for s in seconds.values()), f"{ratio:.2f}")
-        )
-    common.table("one reverse step in milliseconds, noise included (the last column: in its better layout)", rows)
+        network, n_feat, size, batch = setting
+        cells = [f"{1e3 * s:.1f}" for s in seconds.values()] + ["–"] * (not compiled)
+        rows.append((f"{network}, {n_feat}, {size}×{size}, {batch}", *cells, f"{ratio:.2f}"))
+    common.table("one reverse step in milliseconds, noise included (the last column: eager in its better layout)", rows)
 
-    n_feat, size, batch = SETTINGS[0]
-    contenders = {"the network alone": common.Contender(ours, *SETTINGS[0], "network")}
-    contenders |= {name: common.Contender(ours, *SETTINGS[0], "my_sample", how) for name, how in SAMPLERS.items()}
-    seconds = common.race(contenders, options.rounds, seconds_a_turn=0.5)
+
+def of_samplers(setting, rounds):
+    """The second table."""
+    contenders = {"the network alone": common.Contender(ours, *setting, "network")}
+    contenders |= {name: common.Contender(ours, *setting, "my_sample", how) for name, how in SAMPLERS.items()}
+    seconds = common.race(contenders, rounds, seconds_a_turn=0.5)
     rows = [("sampler", "network calls", "ms a call", "× the network alone")]
     for name, of_all in seconds.items():
         calls = 2 * TOGETHER - 1 if SAMPLERS.get(name, {}).get("corrector") else TOGETHER
         of_call = of_all / calls
         ratio = of_call * TOGETHER / seconds["the network alone"]
         rows.append((name, calls, f"{1e3 * of_call:.2f}", f"{ratio:.2f}"))
-    common.table(f"each sampler in {TOGETHER} steps; n_feat {n_feat}, {size}×{size}, {batch} images", rows)
+    network, n_feat, size, batch = setting
+    title = f"each sampler in {TOGETHER} steps; {network}, n_feat {n_feat}, {size}×{size}, {batch} images"
+    common.table(title, rows)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=9, help="turns of each contender (9)")
+    parser.add_argument("--network", choices=common.NETWORKS, help="one of the networks (all)")
+    options = parser.parse_args()
+    import peer
+
+    print(common.machine("tensorflow", "keras", "torch"))
+    settings = [setting for setting in SETTINGS if options.network in (None, setting[0])]
+    against_torch(settings, options.rounds, peer.can_compile())
+    of_samplers(settings[0], options.rounds)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,16 @@
 """How fast is one training step, beside Keras as it is and beside PyTorch?
 
     pip install -r benchmarks/requirements.txt
-    python benchmarks/training_step.py                       float32, about 5 minutes on 2 cores
+    python benchmarks/training_step.py                       float32, about 15 minutes on 2 cores
+    python benchmarks/training_step.py --network unet        one of the networks
     python benchmarks/training_step.py --precision bfloat16
     python benchmarks/training_step.py --n-feat 512 --batch-size 64 --precision bfloat16        on a GPU
 
 All draw t and ε, noise the images, predict, go one step of Adam and average the weights. The networks are the same
 (checked first: as many parameters, and with the same weights the same outputs to 1e-4). PyTorch runs as it is, eager,
-in both memory layouts; on a GPU also compiled. The last column is the arithmetic of the convolutions done in a second,
-as a fraction of that of large matrices, which this machine multiplies in the same run.
+in both memory layouts; on a GPU or where there is a C++ compiler also compiled. The last column is the arithmetic of
+the convolutions done in a second, as a fraction of that of large matrices, which this machine multiplies in the same
+run.
 """
 
 import argparse
@@ -18,10 +20,15 @@ import common
 from support import device
 
 MATRIX = 2048
-SETTINGS = {"first run": (16, 32), "larger": (32, 64)}  # n_feat, image size
+SETTINGS = {  # network, n_feat, image size
+    "first run": ("naive", 16, 32),
+    "larger": ("naive", 32, 64),
+    "unet": ("unet", 32, 32),
+    "larger unet": ("unet", 64, 64),
+}
 
 
-def ours(n_feat, size, batch, precision, options):
+def ours(network, n_feat, size, batch, precision, options):
     """A step as `diffusion_model.train` does it, with what `device.py` chooses, or with `options` instead."""
     tf = device.start_tensorflow(parts=options.get("parts", device.MOST_PARTS))
     import keras
@@ -31,13 +38,12 @@ def ours(n_feat, size, batch, precision, options):
     import diffusion_model
     from ddpm import ddpm_schedule
     from support import checkpoint
-    from unet import NaiveUnet
 
     if options.get("keras_norm"):
         import unet
 
         unet.GroupNormalization = keras.layers.GroupNormalization
-    model = NaiveUnet((size, size, 3), n_feat)
+    model = common.build(network, size, n_feat)
     optimizer = keras.optimizers.Adam(1e-3, use_ema=True, ema_momentum=0.99)
     optimizer.build(model.trainable_variables)
     checkpoint.metadata(model)["progress"] = {}
@@ -49,10 +55,10 @@ def ours(n_feat, size, batch, precision, options):
 
     def train_step():
         nonlocal endless, step
-        image_batch = next(endless, None)
+        image_batch, _ = next(endless, (None, None))
         if image_batch is None:
             endless = data.batches(images, batch, 0, step)
-            image_batch = next(endless)
+            image_batch, _ = next(endless)
         x_t, t_input, target, weight = noisy(image_batch, tf.constant(step, tf.int64))
         step += 1
         return model.train_on_batch([x_t, t_input], target, sample_weight=weight)
@@ -60,7 +66,7 @@ def ours(n_feat, size, batch, precision, options):
     return train_step
 
 
-def torchs(n_feat, size, batch, precision, layout, fused, compiled=False):
+def torchs(network, n_feat, size, batch, precision, layout, fused, compiled=False):
     """The same step in PyTorch."""
     import peer
     import torch
@@ -68,14 +74,12 @@ def torchs(n_feat, size, batch, precision, layout, fused, compiled=False):
     torch.set_num_threads(device.cores())
     layout = getattr(torch, layout)
     where = "cuda" if torch.cuda.is_available() else "cpu"
-    network = peer.Unet((size, size, 3), n_feat).to(where, memory_format=layout)
-    optimizer = torch.optim.Adam(network.parameters(), 1e-3, fused=fused)
-    averages = torch.optim.swa_utils.AveragedModel(
-        network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.99)
-    )
+    model = peer.build(network, size, n_feat).to(where, memory_format=layout)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3, fused=fused)
+    averages = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.99))
     images = torch.randint(0, 256, (64 * batch, 3, size, size), dtype=torch.uint8).to(memory_format=layout)
     alphabar = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000), 0).to(where)
-    predict = torch.compile(network) if compiled else network
+    predict = torch.compile(model) if compiled else model
 
     def train_step():
         x_0 = images[torch.randint(0, len(images), (batch,))].to(where) / 127.5 - 1
@@ -87,7 +91,7 @@ def torchs(n_feat, size, batch, precision, layout, fused, compiled=False):
             loss = torch.nn.functional.mse_loss(predict(x_t, (t[:, None] + 1) / 1000), eps)
         loss.backward()
         optimizer.step()
-        averages.update_parameters(network)
+        averages.update_parameters(model)
         return loss.item()
 
     return train_step
@@ -100,47 +104,61 @@ def matrices(precision):
     return lambda: tf.linalg.matmul(a, a)[0, 0].numpy()
 
 
+def contenders_of(*setting):
+    """All who take a step in a setting: network, n_feat, image size, batch size, precision."""
+    import peer
+
+    contenders = {
+        "this project": common.Contender(ours, *setting, {}),
+        "… batches undivided": common.Contender(ours, *setting, {"parts": 1, "xla": False}),
+        "… with XLA, undivided": common.Contender(ours, *setting, {"parts": 1, "xla": True}),
+    }
+    if setting[0] == "naive":  # Keras' normalization takes no scale and shift of an image
+        contenders["Keras as it is"] = common.Contender(ours, *setting, {"parts": 1, "keras_norm": True})
+    contenders |= {
+        "PyTorch": common.Contender(torchs, *setting, "contiguous_format", None),
+        "PyTorch, channels_last": common.Contender(torchs, *setting, "channels_last", None),
+        "PyTorch, channels_last, fused Adam": common.Contender(torchs, *setting, "channels_last", True),
+    }
+    if peer.can_compile():
+        compiled = common.Contender(torchs, *setting, "channels_last", True, True)
+        contenders["PyTorch, channels_last, fused Adam, compiled"] = compiled
+    return contenders
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=9, help="turns of each contender (9)")
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--n-feat", type=int, help="a width of your own, with --image-size")
+    parser.add_argument("--network", choices=common.NETWORKS, help="one of the networks (all)")
+    parser.add_argument("--n-feat", type=int, help="a width of your own, with --network (naive) and --image-size")
     parser.add_argument("--image-size", type=int, default=64, help="with --n-feat (64)")
     parser.add_argument("--batch-size", type=int, default=16, help="images in a step (16)")
     options = parser.parse_args()
-    settings = {"yours": (options.n_feat, options.image_size)} if options.n_feat else SETTINGS
+    settings = {title: setting for title, setting in SETTINGS.items() if options.network in (None, setting[0])}
+    if options.n_feat:
+        settings = {"yours": (options.network or "naive", options.n_feat, options.image_size)}
     import peer
-    import torch
 
+    device.start_tensorflow()
     print(common.machine("tensorflow", "keras", "torch"))
-    parameters, difference = peer.check()
-    print(f"networks: {parameters:,} parameters both; largest difference of outputs {difference:.1e}")
-    for title, (n_feat, size) in settings.items():
-        setting = n_feat, size, options.batch_size, options.precision
-        contenders = {
-            "this project": common.Contender(ours, *setting, {}),
-            "… batches undivided": common.Contender(ours, *setting, {"parts": 1, "xla": False}),
-            "… with XLA, undivided": common.Contender(ours, *setting, {"parts": 1, "xla": True}),
-            "Keras as it is": common.Contender(ours, *setting, {"parts": 1, "keras_norm": True}),
-            "PyTorch": common.Contender(torchs, *setting, "contiguous_format", None),
-            "PyTorch, channels_last": common.Contender(torchs, *setting, "channels_last", None),
-            "PyTorch, channels_last, fused Adam": common.Contender(torchs, *setting, "channels_last", True),
-        }
-        if torch.cuda.is_available():
-            contenders["PyTorch, channels_last, compiled"] = common.Contender(
-                torchs, *setting, "channels_last", True, True
-            )
+    for network in dict.fromkeys(network for network, *_ in settings.values()):
+        parameters, difference = peer.check(common.build(network, 64, 32), peer.build(network, 64, 32))
+        print(f"{network}: {parameters:,} parameters both; largest difference of outputs {difference:.1e}")
+    for title, (network, n_feat, size) in settings.items():
+        setting = network, n_feat, size, options.batch_size, options.precision
+        contenders = contenders_of(*setting)
         contenders["matrices"] = common.Contender(matrices, options.precision)
         seconds = common.race(contenders, options.rounds)
         rate = 2 * MATRIX**3 / seconds.pop("matrices")
         best = min(seconds["PyTorch"], seconds["PyTorch, channels_last"])
         rows = [("", "ms a step", "images a second", "× PyTorch in its better layout", "% of the matrix rate")]
         for name, s in seconds.items():
-            share = 100 * common.operations(*setting[:3]) / s / rate
+            share = 100 * common.operations(*setting[:4]) / s / rate
             rows.append((name, f"{1e3 * s:.1f}", f"{options.batch_size / s:.0f}", f"{best / s:.2f}", f"{share:.0f}"))
         common.table(
-            f"training, {title}: n_feat {n_feat}, {size}×{size}, batches of {options.batch_size}, {options.precision}; "
-            f"matrices {rate / 1e9:.0f} GFLOP/s",
+            f"training, {title}: {network}, n_feat {n_feat}, {size}×{size}, batches of {options.batch_size}, "
+            f"{options.precision}; matrices {rate / 1e9:.0f} GFLOP/s",
             rows,
         )
 

@@ -1,8 +1,7 @@
-"""The benchmarks start, and the network that they compare with is the same."""
+"""The benchmarks start, and the networks that they compare with are the same."""
 
 import glob
 import os
-import sys
 
 import pytest
 from conftest import ROOT
@@ -17,35 +16,99 @@ def test_help_names_the_question_and_the_command(run, script):
     assert f"python benchmarks/{script}" in process.stdout
 
 
-def test_the_peer_is_the_same_network():
+def small_networks():
+    """Both networks at 32×32, and `Unet` with everything that its settings leave out: Keras and PyTorch, classes."""
+    import common
+    import peer
+
+    from diffusion.networks import Unet
+
+    for name in common.NETWORKS:
+        yield common.build(name, 32, 16), peer.build(name, 32, 16), 0
+    more = {"classes": 3, "widths": (2, 1), "blocks": 2, "attention": 2, "patch": 4}
+    yield Unet((32, 32, 3), 16, **more), peer.Unet((32, 32, 3), 16, **more), 3
+
+
+def test_the_peers_are_the_same_networks():
     torch = pytest.importorskip("torch")
     import peer
 
-    parameters, difference = peer.check((32, 32, 3), 16)
-    assert parameters == 129_107 and difference < 1e-4
+    for model, network, classes in small_networks():
+        parameters, difference = peer.check(model, network, classes)
+        assert parameters == model.count_params() and 0 < difference < 1e-4
     with torch.device("meta"):
-        assert sum(weight.numel() for weight in peer.Unet((64, 64, 3), 512).parameters()) == 129_329_667
+        assert sum(weight.numel() for weight in peer.NaiveUnet((64, 64, 3), 512).parameters()) == 129_329_667
 
 
-def test_the_operations_are_those_of_the_layers(monkeypatch):
-    """Against a count over the layers of the network itself."""
-    sys.modules.pop("common", None)
+def test_a_peer_that_differs_is_noticed(monkeypatch):
+    pytest.importorskip("torch")
     import common
-    import keras
+    import peer
 
-    from unet import NaiveUnet
+    model = common.build("unet", 32, 16)
+    with pytest.raises(ValueError, match="shorter"):
+        peer.check(model, peer.Unet((32, 32, 3), 16, patch=2, attention=0))
+    monkeypatch.setattr(peer, "channel_first", lambda value, *_: value)
+    with pytest.raises(AssertionError):
+        peer.check(model, peer.build("unet", 32, 16))
 
-    model, count, places = NaiveUnet((64, 64, 3), 16), 0, {}
-    for layer in model.layers:
-        height = layer.output.shape[1] if len(layer.output.shape) == 4 else 1
-        for part in layer._flatten_layers():
-            if isinstance(part, keras.layers.Conv2DTranspose):  # each weight once for each pixel of the smaller image
-                stride = part.strides[0]
-                places[part.path] = (height // stride) ** 2
-            elif isinstance(part, keras.layers.Conv2D):
-                down = 2 if "unet_down" in layer.name else 1
-                places[part.path] = (height * down) ** 2
-            else:
-                continue
-            count += 2 * places[part.path] * part.kernel.shape.num_elements()
-    assert common.operations(16, 64, 5) == 3 * 5 * count
+
+def test_a_step_in_pytorch_runs():
+    pytest.importorskip("torch")
+    import reverse_step
+    import training_step
+
+    step = training_step.torchs("unet", 8, 16, 2, "float32", "channels_last", True)
+    assert step() > 0 and step() > 0
+    assert reverse_step.torchs("unet", 8, 16, 2, "contiguous_format")().shape == (2, 3, 16, 16)
+
+
+def test_the_operations_are_those_that_pytorch_counts():
+    torch = pytest.importorskip("torch")
+    import common
+    import peer
+    from torch.utils.flop_counter import FlopCounterMode
+
+    for name in common.NETWORKS:
+        with torch.device("meta"), FlopCounterMode(display=False) as counter:
+            peer.build(name, 64, 16)(torch.empty(1, 3, 64, 64), torch.empty(1, 1))
+        assert common.operations(name, 16, 64, 5) == 3 * 5 * counter.get_total_flops()
+
+
+def test_the_operations_of_the_slides_network_by_hand():
+    """2 for each weight and place of a convolution, and for each weight of the embedding of time."""
+    import common
+
+    n, full = 16, 64 * 64
+    one = 9 * (3 * n + n * n) * full  # the first Conv3Layer
+    one += 9 * 2 * n * n * full + 9 * (2 * n * n + 4 * n * n) * full / 4 + 9 * 2 * 4 * n * n * full / 16  # down
+    one += (2 * n) * (2 * n) * full / 64  # 4×4 transposed, one weight for each place it makes
+    for place, width_in, width in ((full / 16, 4 * n, 2 * n), (full / 4, 4 * n, n), (full, 2 * n, n)):
+        one += (width_in * width + 9 * 4 * width * width) * place  # 2×2 transposed, then four 3×3
+    one += 9 * 2 * n * 3 * full  # the last
+    one += 2 * n + (2 * n) ** 2  # time
+    assert common.operations("naive", n, 64, 5) == 3 * 2 * one * 5
+
+
+def test_shares_of_operations_by_their_names():
+    import shares
+
+    events = {
+        "StatefulPartitionedCall/functional_1/residual_block/conv2d/BiasAdd:_MklNativeFusedConv2D": "convolutions",
+        "StatefulPartitionedCall/functional_1/conv2d_transpose/Conv2DBackpropInput:Conv2DBackpropInput": "convolutions",
+        "StatefulPartitionedCall_1/gradient_tape/functional_1/conv2d/Conv2D:Conv2D": "… gradients of their inputs",
+        "StatefulPartitionedCall/gradient_tape/conv2d/Conv2DBackpropFilter:_MklNativeConv2DBackpropFilterWithBias": (
+            "… gradients of their kernels"
+        ),
+        "StatefulPartitionedCall/functional_1/self_attention/group_normalization_6/add:AddV2": (
+            "normalization, activations, loss"
+        ),
+        "StatefulPartitionedCall_1/mul_76:Mul": "normalization, activations, loss",
+        "StatefulPartitionedCall/gradient_tape/functional_1/self_attention/transpose:Transpose": "attention",
+        "StatefulPartitionedCall/functional_1/concatenate/concat:ConcatV2": "other layers",
+        "adam/Square_22:Square": "optimizer, EMA weights, sums of gradients",
+        "stateless_random_normal/StatelessRandomNormalV2:StatelessRandomNormalV2": "noise on the images",
+    }
+    for name, group in events.items():
+        seconds, counts = shares.shares([(name, 1.0, 3.0), ("ExecutorState::Process", 0.0, 9.0)])
+        assert {name: s for name, s in seconds.items() if s} == {group: 2.0} and counts == {group: 1}
