@@ -4,8 +4,8 @@
     python benchmarks/guidance.py --model model.keras                                      classifier-free
     python benchmarks/guidance.py --model model.keras --classifier classifier.keras        and by a classifier
 
-An independent classifier, linear on the features that `evaluate.py` measures distances with, learns the classes from the
-clean training images of the model; its accuracy on held-out images is printed first. The table gives, for each
+An independent classifier, linear on the features that `evaluate.py` measures distances with, learns the classes from
+the clean training images of the model; its accuracy on held-out images is printed first. The table gives, for each
 strength g, the fraction of samples in which it sees the class that was asked for, and the KID between the samples of a
 class and real images of it that were not trained on, as the mean over the classes. Samples are cached beside the model.
 """

@@ -176,13 +176,19 @@ class Unet(nn.Module):
             self.up.append(Stage(below + skips.pop(), width, embedded, attends))
             below = width
         self.norm = nn.GroupNorm(GROUPS, first, EPSILON)
-        self.unpatch = nn.Conv2d(first, first, 3, padding=1) if patch > 1 else None
-        self.last = nn.Conv2d(first // patch**2, channels, 3, padding=1)
-        self.patched = {"first.weight": 1, "unpatch.weight": 0, "unpatch.bias": 0} if patch > 1 else {}
+        self.patched = {}
+        if patch > 1:
+            fine = GROUPS * max(1, n_feat // (2 * GROUPS))
+            self.unpatch, self.pixels = (nn.Conv2d(*both, 3, padding=1) for both in
+                                         ((first, patch**2 * fine), (channels, fine)))  # fmt: skip
+            self.fine, self.fine_norm = ResidualBlock(2 * fine, fine, embedded), nn.GroupNorm(GROUPS, fine, EPSILON)
+            self.patched = {"first.weight": 1, "unpatch.weight": 0, "unpatch.bias": 0}
+        self.last = nn.Conv2d(fine if patch > 1 else first, channels, 3, padding=1)
 
     def forward(self, x, t, label=None):
         embedding = self.time(t) if self.label is None else self.time(t) + self.label(label[:, 0])
         embedding = functional.silu(embedding)
+        image = x
         x = self.first(functional.pixel_unshuffle(x, self.patch) if self.patch > 1 else x)
         skips = []
         for k, stage in enumerate(self.down):
@@ -193,7 +199,10 @@ class Unet(nn.Module):
             x = functional.interpolate(x, scale_factor=2) if k and k % self.blocks == 0 else x
             x = stage(torch.cat([x, skips.pop()], 1), embedding)
         x = functional.silu(self.norm(x))
-        return self.last(functional.pixel_shuffle(self.unpatch(x), self.patch) if self.patch > 1 else x)
+        if self.patch > 1:
+            x = torch.cat([functional.pixel_shuffle(self.unpatch(x), self.patch), self.pixels(image)], 1)
+            x = functional.silu(self.fine_norm(self.fine(x, embedding)))
+        return self.last(x)
 
 
 def copy_weights(keras_model, network):

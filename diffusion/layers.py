@@ -27,10 +27,10 @@ class GroupNormalization(kl.GroupNormalization):
     of it in float32, whatever the precision.
 
     A `modulation`, (batch, 2·channels), is a scale and a shift of each image's own on top: y (1 + scale) + shift, at no
-    further pass (ADM, arXiv 2105.05233, section 3, "AdaGN").
+    further pass (ADM, arXiv 2105.05233, section 3, "AdaGN"). With `silu` that function of it comes in the same pass.
     """
 
-    def call(self, inputs, modulation=None):
+    def call(self, inputs, modulation=None, silu=False):
         _, height, width, channels = inputs.shape
         members = channels // self.groups
 
@@ -49,11 +49,17 @@ class GroupNormalization(kl.GroupNormalization):
             variance = ops.maximum(of_groups(total(ops.square(x))) - ops.square(mean), 0)
             rstd = ops.rsqrt(variance + self.epsilon)
             scale = gamma * rstd
-            y = ops.cast(x * scale + (beta - mean * scale), self.compute_dtype)
+            shift = beta - mean * scale
+            y = x * scale + shift
+            y = ops.cast(ops.silu(y) if silu else y, self.compute_dtype)
 
             def gradient(*args, upstream=None):
                 dy = ops.cast(args[0] if upstream is None else upstream, "float32")
                 x = ops.cast(inputs, "float32")
+                if silu:
+                    y = x * scale + shift
+                    sigmoid = ops.sigmoid(y)
+                    dy = dy * sigmoid * (1 + y - y * sigmoid)
                 dbeta = total(dy)
                 dgamma = (total(dy * x) - mean * dbeta) * rstd
                 slope = of_groups(gamma * dgamma) * rstd * rstd
@@ -67,7 +73,8 @@ class GroupNormalization(kl.GroupNormalization):
 
         gamma, beta = self.gamma + 0, self.beta + 0  # + 0: values, not variables
         if modulation is not None:
-            scale, shift = ops.split(ops.cast(modulation, "float32")[:, None, None, :], 2, axis=-1)
+            modulation = ops.reshape(ops.cast(modulation, "float32"), (-1, 1, 1, 2 * channels))
+            scale, shift = ops.split(modulation, 2, axis=-1)
             gamma, beta = gamma * (1 + scale), beta * (1 + scale) + shift
         return normalize(inputs, gamma, beta)
 
@@ -124,8 +131,8 @@ class ResidualBlock(kl.Layer):
 
     def call(self, inputs):
         x, embedding = inputs
-        h = self.Conv2D_1(ops.silu(self.Norm_1(x)))
-        h = self.Conv2D_2(ops.silu(self.Norm_2(h, self.Modulation(embedding))))
+        h = self.Conv2D_1(self.Norm_1(x, silu=True))
+        h = self.Conv2D_2(self.Norm_2(h, self.Modulation(embedding), silu=True))
         return h + (self.Skip(x) if self.Skip.built else x)
 
     def get_config(self):
@@ -155,8 +162,11 @@ class SelfAttention(kl.Layer):
     def call(self, inputs):
         _, height, width, channels = inputs.shape
         heads = max(1, channels // self.head)
-        qkv = ops.reshape(self.Projection_in(self.Norm(inputs)), (-1, height * width, 3, heads, channels // heads))
-        query, key, value = (ops.transpose(qkv[:, :, k], (0, 2, 1, 3)) for k in range(3))  # (batch, heads, pixels, …)
+
+        def by_head(x):  # (batch, height, width, channels) → (batch, heads, pixels, channels of a head)
+            return ops.transpose(ops.reshape(x, (-1, height * width, heads, channels // heads)), (0, 2, 1, 3))
+
+        query, key, value = map(by_head, ops.split(self.Projection_in(self.Norm(inputs)), 3, axis=-1))
         logits = ops.matmul(query, ops.swapaxes(key, 2, 3)) / (channels // heads) ** 0.5
         weights = ops.cast(ops.softmax(ops.cast(logits, "float32")), self.compute_dtype)
         mixed = ops.transpose(ops.matmul(weights, value), (0, 2, 1, 3))

@@ -115,13 +115,13 @@ def Unet(
             x = SelfAttention(groups=GROUPS)(x) if level >= len(widths) - attention else x
         x = kl.UpSampling2D(2, **CHANNELS_LAST)(x) if level else x
 
-    x = kl.Activation("silu")(GroupNormalization(GROUPS)(x))
+    x = GroupNormalization(GROUPS)(x, silu=True)
     if patch > 1:
         # One block sees single pixels again, and the image beside the features. Without it each pixel of a patch is
         # predicted by weights of its own from coarse features, and the patches show as a grid.
         fine = GROUPS * max(1, n_feat // (2 * GROUPS))
         x = kl.Concatenate(axis=-1)([DepthToSpace(patch)(convolution(patch**2 * fine)(x)), convolution(fine)(image)])
-        x = kl.Activation("silu")(GroupNormalization(GROUPS)(ResidualBlock(fine, GROUPS)([x, embedding])))
+        x = GroupNormalization(GROUPS)(ResidualBlock(fine, GROUPS)([x, embedding]), silu=True)
     out = convolution(input_shape[-1], kernel_initializer="zeros", dtype="float32")(x)
     return keras.Model(inputs=[image, t, *labels], outputs=out)
 
@@ -146,6 +146,6 @@ def Classifier(
     image, t = kl.Input(shape=input_shape), kl.Input(shape=(1,))
     embedding = embed(t, [], 0, 4 * n_feat)
     x = encode(image, embedding, n_feat, widths, blocks, attention, patch)[-1]
-    x = kl.Activation("silu")(GroupNormalization(GROUPS)(x))
+    x = GroupNormalization(GROUPS)(x, silu=True)
     x = kl.GlobalAveragePooling2D(**CHANNELS_LAST)(x)
     return keras.Model(inputs=[image, t], outputs=kl.Dense(classes, kernel_initializer="zeros", dtype="float32")(x))

@@ -177,14 +177,44 @@ def ema_momentum(done: int | tf.Tensor, most: float) -> tf.Tensor:
 
 
 @contextlib.contextmanager
-def _warming_up(optimizer):
-    """While a step is traced: the momentum of the EMA weights rises with `iterations` as the steps are taken."""
-    most = optimizer.ema_momentum
-    optimizer.ema_momentum = ema_momentum(optimizer.iterations, most)
+def _fused(optimizer, ema_warmup):
+    """While a step is traced: Keras' Adam and its EMA weights in few operations a weight instead of forty.
+
+    The formulas are Keras' own, but for the momentum of the EMA weights, which rises if `ema_warmup`.
+    """
+    done, most = optimizer.iterations, optimizer.ema_momentum
+    momentum = ema_momentum(done, most) if ema_warmup else most
+    momentum = tf.where(tf.equal(done, 0), 0.0, momentum)  # EMA weights begin with the first weights
+
+    def update_step(gradient, variable, learning_rate):
+        k, steps = optimizer._get_variable_index(variable), tf.cast(done + 1, tf.float32)
+        tf.raw_ops.ResourceApplyAdam(
+            var=variable.handle,
+            m=optimizer._momentums[k].value.handle,
+            v=optimizer._velocities[k].value.handle,
+            beta1_power=tf.pow(optimizer.beta_1, steps),
+            beta2_power=tf.pow(optimizer.beta_2, steps),
+            lr=learning_rate,
+            beta1=optimizer.beta_1,
+            beta2=optimizer.beta_2,
+            epsilon=optimizer.epsilon,
+            grad=gradient,
+        )
+
+    def update_averages(variables):
+        for variable, average in zip(variables, optimizer._model_variables_moving_average, strict=True):
+            average.value.assign_sub((average.value - variable.value) * (1 - momentum))
+
+    replaced = {"_update_model_variables_moving_average": update_averages}
+    if isinstance(optimizer, keras.optimizers.Adam):
+        replaced["update_step"] = update_step
+    for name, function in replaced.items():
+        setattr(optimizer, name, function)
     try:
         yield
     finally:
-        optimizer.ema_momentum = most
+        for name in replaced:
+            delattr(optimizer, name)
 
 
 def squared_errors(predicted: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
@@ -213,7 +243,7 @@ def divide_training(model: keras.Model, parts: int, ema_warmup: bool = False) ->
     """
     model.parts = parts
     errors_of = squared_errors if len(model.output.shape) == 4 else cross_entropies
-    averaging = getattr(model.optimizer, "inner_optimizer", model.optimizer)  # in float16 it stands in another one
+    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)  # in float16 it stands in another one
     inputs = [tf.TensorSpec([None, *tensor.shape[1:]], tensor.dtype) for tensor in model.inputs]
     target = inputs[0] if errors_of is squared_errors else tf.TensorSpec([None], tf.int32)
     signature = [*inputs, target, tf.TensorSpec([None, 1, 1, 1])]
@@ -235,7 +265,7 @@ def divide_training(model: keras.Model, parts: int, ema_warmup: bool = False) ->
             pieces = zip(*(split(tensor, parts) for tensor in batch), strict=True)
             losses, gradients = zip(*(of_piece(*piece, factor) for piece in pieces), strict=True)
             total = [tf.add_n(of_pieces) for of_pieces in zip(*gradients, strict=True)]
-            with _warming_up(averaging) if ema_warmup else contextlib.nullcontext():
+            with _fused(optimizer, ema_warmup):
                 model.optimizer.apply(total, model.trainable_weights)
             return {"loss": tf.add_n(losses)}
 

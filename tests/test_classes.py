@@ -246,7 +246,7 @@ def test_the_loss_of_a_classifier_is_the_cross_entropy_and_images_of_no_class_ha
     from diffusion.networks import Classifier
 
     model = Classifier((8, 8, 1), 8, 3, widths=(1,), attention=0)
-    model.compile(optimizer=keras.optimizers.SGD(0.0, use_ema=True))
+    model.compile(optimizer=keras.optimizers.Adam(0.0, use_ema=True))
     model.optimizer.build(model.trainable_variables)
     checkpoint.divide_training(model, parts=2)
     rng = np.random.default_rng(0)
