@@ -33,6 +33,8 @@ def tiny(monkeypatch, tiny_networks):
         return 0, "device    CPU\nEpoch :0 loss :3.0\n", None
 
     monkeypatch.setattr(on_gpu, "script", script)
+    # It cannot be undone, and would take XLA from the tests that follow in this process.
+    monkeypatch.setattr(tf.config.experimental, "enable_op_determinism", lambda: None)
     before = tf.config.experimental.tensor_float_32_execution_enabled()
     yield
     tf.config.experimental.enable_tensor_float_32_execution(before)
