@@ -85,13 +85,16 @@ def reverse_steps():
     return [ReverseSteps(network, SCHED, 64, clip=False, xla=False, classifier=guide) for guide in (None, classifier)]
 
 
-def by_hand(x_t, g, c, first=0, last=10**6):
-    """DDIM without noise, all steps, float64."""
+def by_hand(x_t, g, c, first=0, last=10**6, clip=False):
+    """DDIM without noise, all steps, float64; what is clipped is the guided estimate."""
     ab = SCHED.alphabar
     for t in range(n_steps(SCHED), 0, -1):
         eps, of_all, _ = in_float64(x_t, ab[t])
         eps = of_all + (g if first <= t <= last else 1) * (eps[..., c] - of_all)
         x_0 = (x_t - np.sqrt(1 - ab[t]) * eps) / np.sqrt(ab[t])
+        if clip:
+            x_0 = np.clip(x_0, -1, 1)
+            eps = (x_t - np.sqrt(ab[t]) * x_0) / np.sqrt(1 - ab[t])
         x_t = np.sqrt(ab[t - 1]) * x_0 + np.sqrt(1 - ab[t - 1]) * eps
     return x_t
 
@@ -107,6 +110,31 @@ def test_guided_samples_are_those_of_the_same_process_in_float64(reverse_steps, 
         *_, (_, x_0) = sampling.sample(steps, plan, 0, range(64), tf.constant(start), label=label)
         np.testing.assert_allclose(x_0.numpy().ravel(), np.concatenate(halves), atol=2e-3)
         assert steps._take.experimental_get_tracing_count() == 1
+
+
+def test_what_is_clipped_is_the_guided_estimate():
+    start = np.random.default_rng(0).standard_normal((64, *SHAPE)).astype(np.float32)
+    steps = ReverseSteps(Oracle(predict, SHAPE, labels=True), SCHED, 64, xla=False)
+    plan = sampling.make_plan(SCHED, "ddim", guidance=8.0)
+    *_, (_, x_0) = sampling.sample(steps, plan, 0, range(64), tf.constant(start), label=[2] * 64)
+    expected = by_hand(start.ravel().astype(np.float64), 8.0, 1, clip=True)
+    np.testing.assert_allclose(x_0.numpy().ravel(), expected, atol=2e-3)
+    assert np.abs(expected - by_hand(start.ravel().astype(np.float64), 8.0, 1)).max() > 0.01
+
+
+def test_guidance_applies_from_the_first_to_the_last_t_of_its_interval():
+    plan = sampling.make_plan(SCHED, "ddim", guidance=3.0, guidance_interval=(50, 120))
+    t = plan.times[:-1]
+    np.testing.assert_array_equal(plan.guidance, np.where((t == 50) | (t == 120) | ((t > 50) & (t < 120)), 3, 1))
+
+
+def test_where_nothing_is_left_of_the_image_a_classifier_adds_nothing():
+    sched = ddpm_schedule(T=20, zero_snr=True)
+    x_t, t = tf.random.stateless_normal((2, 1, 1, 1), (0, 0)), tf.constant([20, 10])
+    denoise = denoiser(lambda inputs: 0.5 * inputs[0], sched, "v")
+    guided = with_classifier(denoise, lambda inputs: 3 * inputs[0][:, 0, 0] * [1.0, -1.0], sched, tf.constant(5.0))
+    (x_0, eps), (plain_x_0, plain_eps) = guided(x_t, t, tf.constant([1, 1])), denoise(x_t, t)
+    assert x_0[0] == plain_x_0[0] and eps[0] == plain_eps[0] and x_0[1] > plain_x_0[1] and eps[1] < plain_eps[1]
 
 
 def test_with_guidance_1_samples_follow_the_gaussian_of_their_class(reverse_steps):
@@ -181,6 +209,15 @@ def test_labels_reach_the_network_as_they_are_meant(of_cats_and_dogs):
     np.testing.assert_array_equal(sampled(label="dog", guidance=0), expected[0])
     guided = rd.my_sample(model=unconditional(CONSTANTS[0] + 2 * (CONSTANTS[2] - CONSTANTS[0])), **how)
     assert np.abs(sampled(label="dog", guidance=2) - guided).max() <= 1
+
+
+def test_every_image_has_its_label_also_in_later_batches(of_cats_and_dogs):
+    label = np.random.default_rng(0).integers(0, 2, 70)
+    how = {"n_sample": 70, "seed": 5, "steps": 2, "verbose": 0}
+    mixed = rd.my_sample(model=of_cats_and_dogs, label=label, **how)
+    for k in 0, 1:
+        expected = rd.my_sample(model=of_cats_and_dogs, label=k, **how)
+        np.testing.assert_array_equal(mixed[label == k], expected[label == k])
 
 
 def test_a_model_without_metadata_takes_numbers_only():

@@ -55,8 +55,9 @@ def test_a_residual_block_is_that_of_adm(channels):
     np.testing.assert_allclose(block([x, embedding]), expected, atol=1e-4 * np.abs(expected).max())
 
 
+@pytest.mark.parametrize("silu", [False, True])
 @pytest.mark.parametrize("precision, tolerance", [("float32", 1e-5), ("mixed_bfloat16", 0.02)])
-def test_a_modulated_normalization_has_the_gradients_of_its_formula(precision, tolerance):
+def test_a_modulated_normalization_has_the_gradients_of_its_formula(precision, tolerance, silu):
     x, modulation, direction = random(3, 4, 4, 24), random(3, 48), random(3, 4, 4, 24)
     ours = layers.GroupNormalization(8, dtype=precision)
     keras_layer = keras.layers.GroupNormalization(8)
@@ -67,10 +68,11 @@ def test_a_modulated_normalization_has_the_gradients_of_its_formula(precision, t
         inputs = tf.Variable(x), tf.Variable(modulation)
         with tf.GradientTape() as tape:
             if layer is ours:
-                y = layer(*inputs)
+                y = layer(*inputs, silu=silu)
             else:
                 scale, shift = tf.split(inputs[1][:, None, None], 2, axis=-1)
                 y = layer(inputs[0]) * (1 + scale) + shift
+                y = y * tf.sigmoid(y) if silu else y
             loss = tf.reduce_sum(tf.cast(y, tf.float32) * direction)
         results.append([y, *tape.gradient(loss, [*inputs, *layer.trainable_variables])])
     for of_ours, expected in zip(*results, strict=True):
