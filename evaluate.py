@@ -108,7 +108,9 @@ def main():
                 f"{options.model} carries no training metadata; evaluate one that diffusion_model.py wrote"
             )
         check_outputs(options, book)
-        make_plan(checkpoint.diffusion_of(model)[0], **console.sampler_options(options))  # better known now
+        options.how = console.sampler_options(options)
+        options.how |= checkpoint.sampler_of(model, options.sampler, options.steps, options.variance)
+        make_plan(checkpoint.diffusion_of(model)[0], **options.how)  # better known now
         held_out, training, samples, extract = load_inputs(model, book, options)
 
         cache = cache_prefix(options, checkpoint.fingerprint(model))
@@ -120,7 +122,7 @@ def main():
             rows |= sample_rows(samples, training, held_out, extract, options)
         with files.replacing(options.out) as draft, open(draft, "w", encoding="utf-8") as file:
             json.dump({"model": options.model, "data": options.data, "step": book["progress"]["step"],
-                       "features": options.features, "sampler": console.sampler_options(options), **rows},
+                       "features": options.features, "sampler": options.how, **rows},
                       file, indent=1)  # fmt: skip
         show(rows)
         say(f"written to {options.out}")

@@ -83,13 +83,16 @@ def my_sample(
     Args:
         image_shape: (height, width, channels), only to check the model's.
         n_sample: how many images; with `noise` as many as it holds.
-        model: a path, or a Keras model that takes [x_t, t/T] or [x_t, t/T, label] and predicts the noise. The noise
-            schedule comes from the metadata of the model; without metadata it is that of the slides.
+        model: a path, `'drawings'` for the pretrained model of this project, or a Keras model that takes [x_t, t/T] or
+            [x_t, t/T, label] and predicts the noise. The noise schedule comes from the metadata of the model; without
+            metadata it is that of the slides.
         seed: an integer; image k of a seed is the same however many are sampled. None for different ones every time.
         variance, clip: see `ddpm.p_sample`.
         verbose: 0 for silence, 1 for a bar that counts t down.
-        sampler: `'ddpm'` (None), `'ddim'`, `'dpm++'` or `'langevin'`, see `diffusion.samplers.coefficients`.
-        steps: how many steps, 1 … T; None for all. 20 to 50 do for ddim and dpm++.
+        sampler: `'ddpm'`, `'ddim'`, `'dpm++'` or `'langevin'`, see `diffusion.samplers.coefficients`; None for what the
+            file recommends, or ddpm if it recommends nothing or `variance` is chosen.
+        steps: how many steps, 1 … T; None for as many as the file recommends with its sampler, else all. 20 to 50 do
+            for ddim and dpm++.
         spacing: of the steps, `'uniform'` in t, `'quadratic'` or `'logsnr'`; None for what suits the sampler.
         eta: of ddim, 0 (no noise) … 1.
         label: a class, as its name or its number from 0, or one for each image; None for images of all kinds.
@@ -124,6 +127,7 @@ def my_sample(
 
     from ddpm import to_pixels
     from diffusion.sampling import make_plan
+    from support import checkpoint
 
     model, shape = open_model(model)
     classifier = classifier and open_classifier(classifier, model)
@@ -138,8 +142,9 @@ def my_sample(
     if label is None and guidance != 1:
         raise ValueError(f"guidance {guidance} needs a label to guide to")
     sched, steps_for = reverse_steps(model, *([classifier] if classifier and label is not None else []))
-    sampler = "ddpm" if sampler is None else sampler
-    plan = make_plan(sched, sampler, steps, spacing, eta, variance, corrector, snr, guidance, guidance_interval)
+    more = {"spacing": spacing, "eta": eta, "corrector": corrector, "snr": snr}
+    more |= {"guidance": guidance, "guidance_interval": guidance_interval}
+    plan = make_plan(sched, **checkpoint.sampler_of(model, sampler, steps, variance), **more)
     return to_pixels(run_plan(steps_for, plan, model, n_sample, seed, bool(clip), noise, verbose, labels))
 
 
@@ -295,7 +300,9 @@ def open_classifier(classifier, model):
 
 def load_key(path):
     """The real path of a file, and a stamp that differs when the file has changed."""
-    path = os.path.realpath(path)
+    from support import checkpoint
+
+    path = os.path.realpath(checkpoint.locate(path))
     status = os.stat(path) if os.path.exists(path) else None
     return path, status and (status.st_ino, status.st_mtime_ns, status.st_size)
 
@@ -339,7 +346,10 @@ def parse_options(arguments=None):
         "--seed", type=console.integer(0), metavar="N", help="for the same images again (different ones every time)"
     )
     parser.add_argument(
-        "--model", default="model.keras", metavar="FILE.keras", help="the trained network (model.keras)"
+        "--model",
+        default="model.keras",
+        metavar="FILE.keras",
+        help="the trained network, or drawings, a pretrained one (model.keras)",
     )
     console.add_sampler_options(parser)
     parser.add_argument("--label", nargs="+", metavar="CLASS", help="class of the images, or one for each (all kinds)")

@@ -1,76 +1,337 @@
-"""What each improvement of training brings: the first run with one option changed at a time.
+"""Which recipe gives the best images for the same compute? Recipes are trained side by side, and measured alike.
 
-    python benchmarks/recipes.py --out recipes                    all, about 4 minutes each on 2 cores
-    python benchmarks/recipes.py --out recipes --only "slides;v"   some
+    pip install -r benchmarks/requirements.txt
+    python benchmarks/recipes.py --data FOLDER --minutes 8                          screening: all recipes, hours
+    python benchmarks/recipes.py --data FOLDER --minutes 25 --recipes unet-48,ddpp --seeds 0,1 --test HELD-OUT
+    python benchmarks/recipes.py --data drawings --test new-drawings --epochs 37 --recipes naive,naive-v,unet
 
-Every recipe trains the same network on the same drawings for as many steps, and so for about the same time, and is
-measured on new drawings. What is in the folder already is not done again: start it again after an interruption.
+A recipe is a line of options of `diffusion_model.py`. `ddpp` is denoising-diffusion-pytorch as its README trains it, on
+the same images. First the time of a training step is measured in turn, on an otherwise idle machine; then every row
+trains for as many steps as fit into the minutes, so what else the machine does later changes no result. With --epochs
+all train for as many instead. Without --test a tenth of the images are held out and compared with, so that other
+images are left to look at once, in the end.
+
+Rows are files in the folder --out; an interrupted row resumes, and what is there is not measured again.
 """
 
 import argparse
+import glob
 import json
 import os
+import statistics
 import subprocess
 import sys
 
 import common
 
-SAMPLER = ("--variance", "posterior", "--steps", "50")
-MEASURE = ("--data", "new-drawings", "--features", "efficientnet", "--only", "bits,kid", "--count", "500", *SAMPLER)
-SHORT, LONG = (("--lr-decay", "none", "--n-epochs", n) for n in ("2", "20"))
+COMMON = "--preset slides --batch-size 16 --learning-rate 2e-3 --lr-decay cosine --warmup 200 --ema 0.999 --n-feat 32"
+UNET = COMMON + " --network unet --patch 2 --target v --schedule cosine"
 RECIPES = {
-    "slides": (),
-    "slides, another seed": ("--seed", "1"),
-    "cosine": ("--schedule", "cosine"),
-    "sigmoid": ("--schedule", "sigmoid"),
-    "x0": ("--target", "x0"),
-    "v": ("--target", "v"),
-    "v, zero SNR": ("--target", "v", "--zero-snr"),
-    "v, cosine": ("--target", "v", "--schedule", "cosine"),
-    "min-SNR": ("--weighting", "min-snr"),
-    "x0, min-SNR": ("--target", "x0", "--weighting", "min-snr"),
-    "x0, SNR": ("--target", "x0", "--weighting", "snr"),
-    "t by log-SNR": ("--t-sampling", "logsnr"),
-    "short, no EMA": (*SHORT, "--ema", "0"),
-    "short, EMA 0.999, no warm-up": (*SHORT, "--ema", "0.999", "--no-ema-warmup"),
-    "short, EMA 0.999": (*SHORT, "--ema", "0.999"),
-    "long, no EMA": (*LONG, "--ema", "0"),
-    "long, EMA 0.999, no warm-up": (*LONG, "--ema", "0.999", "--no-ema-warmup"),
-    "long, EMA 0.999": (*LONG, "--ema", "0.999"),
+    "slides": COMMON,
+    "unet": UNET,
+    "unet-bf16": UNET + " --precision bfloat16",
+    "unet-48": UNET + " --n-feat 48 --precision bfloat16",
+    "unet-64": UNET + " --n-feat 64 --precision bfloat16",
+    "unet-48-f32": UNET + " --n-feat 48",
+    "unet-patch1": UNET + " --patch 1 --precision bfloat16",
+    "unet-blocks2": UNET + " --blocks 2 --precision bfloat16",
+    "unet-deep": UNET + " --widths 1,2,2,2 --precision bfloat16",
+    "unet-attention2": UNET + " --attention 2 --precision bfloat16",
+    "unet-eps": UNET + " --target eps --precision bfloat16",
+    "unet-x0": UNET + " --target x0 --weighting min-snr --precision bfloat16",
+    "unet-min-snr": UNET + " --weighting min-snr --precision bfloat16",
+    "unet-logsnr": UNET + " --t-sampling logsnr --precision bfloat16",
+    "unet-linear": UNET + " --schedule linear --precision bfloat16",
+    "unet-sigmoid": UNET + " --schedule sigmoid --precision bfloat16",
+    "unet-rate1": UNET + " --learning-rate 1e-3 --precision bfloat16",
+    "unet-rate4": UNET + " --learning-rate 4e-3 --precision bfloat16",
+    "unet-ema99": UNET + " --ema 0.99 --precision bfloat16",
+    "unet-ema9995": UNET + " --ema 0.9995 --precision bfloat16",
+    "unet-batch8": UNET + " --batch-size 8 --precision bfloat16",
+    "unet-batch32": UNET + " --batch-size 32 --precision bfloat16",
+    "unet-batch64": UNET + " --batch-size 64 --precision bfloat16",
+    "ddpp": None,
 }
+NAIVE = "--preset slides --n-feat 16 --batch-size 16 --learning-rate 4e-3 --lr-decay cosine --warmup 50 --ema 0.99"
+RECIPES |= {  # the first run with the slides' network, and one change each
+    "naive": NAIVE,
+    "naive-cosine": NAIVE + " --schedule cosine",
+    "naive-sigmoid": NAIVE + " --schedule sigmoid",
+    "naive-x0": NAIVE + " --target x0",
+    "naive-v": NAIVE + " --target v",
+    "naive-v-zero-snr": NAIVE + " --target v --zero-snr",
+    "naive-v-cosine": NAIVE + " --target v --schedule cosine",
+    "naive-min-snr": NAIVE + " --weighting min-snr",
+    "naive-x0-min-snr": NAIVE + " --target x0 --weighting min-snr",
+    "naive-x0-snr": NAIVE + " --target x0 --weighting snr",
+    "naive-logsnr": NAIVE + " --t-sampling logsnr",
+    "naive-constant-no-ema": NAIVE + " --lr-decay none --ema 0",
+    "naive-constant-ema999-no-warmup": NAIVE + " --lr-decay none --ema 0.999 --no-ema-warmup",
+    "naive-constant-ema999": NAIVE + " --lr-decay none --ema 0.999",
+}
+TIMED = 60  # steps of which the median is taken, after as many that warm up
+PARTS = "bits,overfitting,kid,frechet,precision,recall,copies"
 
 
-def run(script, *arguments):
-    subprocess.run([sys.executable, os.path.join(common.ROOT, script), *arguments], check=True)
+class Timer:
+    """Stands in for the `TrainingRun` of a training, to end it after some steps with the median of their seconds."""
+
+    def __init__(self):
+        import time
+
+        self.clock, self.seconds = time.perf_counter, []
+        self.last = self.clock()
+
+    def before_epoch(self):
+        pass
+
+    def after_epoch(self):
+        pass
+
+    def after_step(self, loss):
+        now = self.clock()
+        self.seconds.append(now - self.last)
+        self.last = now
+        if len(self.seconds) == 2 * TIMED:
+            raise StopIteration
 
 
-def measure(name, folder):
-    """The numbers of `evaluate.py` for a recipe, trained first where that has not been done."""
-    base = os.path.join(folder, name.replace(", ", "-").replace(" ", "-"))
-    model, out = base + ".keras", base + ".json"
-    if not os.path.exists(out):
-        run("diffusion_model.py", "--preset", "first", "--data", "drawings", "--model", model, "--sample-every", "0",
-            *RECIPES[name])  # fmt: skip
-        run("evaluate.py", "--model", model, "--out", out, *MEASURE)
-    with open(out, encoding="utf-8") as file:
-        return json.load(file)
+def time_ours(options, path):
+    """Prints the seconds of a training step of a recipe, and how many images it trains on."""
+    from support import device
+
+    device.start_tensorflow(parts=device.MOST_PARTS)
+    import diffusion_model
+    from support.preparation import prepare
+    from support.settings import parse_options
+
+    model, images, _ = prepare(parse_options("", [*options, "--n-epochs", "1000"]), path)
+    timer = Timer()
+    try:
+        diffusion_model.train(model, images, timer)
+    except StopIteration:
+        print(f"RESULT {statistics.median(timer.seconds[TIMED:])} {len(images.images)}")
+
+
+class Search:
+    """The rows of a table, and the files that they are made from."""
+
+    def __init__(self, options):
+        self.options, self.out = options, options.out
+        self.data = os.path.abspath(options.data) if os.path.exists(options.data) else options.data
+        self.budget = f"{options.epochs}epochs" if options.epochs else f"{options.minutes:g}min"
+        os.makedirs(self.out, exist_ok=True)
+
+    def path(self, name, seed, ending):
+        return os.path.join(self.out, f"{name}-{self.budget}-seed{seed}{ending}")
+
+    def options_of(self, name, seed):
+        """The options of `diffusion_model.py` for a row."""
+        words = ["--data", self.data, "--image-size", str(self.options.image_size)]
+        words += [*RECIPES[name].split(), "--seed", str(seed), "--sample-every", "0", "--sample-steps", "50"]
+        return words + ([] if self.options.test else ["--validation", "0.1", "--validate-every", "1000"])
+
+    def step_times(self):
+        """Seconds of a step of each recipe and the number of its training images, from a file or measured in turn."""
+        path = os.path.join(self.out, f"steps-{self.options.image_size}.json")
+        known = {}
+        if os.path.exists(path):
+            with open(path) as file:
+                known = json.load(file)
+        missing = [name for name in self.options.recipes if name not in known]
+        found = {name: [] for name in missing}
+        for _ in range(self.options.rounds if missing else 0):
+            for name in missing:
+                found[name].append(self.time_step(name))
+        for name, turns in found.items():
+            known[name] = [statistics.median(seconds for seconds, _ in turns), turns[0][1]]
+            print(f"{name}: {1e3 * known[name][0]:.1f} ms a step", flush=True)
+        with open(path, "w") as file:
+            json.dump(known, file, indent=1)
+        return known
+
+    def time_step(self, name):
+        if name == "ddpp":
+            import ddpp
+
+            command = [ddpp.__file__, "--time", self.image_folder(), "--image-size", str(self.options.image_size)]
+        else:
+            command = [__file__, "--time-step", self.path(name, 0, "-time.keras"), *self.options_of(name, 0)]
+        text = subprocess.run([sys.executable, *command], check=True, capture_output=True, text=True).stdout
+        seconds, count = next(line.split()[1:] for line in text.splitlines() if line.startswith("RESULT"))
+        return float(seconds), int(count)
+
+    def image_folder(self):
+        """A folder of PNG files with the training images, which the peer reads: exactly those of our rows."""
+        folder = os.path.join(self.out, f"images-{self.options.image_size}" + ("-all" if self.options.test else ""))
+        if not os.path.isdir(folder):
+            from PIL import Image
+
+            import data
+            from evaluation.validation import split_held_out
+
+            images, _ = data.load_images(self.data, self.options.image_size, 3)
+            images = images if self.options.test else split_held_out(images, 0.1, 0)[0]
+            os.makedirs(folder + ".part")
+            for k, image in enumerate(images):
+                Image.fromarray(image).save(os.path.join(folder + ".part", f"{k:05d}.png"))
+            os.rename(folder + ".part", folder)
+        return folder
+
+    def epochs(self, name, times):
+        """How many epochs a row trains."""
+        if self.options.epochs:
+            return self.options.epochs
+        words = RECIPES[name].split()
+        batch = int(words[len(words) - words[::-1].index("--batch-size")])
+        seconds, count = times[name]
+        return max(1, round(60 * self.options.minutes / seconds / -(-count // batch)))
+
+    def run(self, *command):
+        print("$ python", " ".join(command), flush=True)
+        subprocess.run([sys.executable, *command], check=True, cwd=common.ROOT)
+
+    def row(self, name, seed, times):
+        """The numbers of a row: those in its file, or trains, samples and measures."""
+        o = self.options
+        path = os.path.abspath(self.path(name, seed, f"-{self.options.sampler}{o.steps}.json"))
+        if os.path.exists(path):
+            with open(path) as file:
+                return json.load(file)
+        of_model, more, parts = self.path(name, seed, ".keras"), [], PARTS
+        if name == "ddpp":
+            samples, parts = os.path.abspath(self.path(name, seed, ".npy")), "kid,frechet,precision,recall,copies"
+            steps = round(60 * o.minutes / times[name][0])
+            self.run(
+                "benchmarks/ddpp.py",
+                self.image_folder(),
+                "--image-size",
+                str(o.image_size),
+                "--train",
+                str(steps),
+                "--seed",
+                str(seed),
+                "--n-sample",
+                str(o.n_sample),
+                "--steps",
+                str(o.steps),
+                "--out",
+                samples,
+            )
+            of_model = sorted(glob.glob(os.path.join(self.out, f"*-{self.budget}-seed*.keras")))[0]  # for its metadata
+            more = ["--samples", samples]
+        else:
+            command = ["diffusion_model.py", *self.options_of(name, seed), "--model", of_model]
+            self.run(*command, "--n-epochs", str(self.epochs(name, times)))
+        how = ["--sampler", o.sampler, "--steps", str(o.steps), *(["--variance", "posterior"] * (o.sampler == "ddpm"))]
+        self.run(
+            "evaluate.py",
+            "--model",
+            os.path.abspath(of_model),
+            "--data",
+            o.test or "held-out",
+            "--n-sample",
+            str(o.n_sample),
+            "--count",
+            str(o.n_sample),
+            "--features",
+            o.features,
+            "--draws",
+            "3",
+            "--only",
+            parts,
+            "--out",
+            path,
+            *how,
+            *more,
+        )
+        with open(path) as file:
+            return json.load(file)
+
+
+def cells(numbers):
+    """The cells of a row of the table."""
+
+    def value(begin, digits=3):
+        row = next((row for key, row in numbers.items() if key.startswith(begin)), None)
+        if not isinstance(row, dict):
+            return ""
+        error = f" ± {row['error']:.{digits}f}" if row.get("error") else ""
+        return f"{row['value']:.{digits}f}{error}"
+
+    features = numbers["features"]
+    return (
+        value("kid"),
+        value("frechet", 0),
+        value("precision", 2),
+        value("recall", 2),
+        value("bits/dim, β, clipped", 2),
+        value("training loss", 2),
+        value(f"nearness to training, {features}", 2),
+        value(f"near-copies, {features}", 3),
+    )
+
+
+HEADING = (
+    "recipe",
+    "seed",
+    "ms a step",
+    "steps",
+    "KID",
+    "Fréchet",
+    "precision",
+    "recall",
+    "bits/dim",
+    "training / held-out loss",
+    "nearness",
+    "near-copies",
+)
 
 
 def main():
+    if sys.argv[1:2] == ["--time-step"]:
+        return time_ours(sys.argv[3:], sys.argv[2])
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", default="recipes", metavar="FOLDER", help="where models and numbers go (recipes)")
-    some = "some of them, with semicolons between: " + "; ".join(RECIPES)
-    parser.add_argument("--only", type=lambda text: text.split(";"), default=list(RECIPES), metavar="NAMES", help=some)
+    add = parser.add_argument
+    add("--data", required=True, metavar="SOURCE", help="training images")
+    add("--test", metavar="SOURCE", help="images to compare samples with, none of them trained on (a tenth of --data)")
+    add("--recipes", default=",".join(RECIPES), metavar="NAMES", help="some of the recipes (all)")
+    add("--seeds", default="0", help="seeds, with commas between them: each is a row (0)")
+    add("--minutes", type=float, default=8, help="of training (8)")
+    add("--epochs", type=int, metavar="N", help="train as many epochs instead")
+    add("--image-size", type=int, default=32, metavar="PIXELS")
+    add("--n-sample", type=int, default=1000, metavar="N", help="samples of each row, and images to compare (1000)")
+    add("--sampler", choices=("ddim", "ddpm", "dpm++"), default="ddim", help="ddpm is that with variance β̃ (ddim)")
+    add("--steps", type=int, default=50, metavar="N", help="of the sampler (50)")
+    add("--features", default="efficientnet", help="see evaluate.py (efficientnet)")
+    add("--rounds", type=int, default=3, help="turns of each in which the time of a step is measured (3)")
+    add("--time-only", action="store_true", help="measure the times of steps, which later calls use, and stop")
+    add("--out", default="recipes", metavar="FOLDER", help="where models, samples and numbers go (recipes)")
     options = parser.parse_args()
-    os.makedirs(options.out, exist_ok=True)
-    rows = [("recipe", "options", "steps", "bits/dim", "KID")]
-    for name in options.only:
-        numbers = measure(name, options.out)
-        bits, kid = (next(row for key, row in numbers.items() if key.startswith(start)) for start in ("bits", "kid"))
-        cells = (f"{row['value']:.3f} ± {row['error']:.3f}" for row in (bits, kid))
-        rows.append((name, f"`{' '.join(RECIPES[name])}`", f"{numbers['step']:,}", *cells))
-    print(common.machine("tensorflow", "keras"))
-    common.table(f"the first run with one change; KID of 500 samples by {' '.join(SAMPLER)}", rows)
+    options.recipes = options.recipes.split(",")
+    for name in options.recipes:
+        if name not in RECIPES:
+            parser.error(f"unknown recipe {name}; there are {', '.join(RECIPES)}")
+    options.out = os.path.abspath(options.out)
+    search = Search(options)
+    times = {} if options.epochs else search.step_times()
+    if options.time_only:
+        return None
+    rows = [HEADING]
+    for name in options.recipes:
+        for seed in map(int, options.seeds.split(",")):
+            numbers = search.row(name, seed, times)
+            ms = f"{1e3 * times[name][0]:.1f}" if times else ""
+            steps = round(60 * options.minutes / times[name][0]) if name == "ddpp" else numbers["step"]
+            rows.append((name, seed, ms, f"{steps:,}", *cells(numbers)))
+    packages = ("tensorflow", "keras") + (("torch", "denoising-diffusion-pytorch") if "ddpp" in options.recipes else ())
+    print(common.machine(*packages))
+    common.table(
+        f"{search.budget}, {options.image_size}×{options.image_size}, {options.n_sample} samples, "
+        f"{options.sampler} {options.steps} steps",
+        rows,
+    )
+    return None
 
 
 if __name__ == "__main__":

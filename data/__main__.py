@@ -1,10 +1,12 @@
-"""`python -m data cats`: downloads the cats of the slides and writes `data/cats64.npz`."""
+"""Prepares images in files: `python -m data cats` those of the slides, `python -m data drawings` many cartoon cats."""
 
 import argparse
 import os
 from collections.abc import Sequence
 
-from data import CATS, cats, image_files
+import numpy as np
+
+from data import CATS, cats, drawings, image_files
 from support import console, files
 
 
@@ -24,7 +26,16 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--image-size", type=console.integer(1), default=64, metavar="PIXELS", help="height and width of images (64)")
     add("--out", metavar="FILE.npz", help="output file (data/cats64.npz, or named after the animals and the size)")
     add("--url", default=cats.URL, help="where to download the archive, if it has moved")
+    drawings_parser = commands.add_parser("drawings", help="cartoon cats, as many as you like; their furs are classes")
+    add = drawings_parser.add_argument
+    add("--count", type=console.integer(1), default=16384, metavar="N", help="how many (16384)")
+    add("--image-size", type=console.integer(1), default=32, metavar="PIXELS", help="height and width of images (32)")
+    add("--out", default="drawings.npz", metavar="FILE.npz", help="output file (drawings.npz)")
     options = parser.parse_args(arguments)
+    if options.command == "drawings":
+        if not options.out.endswith(".npz"):
+            parser.error(f"--out must end in .npz, got {options.out}")
+        return options
     if options.archive and not os.path.isfile(options.archive):
         parser.error(f"--archive: there is no file {image_files.escape_name(options.archive)}")
     name = "cats_and_dogs" if options.animals == "both" else options.animals
@@ -37,10 +48,17 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     """Prepares the data set and prints how many images it has."""
     options = parse_options()
-    with console.one_line_errors("python -m data cats"):
-        files.check_writable(options.out)  # fail before the download, not after it
-        archive = options.archive or cats.download(options.url)
-        count, skipped = cats.prepare(archive, options.out, options.animals, options.image_size)
+    skipped = []
+    with console.one_line_errors(f"python -m data {options.command}"):
+        files.check_writable(options.out)  # fail before the work, not after it
+        if options.command == "drawings":
+            count = options.count
+            images, labels = drawings.draw_cats(options.image_size, count), drawings.furs_of_cats(count)
+            with files.replacing(options.out) as draft:
+                np.savez_compressed(draft, images=images, labels=labels, class_names=list(drawings.FURS))
+        else:
+            archive = options.archive or cats.download(options.url)
+            count, skipped = cats.prepare(archive, options.out, options.animals, options.image_size)
     if skipped:
         console.say(image_files.summarise_skipped(skipped))
     size = f"{options.image_size}×{options.image_size}"

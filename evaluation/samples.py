@@ -18,7 +18,7 @@ from support.execution import ReverseSteps, even_batches
 def generate_samples(model: keras.Model, book: dict, options: argparse.Namespace, cache: str | None) -> np.ndarray:
     """Samples images, uint8, in batches that are cached in a file as they come, unless `cache` is None."""
     shape = model.inputs[0].shape[1:]
-    how = console.sampler_options(options)
+    how = options.how
     path = cache and f"{cache}-{sampler_name(**how)}samples.npy"
     samples = np.load(path) if path and os.path.exists(path) else np.empty((0, *shape), np.uint8)
     start, (sched, target) = len(samples), checkpoint.diffusion_of(model)

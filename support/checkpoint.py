@@ -8,6 +8,7 @@
   `data`        of the training images: source, count, digest; with classes labels, a digest of those
   `classes`     the names of the classes that the network knows; none in files of earlier versions
   `validation`  of the held-out images: source or None, fraction or None, count, digest; None without any
+  `sampling`    sampler and steps that `my_sample` uses where none are asked for; none in files of earlier versions
   `settings`    the options of `support/settings.py` that are stored
   `progress`    epoch and step; of the running epoch images, epoch_steps, loss, seconds; in float16 loss_scale
 * Precision, compiler and number of parts belong to a run. The file is always float32.
@@ -22,7 +23,7 @@ import zipfile
 import keras
 import numpy as np
 
-from ddpm import Schedule, ddpm_schedule
+from ddpm import Schedule, ddpm_schedule, n_steps
 from diffusion.layers import ClassLayer, Logbook
 from support import files
 from support.execution import divide_training
@@ -47,6 +48,21 @@ def diffusion_of(model: keras.Model) -> tuple[Schedule, str]:
     return ddpm_schedule(**settings), target
 
 
+def sampler_of(
+    model: keras.Model, sampler: str | None = None, steps: int | None = None, variance: str = "beta"
+) -> dict:
+    """The sampler that is asked for, or else the one that the file recommends: arguments of `make_plan`.
+
+    Args:
+        sampler, steps, variance: as of `make_plan`; None for what the file recommends, and for ddpm with all steps if
+            it recommends nothing. A variance other than β, or a sampler, asks for that sampler with all steps.
+    """
+    recommended = metadata(model).get("sampling", {}) if sampler is None and variance == "beta" else {}
+    if steps is None and recommended.get("steps"):
+        steps = min(recommended["steps"], n_steps(diffusion_of(model)[0]))
+    return {"sampler": sampler or recommended.get("sampler", "ddpm"), "steps": steps, "variance": variance}
+
+
 def classes_of(model: keras.Model) -> list[str] | None:
     """The names of the classes that a model knows, in the order of their numbers; None if it has no metadata."""
     book = metadata(model)
@@ -56,6 +72,15 @@ def classes_of(model: keras.Model) -> list[str] | None:
 def is_classifier(model: keras.Model) -> bool:
     """Whether a model tells classes of noisy images."""
     return len(model.inputs) == 2 and len(model.inputs[0].shape) == 4 and len(model.outputs[0].shape) == 2
+
+
+PRETRAINED = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "models")
+
+
+def locate(model: str) -> str:
+    """The path of a model that is named by its path or, like `drawings`, is one of the pretrained ones in `models/`."""
+    pretrained = os.path.join(PRETRAINED, f"{os.fspath(model)}.keras")
+    return pretrained if os.path.exists(pretrained) else os.fspath(model)
 
 
 def open_model(path: str, compile: bool = False, classifier: bool | None = False) -> keras.Model:
@@ -70,6 +95,7 @@ def open_model(path: str, compile: bool = False, classifier: bool | None = False
         FileNotFoundError: if there is no such file.
         ValueError: if it is not a Keras model, damaged, or takes other inputs.
     """
+    path = locate(path)
     if not os.path.exists(path):
         raise FileNotFoundError(f"there is no model {path}; `python diffusion_model.py` trains one")
     if os.path.isdir(path):

@@ -280,10 +280,16 @@ def add_sampler_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options that say how images are sampled; see `diffusion.sampling.make_plan`."""
     add = parser.add_argument
     add(
-        "--sampler", choices=("ddpm", "ddim", "dpm++", "langevin"), default="ddpm", help="how images are sampled (ddpm)"
+        "--sampler",
+        choices=("ddpm", "ddim", "dpm++", "langevin"),
+        help="how images are sampled (what the model's file recommends, else ddpm)",
     )
     add(
-        "--steps", type=integer(1), metavar="N", help="number of steps, at most T; 20 to 50 do for ddim and dpm++ (all)"
+        "--steps",
+        type=integer(1),
+        metavar="N",
+        help="number of steps, at most T; 20 to 50 do for ddim and dpm++ (what the file recommends with its sampler, "
+        "else all)",
     )
     add(
         "--spacing",

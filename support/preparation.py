@@ -1,5 +1,6 @@
 """What a training run starts with: a model, new or from its file, its settings, and its images."""
 
+import collections
 import dataclasses
 import math
 import os
@@ -14,7 +15,7 @@ from diffusion.networks import Classifier, Unet
 from evaluation.validation import split_held_out
 from support import advice, checkpoint, device, files
 from support.console import say
-from support.settings import DIFFUSION, NOTHING_DONE, PRESETS, STEPS_OF_FIRST, as_fraction, choose_settings, complete
+from support.settings import DIFFUSION, FOR_GPU, NOTHING_DONE, PRESETS, STEPS, as_fraction, choose_settings, complete
 from support.training_run import TrainingRun
 from unet import NaiveUnet
 
@@ -49,7 +50,7 @@ def prepare(options: dict, path: str) -> tuple[keras.Model, Images, Images | Non
         complete(book)
     settings = choose_settings(options, book, path, preset_for_this_machine)
     check_schedule(settings, new=not resuming)
-    check_network_options(settings)
+    check_network_options(settings, options)
     images, held_out = choose_data(options, settings, book, path)
 
     if resuming:
@@ -58,10 +59,13 @@ def prepare(options: dict, path: str) -> tuple[keras.Model, Images, Images | Non
     else:
         keras.utils.set_random_seed(settings["seed"])
         model = build_network(settings, len(book["classes"]))
+        if "init" in options:
+            start_from(model, options["init"])
         optimizer = keras.optimizers.Adam(settings["learning_rate"], use_ema=True, ema_momentum=settings["ema"])
         optimizer.build(model.trainable_variables)
         book["progress"] = dict(NOTHING_DONE)
     book["diffusion"] = {name: settings[name] for name in DIFFUSION}
+    book["sampling"] = {"sampler": settings["sampler"], "steps": settings["sample_steps"]}
     book["settings"] = settings
     checkpoint.metadata(model).update(book)
 
@@ -72,12 +76,12 @@ def prepare(options: dict, path: str) -> tuple[keras.Model, Images, Images | Non
     return model, images, held_out
 
 
-def check_network_options(settings: dict) -> None:
-    """Raises ValueError for options that belong to another network."""
+def check_network_options(settings: dict, typed: dict) -> None:
+    """Raises ValueError for options, typed ones, that belong to another network."""
     if settings["network"] == "classifier" and not settings["classes"]:
         raise ValueError("--network classifier learns classes; add --classes")
     for name in ("widths", "blocks", "attention", "patch") if settings["network"] == "naive" else ():
-        if settings[name] != PRESETS["first"][name]:
+        if name in typed:
             raise ValueError(f"--{name} is of --network unet and classifier; add one of them, or omit --{name}")
 
 
@@ -90,6 +94,38 @@ def build_network(settings: dict, classes: int) -> keras.Model:
     widths = [int(width) for width in settings["widths"].split(",")]
     more = {name: settings[name] for name in ("blocks", "attention", "patch")}
     return network(shape, settings["n_feat"], classes, widths, **more)
+
+
+def start_from(model: keras.Model, path: str) -> None:
+    """Gives a new model the weights of a trained one, layer by layer, where their shapes are the same; says which.
+
+    Raises:
+        FileNotFoundError, ValueError: if the file cannot be loaded, or nothing in it fits.
+    """
+
+    def layers_of(network):
+        """Layers with weights, by their class and the number among those: automatic names differ between programs."""
+        found, numbers = {}, collections.Counter()
+        for layer in network.layers:
+            if layer.weights:
+                name = type(layer).__name__
+                found[f"{name} {numbers[name]}"] = layer
+                numbers[name] += 1
+        return found
+
+    ours, theirs = layers_of(model), layers_of(checkpoint.open_model(path, classifier=None))
+    taken, new = 0, []
+    for key, layer in ours.items():
+        values = theirs[key].get_weights() if key in theirs else []
+        if [value.shape for value in values] == [tuple(weight.shape) for weight in layer.weights]:
+            layer.set_weights(values)
+            taken += layer.count_params()
+        else:
+            new.append(key)
+    if not taken:
+        raise ValueError(f"--init {path} has no layer of the same shape; choose the same --network and --n-feat")
+    rest = f"; new are {', '.join(new[:5])}{' and more' * (len(new) > 5)}" if new else ""
+    say(f"start     {taken:,} of {model.count_params():,} parameters from {path}{rest}")
 
 
 def check_schedule(settings: dict, new: bool) -> None:
@@ -113,7 +149,7 @@ def preset_for_this_machine() -> str:
 def choose_data(options: dict, settings: dict, book: dict, path: str) -> tuple[Images, Images | None]:
     """Reads training and held-out images (or None), records them in the metadata, settles what depends on them."""
     before = book.get("data")
-    default = data.CATS if settings["preset"] == "slides" and os.path.exists(data.CATS) else "drawings"
+    default = data.CATS if settings["preset"] in FOR_GPU and os.path.exists(data.CATS) else "drawings"
     images, report = read_images("data", options, before, default, settings, path)
     if before and book["classes"] != report.classes:
         raise ValueError(
@@ -131,7 +167,7 @@ def choose_data(options: dict, settings: dict, book: dict, path: str) -> tuple[I
     if settings["flip"] is None:
         settings["flip"] = report.photographs
     if settings["n_epochs"] is None:
-        settings["n_epochs"] = max(1, STEPS_OF_FIRST // math.ceil(now["count"] / settings["batch_size"]))
+        settings["n_epochs"] = max(1, STEPS[settings["preset"]] // math.ceil(now["count"] / settings["batch_size"]))
     if settings["sample_every"] is None:
         settings["sample_every"] = math.ceil(settings["n_epochs"] / 2)
     return images, held_out
@@ -237,7 +273,7 @@ def describe(model: keras.Model, path: str, labels: np.ndarray | None = None) ->
     xla = ", XLA" if model.jit_compile else ""
     parts = f", batches in {model.parts} parts" if model.parts > 1 else ""
     rate = f"learning rate {s['learning_rate']:g}" + (" falling to 0" if s["lr_decay"] == "cosine" else "")
-    say(f"preset    {s['preset']} (--preset first|slides, --help for all options)")
+    say(f"preset    {s['preset']} (--preset {'|'.join(PRESETS)}, --help for all options)")
     say(f"device    {device.name()}, {s['precision']}{xla}{parts}")
     say(f"data      {d['source']}: {d['count']:,} images, {s['image_size']}×{s['image_size']}×{s['channels']}")
     if book["classes"]:

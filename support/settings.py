@@ -11,7 +11,19 @@ from typing import Any
 from support import console, device
 from support.console import integer, integers, number, say
 
-STEPS_OF_FIRST = 4800
+# Presets: what differs from the defaults of the table below, which are the slides'. See docs/evaluation.md.
+BETTER = {"network": "unet", "target": "v", "schedule": "cosine", "lr_decay": "cosine", "n_epochs": None,
+          "sample_every": None, "sampler": "ddim", "sample_steps": 50}  # fmt: skip
+ON_CPU = {**BETTER, "image_size": 32, "patch": 2, "batch_size": 16, "learning_rate": 2e-3}
+PRESETS = {
+    "first": {**ON_CPU, "n_feat": 32, "warmup": 50, "ema": 0.99},
+    "cpu-hour": {**ON_CPU, "n_feat": 48, "warmup": 200, "ema": 0.999},
+    "gpu-16gb": {**BETTER, "n_feat": 128, "blocks": 2, "attention": 2, "learning_rate": 3e-4, "warmup": 1000,
+                 "ema": 0.9995, "precision": "bfloat16"},
+    "slides": {},
+}  # fmt: skip
+FOR_GPU = ("gpu-16gb", "slides")  # which train on the slides' cats, where those are prepared
+STEPS = {"first": 4800, "cpu-hour": 60_000, "gpu-16gb": 100_000}  # of which an automatic number of epochs is made
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +33,7 @@ class Option:
     Args:
         name: as in Python and in the metadata, `n_feat`; on the command line it is `--n-feat`.
         help: what it means.
-        first, slides: its defaults in the presets.
+        value: its default, which a preset may replace.
         default: in words, where the default follows from something else.
         stored: whether it is a setting, which the file of a model keeps for later runs.
         fixed: whether that setting cannot change when a run resumes.
@@ -30,8 +42,7 @@ class Option:
 
     name: str
     help: str
-    first: Any = None
-    slides: Any = None
+    value: Any = None
     default: str = ""
     stored: bool = True
     fixed: bool = False
@@ -43,23 +54,27 @@ class Option:
 
     def default_of(self, preset: str) -> str:
         """Its default in a preset, in words."""
-        value = getattr(self, preset)
+        value = PRESETS[preset].get(self.name)
         if isinstance(value, bool):
             return "yes" if value else "no"
-        return self.default if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+        default = self.default.format(steps=f"about {STEPS[preset]:,} steps" if preset in STEPS else "")
+        return default if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
     def help_with_default(self) -> str:
         """Its line in `--help`."""
-        defaults = [(preset, self.default_of(preset)) for preset in ("first", "slides")]
-        if defaults[0][1] == defaults[1][1]:
-            return f"{self.help} ({defaults[0][1]})" if defaults[0][1] else self.help
-        return f"{self.help} ({', '.join(f'{preset}: {text}' for preset, text in defaults)})"
+        presets = {}
+        for preset in PRESETS:
+            presets.setdefault(self.default_of(preset), []).append(preset)
+        if len(presets) == 1:
+            (text,) = presets
+            return f"{self.help} ({text})" if text else self.help
+        return f"{self.help} ({'; '.join(', '.join(names) + f': {text}' for text, names in presets.items())})"
 
 
-def setting(name: str, help: str, both: Any = None, **more: Any) -> Option:
-    """An option that the file keeps; `both` is its default in both presets."""
+def setting(name: str, help: str, value: Any = None, **more: Any) -> Option:
+    """An option that the file keeps; `value` is its default, unless the preset has another."""
     how = {key: more.pop(key) for key in ("type", "choices", "metavar", "action") if key in more}
-    return Option(name, help, more.pop("first", both), more.pop("slides", both), how=how, **more)
+    return Option(name, help, value, how=how, **more)
 
 
 def of_run(name: str, help: str, default: str = "", **how: Any) -> Option:
@@ -69,20 +84,19 @@ def of_run(name: str, help: str, default: str = "", **how: Any) -> Option:
 
 YES_OR_NO = argparse.BooleanOptionalAction
 OPTIONS = (
-    setting("preset", "first: no GPU needed, minutes; slides: the lecture's values, days on a GPU", default="slides if "
-            "there is a GPU with 28 GB or more, and data/cats64.npz, else first", choices=("first", "slides"),
-            fixed=True),
+    setting("preset", "first: minutes on 2 CPU cores; cpu-hour: an hour on 2 CPU cores; gpu-16gb: hours on a GPU with "
+            "16 GB or more; slides: the lecture's values, days on a GPU with 28 GB", default="slides if there is "
+            "such a GPU, and data/cats64.npz, else first", choices=tuple(PRESETS), fixed=True),
     of_run("data", "images to train on: drawings (cartoon cats), a folder, or a .npy or .npz file", "drawings; with "
-           "preset slides data/cats64.npz if it is there", metavar="SOURCE"),
+           "presets slides and gpu-16gb data/cats64.npz if it is there", metavar="SOURCE"),
     of_run("new_data", "resume with other images than those the model was trained on", action="store_true"),
-    setting("image_size", "height and width in pixels; of naive a multiple of 32, of unet of 4 times --patch", first=32,
-            slides=64, fixed=True, type=integer(1), metavar="PIXELS"),
+    setting("image_size", "height and width in pixels; of naive a multiple of 32, of unet of 4 times --patch", 64,
+            fixed=True, type=integer(1), metavar="PIXELS"),
     setting("channels", "1 for grey, 3 for colour", 3, fixed=True, type=int, choices=(1, 3)),
     setting("network", "naive: that of the slides; unet: time in every block, and attention; classifier: what guides a "
             "model towards a class, see --classifier of reverse_diffusion.py", "naive", fixed=True,
             choices=("naive", "unet", "classifier")),
-    setting("n_feat", "width of the network, a multiple of 8", first=16, slides=512, fixed=True, type=integer(1),
-            metavar="N"),
+    setting("n_feat", "width of the network, a multiple of 8", 512, fixed=True, type=integer(1), metavar="N"),
     setting("widths", "of unet and classifier: width of each level in multiples of --n-feat, with commas between them",
             "1,2,2", fixed=True, type=integers(1), metavar="N,N,…"),
     setting("blocks", "of unet and classifier: residual blocks in each level", 1, fixed=True, type=integer(1),
@@ -95,16 +109,15 @@ OPTIONS = (
             "drawings", False, fixed=True, action=YES_OR_NO),
     setting("drop_label", "fraction of the images that are trained without their class, for guidance", 0.1,
             type=number(0, 1), metavar="FRACTION"),
-    setting("batch_size", "images per step", first=16, slides=64, type=integer(1), metavar="N"),
-    setting("n_epochs", "epochs in total, those of earlier runs included", slides=300, default="as many as make about "
-            f"{STEPS_OF_FIRST} steps", type=integer(1), metavar="N"),
-    setting("learning_rate", "highest learning rate of Adam", first=4e-3, slides=1e-3, type=number(1e-12),
+    setting("batch_size", "images per step", 64, type=integer(1), metavar="N"),
+    setting("n_epochs", "epochs in total, those of earlier runs included", 300, default="as many as make {steps}",
+            type=integer(1), metavar="N"),
+    setting("learning_rate", "highest learning rate of Adam", 1e-3, type=number(1e-12),
             metavar="RATE"),
-    setting("lr_decay", "cosine: the learning rate falls to 0 over all epochs", first="cosine", slides="none",
+    setting("lr_decay", "cosine: the learning rate falls to 0 over all epochs", "none",
             choices=("none", "cosine")),
-    setting("warmup", "steps in which the learning rate rises from 0", first=50, slides=0, type=integer(0),
-            metavar="STEPS"),
-    setting("ema", "momentum of the EMA weights, from which images are sampled; 0 for none", first=0.99, slides=0.999,
+    setting("warmup", "steps in which the learning rate rises from 0", 0, type=integer(0), metavar="STEPS"),
+    setting("ema", "momentum of the EMA weights, from which images are sampled; 0 for none", 0.999,
             type=number(0, 0.999999), metavar="MOMENTUM"),
     setting("ema_warmup", "let that momentum rise from 0 in the first steps, so that EMA weights forget the start",
             True, action=YES_OR_NO),
@@ -128,13 +141,16 @@ OPTIONS = (
             choices=("uniform", "logsnr")),
     setting("seed", "seed of all random numbers", 0, fixed=True, type=integer(0, 2**32 - 1), metavar="N"),
     of_run("model", "file to write, or to resume if it exists", "model.keras", metavar="FILE.keras"),
+    of_run("init", "model whose weights a new model starts from, where their shapes are the same; drawings is a "
+           "pretrained one", "none", metavar="FILE.keras"),
     setting("validation", "held-out images, whose loss is reported: a fraction of the images such as 0.1, or a source "
             "of their own like --data", default="none", metavar="FRACTION|SOURCE"),
     setting("validate_every", "epochs from one held-out loss to the next", 1, type=integer(1), metavar="EPOCHS"),
-    setting("sample_every", "epochs from one grid of samples to the next, 0 for none", slides=10,
+    setting("sample_every", "epochs from one grid of samples to the next, 0 for none", 10,
             default="once, half-way", type=integer(0), metavar="EPOCHS"),
-    setting("sample_steps", "steps of a grid, of DDIM where they are fewer than T", default="T", type=integer(1),
-            metavar="N"),
+    setting("sampler", "sampler of the grids, and of my_sample where no other is asked for", "ddpm",
+            choices=("ddpm", "ddim", "dpm++")),
+    setting("sample_steps", "its number of steps", default="T", type=integer(1), metavar="N"),
     of_run("save_every", "minutes between saves: at most this much is lost to a power cut", "10", type=number(0),
            metavar="MINUTES"),
     of_run("keep", "copies to keep, each of the first save after the end of an epoch", "0", type=integer(0),
@@ -147,11 +163,11 @@ OPTIONS = (
            action="store_true"),
 )  # fmt: skip
 SETTINGS = [option for option in OPTIONS if option.stored]
-PRESETS = {name: {option.name: getattr(option, name) for option in SETTINGS} for name in ("first", "slides")}
+PRESETS = {name: {option.name: option.value for option in SETTINGS} | values for name, values in PRESETS.items()}
 # Progress in the metadata: epochs and steps done, and of the running epoch the images used, the steps taken, the sum of
 # their losses, and the seconds they took.
 DIFFUSION = ("beta1", "beta2", "T", "schedule", "zero_snr", "target")  # settings that samplers need
-BEFORE = {"ema_warmup": False}  # what was done before there was a setting, where it is not the default
+BEFORE = {"ema_warmup": False, "sampler": None}  # what was done before there was a setting, where it is not the default
 NOTHING_DONE = {"epoch": 0, "step": 0, "images": 0, "epoch_steps": 0, "loss": 0.0, "seconds": 0.0}
 
 
@@ -176,16 +192,28 @@ def options_page() -> str:
         "file unless another is typed. A setting marked *fixed* cannot change; a contradiction is an error that names",
         "both values. What is marked *run* is not stored in the file.",
         "",
-        "| option | meaning | preset `first` | preset `slides` | |",
-        "|---|---|---|---|---|",
+        "| option | meaning | default | |",
+        "|---|---|---|---|",
     ]
     for option in OPTIONS:
         flag = f"{option.flag} {option.how['metavar']}" if "metavar" in option.how else option.flag
         flag += f" {'|'.join(map(str, option.how['choices']))}" if "choices" in option.how else ""
         flag = f"`{flag}`" + (f", `--no-{option.flag[2:]}`" if option.how.get("action") is YES_OR_NO else "")
         kind = "fixed" if option.fixed else "" if option.stored else "run"
-        cells = flag, option.help, option.default_of("first"), option.default_of("slides"), kind
+        cells = flag, option.help, option.default_of("slides"), kind
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    lines += [
+        "",
+        "## Presets",
+        "",
+        "The defaults above are those of the preset `slides`. The others differ in:",
+        "",
+        "| option | " + " | ".join(f"`{preset}`" for preset in PRESETS) + " |",
+        "|---" * (1 + len(PRESETS)) + "|",
+    ]
+    for option in SETTINGS:
+        if any(values[option.name] != option.value for values in PRESETS.values()):
+            lines.append(f"| `{option.flag}` | " + " | ".join(map(option.default_of, PRESETS)) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -204,6 +232,8 @@ def choose_settings(options: dict, book: dict, path: str, automatic: Callable[[]
     typed = {option.name: options[option.name] for option in SETTINGS if option.name in options}
     if not book:
         preset = typed.get("preset") or automatic()
+        if {"beta1", "beta2"} & typed.keys():
+            typed.setdefault("schedule", "linear")  # the only one that has them
         return {**PRESETS[preset], "preset": preset, **typed}
 
     before = book["settings"]
@@ -222,7 +252,9 @@ def choose_settings(options: dict, book: dict, path: str, automatic: Callable[[]
 
 def complete(book: dict) -> None:
     """Adds to the metadata what files of earlier versions lack, so that nothing else asks whether it is there."""
-    settings = book["settings"] = {**PRESETS["first"], **BEFORE, **book["settings"]}
+    settings = book["settings"] = {**PRESETS["slides"], **BEFORE, **book["settings"]}
+    if settings["sampler"] is None:
+        settings["sampler"] = "ddim" if (settings["sample_steps"] or settings["T"]) < settings["T"] else "ddpm"
     progress = book["progress"] = {**NOTHING_DONE, **book["progress"]}
     if batch_size := progress.pop("batch_size", None):  # until steps were counted, all of an epoch had one size
         progress["epoch_steps"] = -(-progress["images"] // batch_size)

@@ -8,7 +8,7 @@ import time
 import keras
 import numpy as np
 
-from ddpm import n_steps, to_pixels
+from ddpm import to_pixels
 from diffusion.sampling import make_plan, sample
 from evaluation.validation import Validation, overfitting_warning
 from support import checkpoint, console, files
@@ -212,8 +212,7 @@ class Grids:
         self.model, self.interruption = model, interruption
         self.seed = checkpoint.metadata(model)["settings"]["seed"]
         sched, target = checkpoint.diffusion_of(model)
-        count = checkpoint.metadata(model)["settings"]["sample_steps"] or n_steps(sched)
-        self.plan = make_plan(sched, "ddim" if count < n_steps(sched) else "ddpm", count)
+        self.plan = make_plan(sched, **checkpoint.sampler_of(model))
         classes = len(checkpoint.classes_of(model))
         self.label = [1 + (k * classes // N_SAMPLES if classes <= N_SAMPLES else k) for k in range(N_SAMPLES)]
         self.label = self.label if classes else None

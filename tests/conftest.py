@@ -17,8 +17,9 @@ SCRIPTS = ("diffusion_model.py", "reverse_diffusion.py", "evaluate.py", "figures
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 # A network small enough that training it takes seconds: 48 images, 3 steps an epoch.
+SLIDES = ("--network", "naive", "--target", "eps", "--schedule", "linear", "--sampler", "ddpm", "--sample-steps", "20")
 SMALL = ("--data", "images.npy", "--n-feat", "8", "--batch-size", "16", "--lr-decay", "none",
-         "--T", "20", "--beta2", "0.5")  # fmt: skip
+         "--T", "20", "--beta2", "0.5", *SLIDES)  # fmt: skip
 
 
 def command(*arguments):
@@ -136,7 +137,7 @@ def tiny_networks(monkeypatch):
 
 # 17 grey images of 8×8 pixels in batches of 12, so that the second batch of an epoch is a smaller one.
 TINY = ("--data", "images.npy", "--image-size", "8", "--channels", "1", "--batch-size", "12", "--T", "20",
-        "--beta2", "0.5", "--lr-decay", "cosine", "--sample-every", "0")  # fmt: skip
+        "--beta2", "0.5", "--lr-decay", "cosine", "--sample-every", "0", *SLIDES)  # fmt: skip
 
 
 @pytest.fixture

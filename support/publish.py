@@ -1,0 +1,35 @@
+"""Writes of a trained model what sampling needs, a third of its file: no optimizer, no raw weights.
+
+    python -m support.publish model.keras models/drawings.keras
+
+The file samples and is evaluated as before, and `--init` starts a training from it. It does not resume.
+"""
+
+import os
+
+from support import console, device, files
+from support.console import say
+
+
+def main():
+    with console.one_line_errors("support.publish"):
+        parser = console.Parser(prog="python -m support.publish", description=__doc__.split("\n")[0])
+        parser.add_argument("model", metavar="FILE.keras", help="a trained model")
+        parser.add_argument("out", metavar="NEW.keras", help="the file to write")
+        options = parser.parse_args()
+        if not options.out.endswith(".keras"):
+            parser.error(f"the file to write must end in .keras, got {options.out}")
+        if os.path.realpath(options.out) == os.path.realpath(options.model):
+            raise ValueError(f"{options.out} would lose what training resumes from; choose another name")
+        files.check_writable(options.out)
+        device.start_tensorflow()
+        from support import checkpoint
+
+        model = checkpoint.open_model(options.model, classifier=None)
+        with files.replacing(options.out) as draft:
+            model.save(draft)
+        say(f"{options.out}: {model.count_params():,} parameters, {os.path.getsize(options.out) / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()
