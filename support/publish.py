@@ -26,6 +26,9 @@ def main():
         from support import checkpoint
 
         model = checkpoint.open_model(options.model, classifier=None)
+        book = checkpoint.metadata(model)
+        for images in filter(None, (book.get("data"), book.get("validation"))):
+            images["source"] = images["source"] and os.path.basename(images["source"])  # no path of this machine
         with files.replacing(options.out) as draft:
             model.save(draft)
         say(f"{options.out}: {model.count_params():,} parameters, {os.path.getsize(options.out) / 1e6:.1f} MB")

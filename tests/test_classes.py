@@ -216,9 +216,10 @@ def test_a_classifier_is_trained_resumed_and_guides(train_tiny, capsys):
     images = 60 + 120 * np.stack([stripes.T if label else stripes for label in labels])
     images = (images + rng.integers(-30, 30, images.shape)).astype(np.uint8)
     np.savez("stripes.npz", images=images, labels=labels, class_names=["lying", "standing"])
-    network = ("--network", "classifier", "--classes", "--n-feat", "16", "--widths", "1", "--attention", "0")
+    network = ("--network", "classifier", "--classes", "--n-feat", "16", "--widths", "1", "--attention", "0",
+               "--patch", "1", "--learning-rate", "4e-3")  # fmt: skip
     run = ("--validation", "0.25", "--validate-every", "10", "--ema", "0.5", "--parts", "1", "--model", "c.keras")
-    options = (*network, "--data", "stripes.npz", *TINY[2:], *run)
+    options = ("--data", "stripes.npz", *TINY[2:], *network, *run)
     said = train_tiny(*options, "--n-epochs", "7") + train_tiny("--model", "c.keras", "--n-epochs", "60")
     accuracy = re.findall(r"^held-out accuracy (\S+); by quarters of t: (\S+)", said, re.MULTILINE)
     assert len(accuracy) == 6 and float(accuracy[-1][0]) > 0.8 and float(accuracy[-1][1]) == 1
@@ -265,7 +266,7 @@ def test_the_loss_of_a_classifier_is_the_cross_entropy_and_images_of_no_class_ha
         (("--network", "classifier"), "add --classes"),
         (("--patch", "2"), "--patch is of --network unet"),
         (("--data", "images.npy", "--classes"), "no array labels"),
-        (("--network", "unet", "--image-size", "9"), "multiples of 4"),
+        (("--network", "unet", "--image-size", "12"), "multiples of 8"),
     ],
 )
 def test_options_that_do_not_fit_are_a_sentence_and_nothing_is_written(train_tiny, typed, message):

@@ -1,0 +1,123 @@
+"""What a file recommends to sample with, files for sampling alone, and trainings that start from another model."""
+
+import os
+import sys
+
+import numpy as np
+import pytest
+from conftest import TINY
+
+import reverse_diffusion as rd
+from support import checkpoint, publish, settings
+
+NOISE = {"n_sample": 2, "seed": 3, "verbose": 0}
+
+
+@pytest.fixture
+def model(train_tiny):
+    """A model of T = 20 that recommends seven steps of DDIM."""
+    train_tiny(*TINY, "--n-epochs", "1", "--sampler", "ddim", "--sample-steps", "7")
+    return checkpoint.open_model("model.keras")
+
+
+def test_my_sample_follows_what_the_file_recommends_unless_told_otherwise(model):
+    np.testing.assert_array_equal(rd.my_sample(**NOISE), rd.my_sample(sampler="ddim", steps=7, **NOISE))
+    np.testing.assert_array_equal(rd.my_sample(steps=9, **NOISE), rd.my_sample(sampler="ddim", steps=9, **NOISE))
+    ancestral = rd.my_sample(sampler="ddpm", **NOISE)
+    assert np.any(ancestral != rd.my_sample(**NOISE))
+    np.testing.assert_array_equal(ancestral, rd.my_sample(sampler="ddpm", steps=20, **NOISE))
+    posterior = rd.my_sample(variance="posterior", **NOISE)
+    np.testing.assert_array_equal(posterior, rd.my_sample(sampler="ddpm", variance="posterior", **NOISE))
+
+
+def test_what_is_recommended_by_files_with_fewer_steps_and_by_those_that_recommend_nothing(model):
+    entries = checkpoint.metadata(model)
+    entries["sampling"] = {"sampler": "dpm++", "steps": 50}  # of 20
+    assert checkpoint.sampler_of(model) == {"sampler": "dpm++", "steps": 20, "variance": "beta"}
+    entries["sampling"] = {"sampler": "ddpm", "steps": None}
+    assert checkpoint.sampler_of(model) == {"sampler": "ddpm", "steps": None, "variance": "beta"}
+    del entries["sampling"]
+    assert checkpoint.sampler_of(model) == {"sampler": "ddpm", "steps": None, "variance": "beta"}
+    assert checkpoint.sampler_of(model, "ddim") == {"sampler": "ddim", "steps": None, "variance": "beta"}
+
+
+def test_the_recommendation_can_change_when_a_run_resumes(model, train_tiny):
+    train_tiny("--n-epochs", "2", "--sampler", "dpm++", "--sample-steps", "5")
+    assert checkpoint.metadata(checkpoint.open_model("model.keras"))["sampling"] == {"sampler": "dpm++", "steps": 5}
+
+
+@pytest.mark.parametrize("steps, sampler", [(None, "ddpm"), (20, "ddpm"), (7, "ddim")])
+def test_grids_of_files_without_a_sampler_are_what_they_were(steps, sampler):
+    book = {"settings": {"T": 20, "sample_steps": steps}, "progress": {}}
+    settings.complete(book)
+    assert book["settings"]["sampler"] == sampler
+    of_slides = {"network": "naive", "target": "eps", "schedule": "linear", "patch": 1, "ema_warmup": False}
+    assert {name: book["settings"][name] for name in of_slides} == of_slides
+
+
+def publish_to(path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["publish", "model.keras", path])
+    publish.main()
+
+
+def test_a_published_file_samples_alike_and_holds_no_optimizer_and_no_path(model, monkeypatch, train_tiny):
+    publish_to("small.keras", monkeypatch)
+    np.testing.assert_array_equal(rd.my_sample(model="small.keras", **NOISE), rd.my_sample(**NOISE))
+    entries = checkpoint.metadata(checkpoint.open_model("small.keras", compile=True))
+    assert entries["data"]["source"] == "images.npy" and entries["progress"]["step"] == 2
+    assert os.path.getsize("small.keras") < os.path.getsize("model.keras")
+    with pytest.raises(ValueError, match="optimizer's state"):
+        train_tiny("--model", "small.keras", "--n-epochs", "2")
+    with pytest.raises(SystemExit) as leaving:
+        publish_to("model.keras", monkeypatch)
+    assert leaving.value.code == 2
+
+
+def test_pretrained_models_are_found_by_their_names(model, monkeypatch, tmp_path):
+    folder = tmp_path / "models"
+    folder.mkdir()
+    os.rename("model.keras", folder / "cats.keras")
+    monkeypatch.setattr(checkpoint, "PRETRAINED", str(folder))
+    os.mkdir("cats")  # a folder of that name is no model
+    assert checkpoint.locate("cats") == str(folder / "cats.keras") and checkpoint.locate("dogs") == "dogs"
+    assert rd.my_sample(model="cats", **NOISE).shape == (2, 8, 8, 1)
+    with pytest.raises(FileNotFoundError, match="no model .*dogs"):
+        rd.my_sample(model="dogs")
+
+
+def test_a_training_starts_from_the_weights_of_another(model, train_tiny):
+    said = train_tiny(*TINY, "--n-epochs", "1", "--model", "b.keras", "--init", "model.keras",
+                      "--learning-rate", "1e-12")  # fmt: skip
+    assert "4 of 4 parameters from model.keras\n" in said or "2 of 2 parameters from model.keras\n" in said
+    for ours, theirs in zip(checkpoint.open_model("b.keras").weights, model.weights, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-6)
+    assert "--init" not in train_tiny("--model", "b.keras", "--init", "model.keras", "--n-epochs", "2")
+
+
+def test_what_is_new_is_said_and_nothing_in_common_is_refused(model, train_tiny):
+    from diffusion.networks import Unet
+    from support import preparation
+
+    wide = Unet((8, 8, 1), 8, widths=(1,), attention=0)
+    with pytest.raises(ValueError, match="--init model.keras has no layer of the same shape"):
+        preparation.start_from(wide, "model.keras")
+    with pytest.raises(FileNotFoundError, match="nowhere.keras"):
+        train_tiny(*TINY, "--n-epochs", "1", "--model", "c.keras", "--init", "nowhere.keras")
+    assert not os.path.exists("c.keras")
+
+
+def test_layers_are_found_by_kind_and_place_and_new_ones_named(tmp_path, capsys):
+    from diffusion.networks import Unet
+    from support import preparation
+
+    trained, new = Unet((8, 8, 1), 8, widths=(1,), attention=0), Unet((8, 8, 1), 8, 2, widths=(1,), attention=0)
+    for weight in trained.weights:
+        weight.assign(np.random.default_rng(0).standard_normal(weight.shape))
+    trained.save(tmp_path / "trained.keras")
+    preparation.start_from(new, str(tmp_path / "trained.keras"))
+    said = capsys.readouterr().out
+    assert "new are ClassLayer 0\n" in said
+    of_class = next(layer for layer in new.layers if type(layer).__name__ == "ClassLayer")
+    taken = [weight for weight in new.weights if all(weight is not own for own in of_class.weights)]
+    for weight, source in zip(taken, trained.weights, strict=True):
+        np.testing.assert_array_equal(weight, source)
