@@ -113,7 +113,7 @@ def Unet(
             x = kl.Concatenate(axis=-1)([x, skips.pop()])
             x = ResidualBlock(n_feat * width, GROUPS)([x, embedding])
             x = SelfAttention(groups=GROUPS)(x) if level >= len(widths) - attention else x
-        x = kl.UpSampling2D(2, **CHANNELS_LAST)(x) if level else x
+        x = DepthToSpace(2)(kl.Concatenate(axis=-1)([x] * 4)) if level else x  # each pixel four times
 
     x = GroupNormalization(GROUPS)(x, silu=True)
     if patch > 1:

@@ -189,3 +189,11 @@ def test_what_cannot_be_built_is_refused_with_what_can(how, message):
     for network in Unet, Classifier:
         with pytest.raises(ValueError, match=message):
             network(**{"input_shape": (16, 16, 3), "n_feat": 8, "classes": 2, **how})
+
+
+def test_pixels_are_repeated_without_tile_whose_gradient_makes_tensorflow_print_errors():
+    """Its gradient transposes integers, of which oneDNN says on stderr that it cannot: "supports DT_INT32 only …"."""
+    model = Unet((16, 16, 3), 8, patch=2)
+    of_one = [tf.TensorSpec((1, *tensor.shape[1:]), tensor.dtype) for tensor in model.inputs]
+    graph = tf.function(lambda *inputs: model(list(inputs)), autograph=False).get_concrete_function(*of_one).graph
+    assert "Tile" not in {node.type for node in graph.get_operations()}
