@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from support.settings import PRESETS
+
 FAR = 0.1  # above this, x_T shows the image: sampling starts from noise that training never sees
 NEAR = 0.01  # what is recommended stays below this; the slides' schedule has 0.0064
 SLIDES = {"T": 1000, "beta2": 0.02}
@@ -35,6 +37,28 @@ def on_schedule(beta1: float, beta2: float, T: int) -> str | None:
         f"with --beta1 {beta1:g} --beta2 {beta2:g} --T {T} the last noisy image is still {left:.2g} times the image "
         f"(√ᾱ_T), but sampling starts from pure noise; try {way_out}"
     )
+
+
+MEASURED = {0: 0.365, 1: 0.211, 2: 0.186, 4: 0.161, 8: 0.133, 16: 0.108, 36: 0.086}  # loss of a step, by epoch
+OF_LOSS = ("image_size", "channels", "network", "n_feat", "widths", "blocks", "attention", "patch", "classes", "batch_size",
+           "learning_rate", "lr_decay", "warmup", "T", "schedule", "zero_snr", "target", "weighting", "t_sampling")  # fmt: skip
+HIGH = 1.2  # times the measured loss; seeds differ by a few percent
+
+
+def on_loss(settings: dict, source: str, epoch: int, loss: float) -> str | None:
+    """The sentence that compares the mean loss of an epoch with that of the first run as it was measured, else None.
+
+    Args:
+        settings: of the run; there is none if one that matters is not that of the preset first.
+        source: of the images; there is none if they are not the drawings.
+        epoch: its number, from 0.
+        loss: the mean over its steps.
+    """
+    as_measured = source == "drawings" and settings["n_epochs"] == max(MEASURED) + 1 and not settings["flip"]
+    if not as_measured or any(settings[name] != PRESETS["first"][name] for name in OF_LOSS) or epoch not in MEASURED:
+        return None
+    higher = loss > HIGH * MEASURED[epoch]
+    return f"loss of a step {loss:.3f}; expected {MEASURED[epoch]:.3f}" + (": it should be lower" if higher else "")
 
 
 FEW = 50  # images of a class; with fewer a network learns the images instead of the class

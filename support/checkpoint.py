@@ -8,7 +8,7 @@
   `data`        of the training images: source, count, digest; with classes labels, a digest of those
   `classes`     the names of the classes that the network knows; none in files of earlier versions
   `validation`  of the held-out images: source or None, fraction or None, count, digest; None without any
-  `sampling`    sampler and steps that `my_sample` uses where none are asked for; none in files of earlier versions
+  `sampling`    sampler, steps and variance for `my_sample` where none are asked for; none in files of earlier versions
   `settings`    the options of `support/settings.py` that are stored
   `progress`    epoch and step; of the running epoch images, epoch_steps, loss, seconds; in float16 loss_scale
 * Precision, compiler and number of parts belong to a run. The file is always float32.
@@ -60,6 +60,7 @@ def sampler_of(
     recommended = metadata(model).get("sampling", {}) if sampler is None and variance == "beta" else {}
     if steps is None and recommended.get("steps"):
         steps = min(recommended["steps"], n_steps(diffusion_of(model)[0]))
+    variance = recommended.get("variance", variance)
     return {"sampler": sampler or recommended.get("sampler", "ddpm"), "steps": steps, "variance": variance}
 
 

@@ -65,7 +65,11 @@ def prepare(options: dict, path: str) -> tuple[keras.Model, Images, Images | Non
         optimizer.build(model.trainable_variables)
         book["progress"] = dict(NOTHING_DONE)
     book["diffusion"] = {name: settings[name] for name in DIFFUSION}
-    book["sampling"] = {"sampler": settings["sampler"], "steps": settings["sample_steps"]}
+    book["sampling"] = {
+        "sampler": settings["sampler"],
+        "steps": settings["sample_steps"],
+        "variance": settings["variance"],
+    }
     book["settings"] = settings
     checkpoint.metadata(model).update(book)
 

@@ -13,7 +13,7 @@ from support.console import integer, integers, number, say
 
 # Presets: what differs from the defaults of the table below, which are the slides'. See docs/evaluation.md.
 BETTER = {"network": "unet", "target": "v", "schedule": "cosine", "lr_decay": "cosine", "n_epochs": None,
-          "sample_every": None, "sampler": "ddim", "sample_steps": 50}  # fmt: skip
+          "sample_every": None, "variance": "posterior", "sample_steps": 50}  # fmt: skip
 ON_CPU = {**BETTER, "image_size": 32, "patch": 2, "batch_size": 16, "learning_rate": 2e-3}
 PRESETS = {
     "first": {**ON_CPU, "n_feat": 32, "warmup": 50, "ema": 0.99},
@@ -150,6 +150,8 @@ OPTIONS = (
             default="once, half-way", type=integer(0), metavar="EPOCHS"),
     setting("sampler", "sampler of the grids, and of my_sample where no other is asked for", "ddpm",
             choices=("ddpm", "ddim", "dpm++")),
+    setting("variance", "of the noise in a step of the sampler ddpm: β, or that of the posterior for few steps", "beta",
+            choices=("beta", "posterior")),
     setting("sample_steps", "its number of steps", default="T", type=integer(1), metavar="N"),
     of_run("save_every", "minutes between saves: at most this much is lost to a power cut", "10", type=number(0),
            metavar="MINUTES"),

@@ -11,7 +11,7 @@ import numpy as np
 from ddpm import to_pixels
 from diffusion.sampling import make_plan, sample
 from evaluation.validation import Validation, overfitting_warning
-from support import checkpoint, console, files
+from support import advice, checkpoint, console, files
 from support.execution import ReverseSteps
 from support.history import History
 from support.saving import Checkpoints
@@ -88,6 +88,9 @@ class TrainingRun:
         seconds, mean = progress["seconds"], progress["loss"] / progress["epoch_steps"]
         speed, rate = self.count / max(seconds, 1e-9), float(self.model.optimizer.learning_rate)
         row = progress["epoch"], progress["step"], progress["loss"], mean, f"{seconds:.3f}", f"{speed:.1f}", rate
+        source = checkpoint.metadata(self.model)["data"]["source"]
+        if sentence := advice.on_loss(self.settings, source, progress["epoch"], mean):
+            self.steps.say(sentence)
         held_out = self.validate()
         self.table.rows.append((*row, *(held_out or [""] * 5)))
         self.warn_of_overfitting()

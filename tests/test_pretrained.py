@@ -32,6 +32,9 @@ def test_my_sample_follows_what_the_file_recommends_unless_told_otherwise(model)
 
 def test_what_is_recommended_by_files_with_fewer_steps_and_by_those_that_recommend_nothing(model):
     entries = checkpoint.metadata(model)
+    entries["sampling"] = {"sampler": "ddpm", "steps": 10, "variance": "posterior"}
+    assert checkpoint.sampler_of(model) == {"sampler": "ddpm", "steps": 10, "variance": "posterior"}
+    assert checkpoint.sampler_of(model, "ddpm") == {"sampler": "ddpm", "steps": None, "variance": "beta"}
     entries["sampling"] = {"sampler": "dpm++", "steps": 50}  # of 20
     assert checkpoint.sampler_of(model) == {"sampler": "dpm++", "steps": 20, "variance": "beta"}
     entries["sampling"] = {"sampler": "ddpm", "steps": None}
@@ -43,7 +46,9 @@ def test_what_is_recommended_by_files_with_fewer_steps_and_by_those_that_recomme
 
 def test_the_recommendation_can_change_when_a_run_resumes(model, train_tiny):
     train_tiny("--n-epochs", "2", "--sampler", "dpm++", "--sample-steps", "5")
-    assert checkpoint.metadata(checkpoint.open_model("model.keras"))["sampling"] == {"sampler": "dpm++", "steps": 5}
+    assert checkpoint.metadata(checkpoint.open_model("model.keras"))["sampling"] == {
+        "sampler": "dpm++", "steps": 5, "variance": "beta"
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("steps, sampler", [(None, "ddpm"), (20, "ddpm"), (7, "ddim")])
