@@ -11,7 +11,8 @@ from support import console, device, files
 from support.console import say
 
 
-def main():
+def main() -> None:
+    """Reads the command line and writes the file."""
     with console.one_line_errors("support.publish"):
         parser = console.Parser(prog="python -m support.publish", description=__doc__.split("\n")[0])
         parser.add_argument("model", metavar="FILE.keras", help="a trained model")

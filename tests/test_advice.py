@@ -5,7 +5,7 @@ import re
 import pytest
 
 import ddpm
-from support import advice, preparation
+from support import advice, preparation, settings
 
 
 @pytest.mark.parametrize(
@@ -52,3 +52,14 @@ def test_only_a_new_model_is_told(model_folder, monkeypatch, capsys):
 def test_weights_that_leave_the_first_step_of_sampling_untrained_get_advice():
     assert "--weighting none" in advice.on_weighting(True, "min-snr")
     assert advice.on_weighting(True, "none") is None and advice.on_weighting(False, "snr") is None
+
+
+def test_the_loss_of_the_first_run_is_compared_with_the_measured_one():
+    first = {**settings.PRESETS["first"], "n_epochs": 37, "flip": False}
+    assert advice.on_loss(first, "drawings", 2, 0.19) == "loss of a step 0.190; expected 0.186"
+    assert advice.on_loss(first, "drawings", 2, 0.23).endswith("expected 0.186: it should be lower")
+    assert advice.on_loss(first, "drawings", 3, 0.19) is None
+    assert advice.on_loss(first, "/home/me/cats", 2, 0.19) is None
+    for other in ({"learning_rate": 1e-3}, {"n_epochs": 40}, {"flip": True}, {"target": "eps"}, {"n_feat": 16}):
+        assert advice.on_loss(first | other, "drawings", 2, 0.19) is None
+    assert settings.STEPS["first"] // 128 == 37  # of 2,048 drawings

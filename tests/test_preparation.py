@@ -157,16 +157,3 @@ def test_in_an_interactive_session_a_signal_ends_the_run_and_not_the_session():
         "sys.exit(7)\n"
     )
     assert done.returncode == 7 and done.stdout.splitlines()[-2:] == ["130", "prompt"]
-
-
-def test_the_loss_of_the_first_run_is_compared_with_the_measured_one():
-    from support import advice
-
-    first = {**settings.PRESETS["first"], "n_epochs": 37, "flip": False}
-    assert advice.on_loss(first, "drawings", 2, 0.19) == "loss of a step 0.190; expected 0.186"
-    assert advice.on_loss(first, "drawings", 2, 0.23).endswith("expected 0.186: it should be lower")
-    assert advice.on_loss(first, "drawings", 3, 0.19) is None
-    assert advice.on_loss(first, "/home/me/cats", 2, 0.19) is None
-    for other in ({"learning_rate": 1e-3}, {"n_epochs": 40}, {"flip": True}, {"target": "eps"}, {"n_feat": 16}):
-        assert advice.on_loss(first | other, "drawings", 2, 0.19) is None
-    assert settings.STEPS["first"] // 128 == 37  # of 2,048 drawings
