@@ -41,9 +41,10 @@ def on_schedule(beta1: float, beta2: float, T: int) -> str | None:
 
 MEASURED = {0: 0.365, 1: 0.211, 2: 0.186, 4: 0.161, 8: 0.133, 16: 0.108, 36: 0.086}  # loss of a step, by epoch
 OF_LOSS = (
-    "image_size channels network n_feat widths blocks attention patch classes batch_size learning_rate lr_decay warmup "
-    "T schedule zero_snr target weighting t_sampling"
-).split()
+    *("image_size", "channels", "network", "n_feat", "widths", "blocks", "attention", "patch", "classes"),
+    *("batch_size", "learning_rate", "lr_decay", "warmup"),
+    *("T", "schedule", "zero_snr", "target", "weighting", "t_sampling"),
+)
 HIGH = 1.2  # times the measured loss; seeds differ by a few percent
 
 

@@ -41,7 +41,11 @@ def test_a_schedule_that_ends_far_from_noise_gets_advice_that_helps(beta1, beta2
 def test_only_a_new_model_is_told(model_folder, monkeypatch, capsys):
     monkeypatch.chdir(model_folder)
     monkeypatch.setattr(preparation, "choose_data", lambda *more: 1 / 0)  # what comes next
-    for options, path, told in ({"T": 100}, "new.keras", True), ({}, "new.keras", False), ({}, "model.keras", False):
+    for options, path, told in (
+        ({"T": 100, "schedule": "linear"}, "new.keras", True),
+        ({}, "new.keras", False),
+        ({}, "model.keras", False),
+    ):
         if path == "model.keras":  # whose schedule is fixed
             monkeypatch.setattr(advice, "on_schedule", pytest.fail)
         with pytest.raises(ZeroDivisionError):
