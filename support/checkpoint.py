@@ -61,7 +61,8 @@ def sampler_of(
     if steps is None and recommended.get("steps"):
         steps = min(recommended["steps"], n_steps(diffusion_of(model)[0]))
     variance = recommended.get("variance", variance)
-    return {"sampler": sampler or recommended.get("sampler", "ddpm"), "steps": steps, "variance": variance}
+    sampler = recommended.get("sampler", "ddpm") if sampler is None else sampler
+    return {"sampler": sampler, "steps": steps, "variance": variance}
 
 
 def classes_of(model: keras.Model) -> list[str] | None:

@@ -400,7 +400,7 @@ def test_my_sample_and_invert_take_arrays(model_folder, monkeypatch):
         ({"sampler": "euler"}, "ddpm, ddim, dpm\\+\\+, langevin, got 'euler'"),
         ({"steps": 21}, "1 … 20, .*got 21"),
         ({"steps": 0}, "1 … 20, .*got 0"),
-        ({"spacing": "uniform"}, "spacing uniform needs a number of steps"),
+        ({"spacing": "uniform", "sampler": "ddpm"}, "spacing uniform needs a number of steps"),
         ({"spacing": "cubic", "steps": 5}, "uniform, quadratic, logsnr, got 'cubic'"),
         ({"sampler": "ddim", "eta": 1.5}, "between 0 and 1, got 1.5"),
         ({"sampler": "ddim", "eta": float("nan")}, "between 0 and 1, got nan"),

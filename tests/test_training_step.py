@@ -159,7 +159,9 @@ def random_images(count, shape=SHAPE, seed=0):
 
 def new_options(images, **more):
     """The options of a new run with such images, whose settings are not those of a preset."""
-    return {"data": str(images), "preset": "first", "image_size": 8, "channels": 1, "ema": 0.9, **DIFFUSION, **more}
+    slides = {"network": "naive", "target": "eps", "schedule": "linear", "learning_rate": 4e-3}
+    kind = {"data": str(images), "preset": "first", "image_size": 8, "channels": 1, "ema": 0.9}
+    return {**kind, **slides, **DIFFUSION, **more}
 
 
 @pytest.fixture
@@ -566,11 +568,12 @@ def test_grids_are_always_made_from_the_same_noise(begun, tmp_path, monkeypatch)
     assert grids[0].std() > 5
 
 
-def test_grids_are_sampled_by_ddpm_in_all_steps_and_by_ddim_in_fewer(begun, tmp_path):
+def test_grids_are_sampled_as_the_file_recommends(begun, tmp_path):
     sched = ddpm.ddpm_schedule(**DIFFUSION)
-    for count, sampler in (None, "ddpm"), (T, "ddpm"), (5, "ddim"):
-        plan = new_keeper(new_run(begun, settings={"sample_steps": count}), tmp_path).grids.plan
-        expected = sampling.make_plan(sched, sampler, count)
+    for count, sampler, variance in (None, "ddpm", "beta"), (T, "ddpm", "posterior"), (5, "dpm++", "beta"):
+        recommended = {"sampler": sampler, "steps": count, "variance": variance}
+        plan = new_keeper(new_run(begun, sampling=recommended), tmp_path).grids.plan
+        expected = sampling.make_plan(sched, sampler, count, variance=variance)
         np.testing.assert_array_equal(plan.times, expected.times)
         np.testing.assert_array_equal(plan.coefficients, expected.coefficients)
 
