@@ -21,7 +21,7 @@ from support import device
 
 MATRIX = 2048
 SETTINGS = {  # network, n_feat, image size
-    "first run": ("naive", 16, 32),
+    "small": ("naive", 16, 32),
     "larger": ("naive", 32, 64),
     "unet": ("unet", 32, 32),
     "larger unet": ("unet", 64, 64),
