@@ -270,7 +270,8 @@ def _number(kind, what, low, high):
         if value is None or not low <= value <= high or abs(value) == float("inf"):
             said = high != float("inf") and (high != 2**63 - 1 or (value or 0) > high)
             upper = f" and at most {high}" if said else ""
-            raise argparse.ArgumentTypeError(f"must be {what} of at least {low}{upper}, got {text!r}")
+            lower = f" of at least {low}" if low != -float("inf") else ""
+            raise argparse.ArgumentTypeError(f"must be {what}{lower}{upper}, got {text!r}")
         return value
 
     return parse

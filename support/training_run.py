@@ -2,6 +2,7 @@
 
 import math
 import os
+import shlex
 import statistics
 import time
 
@@ -139,7 +140,7 @@ class TrainingRun:
             console.say(f"{all_done}; their images: {files.grid_name(self.path)}")
             console.say(f"more: {sample_more} --model {self.path} --n-sample 64 --out more.png")
         else:
-            first = checkpoint.classes_of(self.model)[0]
+            first = shlex.quote(checkpoint.classes_of(self.model)[0])
             console.say(f"{all_done}; it guides: {sample_more} --classifier {self.path} --label {first}")
 
     def save(self, last: bool = False) -> None:

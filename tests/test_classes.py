@@ -215,7 +215,7 @@ def test_a_classifier_is_trained_resumed_and_guides(train_tiny, capsys):
     stripes = np.repeat(np.arange(8)[:, None] % 4 // 2, 8, axis=1)
     images = 60 + 120 * np.stack([stripes.T if label else stripes for label in labels])
     images = (images + rng.integers(-30, 30, images.shape)).astype(np.uint8)
-    np.savez("stripes.npz", images=images, labels=labels, class_names=["lying", "standing"])
+    np.savez("stripes.npz", images=images, labels=labels, class_names=["lying down", "standing"])
     network = ("--network", "classifier", "--classes", "--n-feat", "16", "--widths", "1", "--attention", "0",
                "--patch", "1", "--learning-rate", "4e-3")  # fmt: skip
     run = ("--validation", "0.25", "--validate-every", "10", "--ema", "0.5", "--parts", "1", "--model", "c.keras")
@@ -223,7 +223,7 @@ def test_a_classifier_is_trained_resumed_and_guides(train_tiny, capsys):
     said = train_tiny(*options, "--n-epochs", "7") + train_tiny("--model", "c.keras", "--n-epochs", "60")
     accuracy = re.findall(r"^held-out accuracy (\S+); by quarters of t: (\S+)", said, re.MULTILINE)
     assert len(accuracy) == 6 and float(accuracy[-1][0]) > 0.8 and float(accuracy[-1][1]) == 1
-    assert "--classifier c.keras --label lying" in said and not os.path.exists("c-samples.png")
+    assert "--classifier c.keras --label 'lying down'" in said and not os.path.exists("c-samples.png")
     classifier = checkpoint.open_model("c.keras", classifier=True)
     clean = [images[:, :, :, None] / 127.5 - 1, np.full((96, 1), 1 / 20)]
     assert np.mean(np.argmax(classifier(clean), axis=1) == labels) == 1
@@ -232,7 +232,7 @@ def test_a_classifier_is_trained_resumed_and_guides(train_tiny, capsys):
 
     train_tiny("--data", "stripes.npz", *TINY[2:], "--n-epochs", "1")
     how = {"n_sample": 8, "seed": 0, "verbose": 0, "classifier": "c.keras", "guidance": 5}
-    lying, standing = (rd.my_sample(label=name, **how).astype(float) for name in ("lying", "standing"))
+    lying, standing = (rd.my_sample(label=name, **how).astype(float) for name in ("lying down", "standing"))
     standing_more = [np.diff(x, axis=2).std() - np.diff(x, axis=1).std() for x in (lying, standing)]
     assert standing_more[0] < standing_more[1]
     for model, classifier, message in (
