@@ -1,6 +1,6 @@
 """Which recipe gives the best images for the same compute? Recipes are trained side by side, and measured alike.
 
-    pip install -r benchmarks/requirements.txt
+    pip install -r requirements-optional.txt -r benchmarks/requirements.txt
     python benchmarks/recipes.py --data FOLDER --minutes 8                          screening: all recipes, hours
     python benchmarks/recipes.py --data FOLDER --minutes 25 --recipes unet-48,ddpp --seeds 0,1 --test HELD-OUT
     python benchmarks/recipes.py --data drawings --test new-drawings --epochs 37 --recipes naive,naive-v,unet

@@ -1,5 +1,6 @@
 """The benchmarks start, and the networks that they compare with are the same."""
 
+import argparse
 import glob
 import os
 
@@ -14,6 +15,37 @@ def test_help_names_the_question_and_the_command(run, script):
     process = run(os.path.join(ROOT, "benchmarks", script), "--help")
     assert process.returncode == 0, process.stderr
     assert f"python benchmarks/{script}" in process.stdout
+
+
+def test_recipes_are_options_and_train_as_long_as_their_minutes(tmp_path):
+    import recipes
+
+    from support import settings
+
+    options = argparse.Namespace(
+        data="drawings", test=None, out=str(tmp_path), image_size=32, minutes=10, epochs=None, seeds="0"
+    )
+    search = recipes.Search(options)
+    for name, recipe in recipes.RECIPES.items():
+        if recipe:
+            typed = settings.parse_options("", search.options_of(name, 3))
+            chosen = settings.choose_settings(typed, {}, "", None)
+            assert chosen["seed"] == 3 and chosen["preset"] == "slides" and chosen["validation"] == "0.1"
+            assert (chosen["network"] == "unet") == name.startswith("unet")
+    # 10 minutes are 6,000 steps of 0.1 s, and 9,000 images are 563 batches of 16, or 282 of 32
+    times = {"unet": (0.1, 9000), "unet-batch32": (0.1, 9000)}
+    assert [search.epochs(name, times) for name in times] == [round(6000 / 563), round(6000 / 282)]
+    options.epochs = 7
+    assert search.epochs("unet", {}) == 7
+
+
+def test_the_cells_of_a_recipe_are_those_of_its_evaluation():
+    import recipes
+
+    numbers = {"features": "pixels", "kid, pixels": {"value": 0.1234, "error": 0.002}, "step": 9,
+               "near-copies, pixels": {"value": 0.0, "error": None}}  # fmt: skip
+    cells = dict(zip(recipes.HEADING[4:], recipes.cells(numbers), strict=True))
+    assert cells["KID"] == "0.123 ± 0.002" and cells["near-copies"] == "0.000" and cells["recall"] == ""
 
 
 def small_networks():
