@@ -16,7 +16,7 @@ BETTER = {"network": "unet", "target": "v", "schedule": "cosine", "lr_decay": "c
           "sample_every": None, "variance": "posterior", "sample_steps": 50}  # fmt: skip
 ON_CPU = {**BETTER, "image_size": 32, "patch": 2, "batch_size": 16, "learning_rate": 2e-3}
 PRESETS = {
-    "first": {**ON_CPU, "n_feat": 32, "warmup": 50, "ema": 0.99},
+    "first": {**ON_CPU, "target": "x0", "weighting": "min-snr", "n_feat": 32, "warmup": 50, "ema": 0.99},
     "cpu-hour": {**ON_CPU, "n_feat": 48, "warmup": 200, "ema": 0.999},
     "gpu-16gb": {**BETTER, "n_feat": 128, "blocks": 2, "attention": 2, "learning_rate": 3e-4, "warmup": 1000,
                  "ema": 0.9995, "precision": "bfloat16"},
@@ -236,6 +236,8 @@ def choose_settings(options: dict, book: dict, path: str, automatic: Callable[[]
         preset = typed.get("preset") or automatic()
         if {"beta1", "beta2"} & typed.keys():
             typed.setdefault("schedule", "linear")  # the only one that has them
+        if "target" in typed:
+            typed.setdefault("weighting", "none")  # the preset's belongs to its own target
         return {**PRESETS[preset], "preset": preset, **typed}
 
     before = book["settings"]

@@ -60,10 +60,10 @@ def test_weights_that_leave_the_first_step_of_sampling_untrained_get_advice():
 
 def test_the_loss_of_the_first_run_is_compared_with_the_measured_one():
     first = {**settings.PRESETS["first"], "n_epochs": 37, "flip": False}
-    assert advice.on_loss(first, "drawings", 2, 0.19) == "loss of a step 0.190; expected 0.186"
-    assert advice.on_loss(first, "drawings", 2, 0.23).endswith("expected 0.186: it should be lower")
-    assert advice.on_loss(first, "drawings", 3, 0.19) is None
-    assert advice.on_loss(first, "/home/me/cats", 2, 0.19) is None
+    assert advice.on_loss(first, "drawings", 2, 0.056) == "loss of a step 0.056; expected 0.0531"
+    assert advice.on_loss(first, "drawings", 2, 0.07).endswith("expected 0.0531: it should be lower")
+    assert advice.on_loss(first, "drawings", 3, 0.056) is None
+    assert advice.on_loss(first, "/home/me/cats", 2, 0.056) is None
     for other in ({"learning_rate": 1e-3}, {"n_epochs": 40}, {"flip": True}, {"target": "eps"}, {"n_feat": 16}):
-        assert advice.on_loss(first | other, "drawings", 2, 0.19) is None
+        assert advice.on_loss(first | other, "drawings", 2, 0.056) is None
     assert settings.STEPS["first"] // 128 == 37  # of 2,048 drawings

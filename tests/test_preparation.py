@@ -101,6 +101,9 @@ def test_validation_of_a_file_that_knows_only_what_was_typed(text, fraction):
 def test_the_preset_may_be_typed_again(folder):
     book, _, _ = choose(data="images.npy", preset="first", n_feat=8)
     assert choose(book, preset="first")[0]["settings"]["n_feat"] == 8
+    assert choose(data="images.npy", preset="first", beta2=0.1)[0]["settings"]["schedule"] == "linear"
+    assert choose(data="images.npy", preset="first", target="v")[0]["settings"]["weighting"] == "none"
+    assert choose(data="images.npy", preset="first", target="v", weighting="snr")[0]["settings"]["weighting"] == "snr"
     with pytest.raises(ValueError, match="--preset first, not slides; omit --preset"):
         choose(book, preset="slides")
 
