@@ -126,3 +126,24 @@ def test_layers_are_found_by_kind_and_place_and_new_ones_named(tmp_path, capsys)
     taken = [weight for weight in new.weights if all(weight is not own for own in of_class.weights)]
     for weight, source in zip(taken, trained.weights, strict=True):
         np.testing.assert_array_equal(weight, source)
+
+
+def test_the_pretrained_model_knows_drawings_it_has_not_seen():
+    import tensorflow as tf
+
+    import data
+    import ddpm
+    from diffusion.denoiser import denoiser
+
+    path = checkpoint.locate("drawings")
+    assert os.path.getsize(path) < 6e6
+    model = checkpoint.open_model("drawings")
+    entries = checkpoint.metadata(model)
+    assert os.sep not in entries["data"]["source"] and entries["sampling"]["steps"] == 50
+    sched, target = checkpoint.diffusion_of(model)
+    x_0 = data.scaled(data.load_images("new-drawings", 32)[0][:16])
+    t = tf.fill([16], 500)
+    x_t = ddpm.q_sample(x_0, t, tf.random.stateless_normal(x_0.shape, [0, 1]), sched)
+    guess, _ = denoiser(lambda inputs: model(inputs), sched, target)(x_t, t)
+    error, of_mean = np.mean((guess - x_0) ** 2), np.mean((x_0.mean(axis=0) - x_0) ** 2)
+    assert error < 0.1 * of_mean
