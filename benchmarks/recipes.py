@@ -5,11 +5,11 @@
     python benchmarks/recipes.py --data FOLDER --minutes 25 --recipes unet-48,ddpp --seeds 0,1 --test HELD-OUT
     python benchmarks/recipes.py --data drawings --test new-drawings --epochs 37 --recipes naive,naive-v,unet
 
-A recipe is a line of options of `diffusion_model.py`. `ddpp` is denoising-diffusion-pytorch as its README trains it, on
-the same images. First the time of a training step is measured in turn, on an otherwise idle machine; then every row
-trains for as many steps as fit into the minutes, so what else the machine does later changes no result. With --epochs
-all train for as many instead. Without --test a tenth of the images are held out and compared with, so that other
-images are left to look at once, in the end.
+A recipe is a line of options of `diffusion_model.py`. `ddpp` is denoising-diffusion-pytorch, the network of its README
+with its defaults, on the same images. First the time of a training step is measured in turn, on an otherwise idle
+machine; then every row trains for as many steps as fit into the minutes, so what else the machine does later changes no
+result. With --epochs all train for as many instead. Without --test a tenth of the images are held out and compared
+with, so that other images are left to look at once, in the end.
 
 Rows are files in the folder --out; an interrupted row resumes, and what is there is not measured again.
 """
@@ -21,6 +21,7 @@ import os
 import statistics
 import subprocess
 import sys
+import time
 
 import common
 
@@ -77,10 +78,7 @@ class Timer:
     """Stands in for the `TrainingRun` of a training, to end it after some steps with the median of their seconds."""
 
     def __init__(self):
-        import time
-
-        self.clock, self.seconds = time.perf_counter, []
-        self.last = self.clock()
+        self.seconds, self.last = [], time.perf_counter()
 
     def before_epoch(self):
         pass
@@ -89,7 +87,7 @@ class Timer:
         pass
 
     def after_step(self, loss):
-        now = self.clock()
+        now = time.perf_counter()
         self.seconds.append(now - self.last)
         self.last = now
         if len(self.seconds) == 2 * TIMED:
@@ -119,6 +117,7 @@ class Search:
     def __init__(self, options):
         self.options, self.out = options, options.out
         self.data = os.path.abspath(options.data) if os.path.exists(options.data) else options.data
+        self.images = f"{options.image_size}" + ("-all" if options.test else "")  # what is timed and trained on
         self.budget = f"{options.epochs}epochs" if options.epochs else f"{options.minutes:g}min"
         os.makedirs(self.out, exist_ok=True)
 
@@ -133,7 +132,7 @@ class Search:
 
     def step_times(self):
         """Seconds of a step of each recipe and the number of its training images, from a file or measured in turn."""
-        path = os.path.join(self.out, f"steps-{self.options.image_size}.json")
+        path = os.path.join(self.out, f"steps-{self.images}.json")
         known = {}
         if os.path.exists(path):
             with open(path) as file:
@@ -163,7 +162,7 @@ class Search:
 
     def image_folder(self):
         """A folder of PNG files with the training images, which the peer reads: exactly those of our rows."""
-        folder = os.path.join(self.out, f"images-{self.options.image_size}" + ("-all" if self.options.test else ""))
+        folder = os.path.join(self.out, f"images-{self.images}")
         if not os.path.isdir(folder):
             from PIL import Image
 
@@ -194,7 +193,7 @@ class Search:
     def row(self, name, seed, times):
         """The numbers of a row: those in its file, or trains, samples and measures."""
         o = self.options
-        path = os.path.abspath(self.path(name, seed, f"-{self.options.sampler}{o.steps}.json"))
+        path = os.path.abspath(self.path(name, seed, f"-{o.sampler}{o.steps}.json"))
         if os.path.exists(path):
             with open(path) as file:
                 return json.load(file)
