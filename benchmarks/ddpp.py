@@ -18,7 +18,7 @@ import numpy as np
 
 from support import device, files
 
-EVERY = 500  # steps from one checkpoint to the next
+EVERY = 250  # steps from one checkpoint to the next
 
 
 def make(folder, image_size, steps, sampling_steps, results):

@@ -5,8 +5,10 @@ import pickle
 import shutil
 import subprocess
 import sys
+import threading
 import time
 
+import forked
 import numpy as np
 import pytest
 
@@ -14,7 +16,8 @@ from support import files
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SCRIPTS = ("diffusion_model.py", "reverse_diffusion.py", "evaluate.py", "figures.py", "start.py")
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+for name, value in ("TF_CPP_MIN_LOG_LEVEL", "2"), ("TF_ENABLE_ONEDNN_OPTS", "1"):  # as `support.device` sets them
+    os.environ.setdefault(name, value)
 
 # A network small enough that training it takes seconds: 48 images, 3 steps an epoch.
 SLIDES = ("--network", "naive", "--target", "eps", "--schedule", "linear", "--sampler", "ddpm", "--sample-steps", "20",
@@ -29,20 +32,43 @@ def command(*arguments):
 
 def environment(**more):
     env = {**os.environ, "PYTHONPATH": ROOT, **more}
-    env.pop("TF_CPP_MIN_LOG_LEVEL", None)  # as users have it
+    for name in "TF_CPP_MIN_LOG_LEVEL", "TF_ENABLE_ONEDNN_OPTS":
+        if name not in more:
+            env.pop(name, None)  # as users have it
     return env
+
+
+def start(folder, *arguments, fresh=False, **more):
+    """Starts a script, or Python with any arguments, in a folder; more is set in the environment.
+
+    Scripts are forked from a process that has TensorFlow, unless they shall be started `fresh`, as a user does.
+    """
+    if arguments[0] in SCRIPTS and forked.POSSIBLE and not (fresh or more):
+        return forked.Process(command(*arguments)[1:], folder, environment())
+    pipe = subprocess.PIPE
+    return subprocess.Popen(
+        command(*arguments), cwd=folder, env=environment(**more), stdout=pipe, stderr=pipe, text=True
+    )
+
+
+def finish(process, printed="", timeout=400):
+    """The finished process, killed if it takes longer, with all that it has printed."""
+    too_late = threading.Timer(timeout, process.kill)
+    too_late.start()
+    errors = []
+    reader = threading.Thread(target=lambda: errors.append(process.stderr.read()))  # a full pipe would block it
+    reader.start()
+    printed += process.stdout.read()  # communicate() would miss what has been read ahead
+    reader.join()
+    process.wait()
+    too_late.cancel()
+    return subprocess.CompletedProcess(process.args, process.returncode, printed, errors[0])
 
 
 @pytest.fixture
 def run(tmp_path):
-    """Runs a script, or Python with any arguments, in a temporary folder; returns the finished process."""
-
-    def run(*arguments, timeout=400, **more):
-        return subprocess.run(
-            command(*arguments), cwd=tmp_path, env=environment(**more), capture_output=True, text=True, timeout=timeout
-        )
-
-    return run
+    """Runs what `start` starts in a temporary folder; returns the finished process."""
+    return lambda *arguments, timeout=400, **more: finish(start(tmp_path, *arguments, **more), timeout=timeout)
 
 
 def write_images(folder, count=48):
@@ -68,12 +94,8 @@ def trained(tmp_path_factory, worker_id):
             time.sleep(0.1)
     else:
         write_images(folder)
-        process = subprocess.run(
-            command("diffusion_model.py", *SMALL, "--n-epochs", "2", "--sample-every", "1"),
-            cwd=folder,
-            env=environment(),
-            capture_output=True,
-            text=True,
+        process = finish(
+            start(folder, "diffusion_model.py", *SMALL, "--n-epochs", "2", "--sample-every", "1", fresh=True)
         )
         with files.replacing(printed) as draft, open(draft, "wb") as file:
             pickle.dump(process, file)

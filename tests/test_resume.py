@@ -8,32 +8,19 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 import zipfile
 
 import keras
 import numpy as np
 import pytest
-from conftest import SMALL, TINY, command, environment, write_images
+from conftest import SMALL, TINY, environment, finish, start, write_images
 from test_training import assert_equal_to_the_bit, losses
 
 import unet
 from support import checkpoint
 
 LONG = (*SMALL, "--n-epochs", "40", "--sample-every", "0", "--lr-decay", "cosine", "--save-every", "0.005")
-
-
-def start(folder, *options, **more):
-    return subprocess.Popen(
-        command("diffusion_model.py", *options),
-        cwd=folder,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        **more,
-    )
 
 
 def read_until(process, word):
@@ -46,16 +33,8 @@ def read_until(process, word):
     return "".join(lines)
 
 
-def finish(process, printed="", timeout=300):
-    """The finished process, and the seconds that it took from now."""
-    begun = time.monotonic()
-    too_late = threading.Timer(timeout, process.kill)
-    too_late.start()
-    stdout, stderr = process.stdout.read(), process.stderr.read()  # communicate() would miss what has been read ahead
-    process.wait()
-    too_late.cancel()
-    seconds = time.monotonic() - begun
-    return subprocess.CompletedProcess(process.args, process.returncode, printed + stdout, stderr), seconds
+def train(folder, *options, **more):
+    return start(folder, "diffusion_model.py", *options, **more)
 
 
 def table(path):
@@ -86,15 +65,15 @@ def two_folders(tmp_path):
 @pytest.mark.slow
 def test_a_run_interrupted_at_random_ends_in_the_same_bits_as_one_that_never_was(tmp_path):
     two_folders(tmp_path)
-    at_once, _ = finish(start(tmp_path / "once", *LONG))
+    at_once = finish(train(tmp_path / "once", *LONG))
     lines, steps, chance = {}, [], random.Random(0)
     for number in (signal.SIGTERM, signal.SIGKILL, None):
-        process = start(tmp_path / "often", *LONG)
+        process = train(tmp_path / "often", *LONG)
         printed = read_until(process, "ms a step")
         if number is not None:
             time.sleep(chance.uniform(0.4, 0.9))
             process.send_signal(number)
-        done, _ = finish(process, printed)
+        done = finish(process, printed)
         assert done.returncode == {signal.SIGTERM: 143, signal.SIGKILL: -9, None: 0}[number], done.stderr
         lines.update(losses(done))
         steps.append(progress(tmp_path / "often" / "model.keras")["step"])
@@ -115,33 +94,35 @@ def test_the_table_has_a_row_for_every_epoch(trained):
 def test_a_signal_before_anything_was_trained_ends_the_program_at_once(tmp_path, moment):
     """While TensorFlow is imported, and while the first step is compiled."""
     write_images(tmp_path)
-    process = start(tmp_path, *LONG)
+    process = train(tmp_path, *LONG, fresh=moment == "starting TensorFlow")
     printed = read_until(process, moment)
     time.sleep(0.7)
+    begun = time.monotonic()
     process.send_signal(signal.SIGTERM)
-    done, seconds = finish(process, printed)
+    done = finish(process, printed)
     assert done.returncode == 143 and done.stderr == ""
-    assert seconds < 2
+    assert time.monotonic() - begun < 2
     assert os.listdir(tmp_path) == ["images.npy"]
 
 
 def test_a_signal_during_a_grid_loses_neither_the_training_nor_the_grid(tmp_path):
     write_images(tmp_path)
     options = (*SMALL, "--T", "500", "--beta2", "0.02", "--n-epochs", "4", "--sample-every", "2")
-    process = start(tmp_path, *options)
+    process = train(tmp_path, *options)
     printed = read_until(process, "Epoch :1")
     time.sleep(1)
     assert not (tmp_path / "samples-epoch0002.png").exists()
+    begun = time.monotonic()
     process.send_signal(signal.SIGINT)
-    done, seconds = finish(process, printed)
-    assert done.returncode == 130 and seconds < 10, done.stderr
+    done = finish(process, printed)
+    assert done.returncode == 130 and time.monotonic() - begun < 10, done.stderr
     assert "stopped after 6 steps" in done.stdout
-    again = start(tmp_path, *options)
+    again = train(tmp_path, *options)
     while again.poll() is None and not (tmp_path / "samples-epoch0002.png").exists():
         time.sleep(0.1)
     assert again.poll() is None
     again.kill()
-    printed = finish(again)[0].stdout
+    printed = finish(again).stdout
     assert "resuming after 2 epochs" in printed and "Epoch :2" not in printed
 
 
@@ -149,7 +130,9 @@ def test_a_signal_during_a_grid_loses_neither_the_training_nor_the_grid(tmp_path
 def test_usr1_saves_and_training_continues_nohup_is_respected_and_ctrl_c_saves_and_ends(tmp_path):
     write_images(tmp_path)
     options = (*SMALL, "--n-epochs", "100000", "--sample-every", "0")
-    process = start(tmp_path, *options, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    handler = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # which the program inherits, as from nohup
+    process = train(tmp_path, *options, fresh=True)
+    signal.signal(signal.SIGHUP, handler)
     printed = read_until(process, "ms a step")
     assert not (tmp_path / "model.keras").exists()
     process.send_signal(signal.SIGHUP)
@@ -160,9 +143,10 @@ def test_usr1_saves_and_training_continues_nohup_is_respected_and_ctrl_c_saves_a
             break
     saved = int(keras.models.load_model(tmp_path / "model.keras").optimizer.iterations)
     assert saved >= 20 and process.poll() is None
+    begun = time.monotonic()
     process.send_signal(signal.SIGINT)
-    done, seconds = finish(process, printed)
-    assert done.returncode == 130 and done.stderr == "" and seconds < 10
+    done = finish(process, printed)
+    assert done.returncode == 130 and done.stderr == "" and time.monotonic() - begun < 10
     after = int(keras.models.load_model(tmp_path / "model.keras").optimizer.iterations)
     assert after > saved and f"stopped after {after:,} steps" in done.stdout
 
@@ -194,17 +178,17 @@ def test_a_second_run_on_the_same_file_is_refused_until_the_first_is_dead(run, t
     write_images(tmp_path)
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "linked.keras").symlink_to(tmp_path / "model.keras")
-    first = start(tmp_path, *SMALL, "--n-epochs", "100000")
+    first = train(tmp_path, *SMALL, "--n-epochs", "100000")
     read_until(first, "files ")
     second = run("diffusion_model.py", *SMALL, "--model", "linked.keras")
     assert second.returncode == 1 and len(second.stderr.splitlines()) == 1
     assert f"process {first.pid}" in second.stderr and "--model" in second.stderr
     first.kill()
     finish(first)
-    third = start(tmp_path, *SMALL)
+    third = train(tmp_path, *SMALL)
     printed = read_until(third, "files ")
     third.send_signal(signal.SIGTERM)
-    done, _ = finish(third, printed)
+    done = finish(third, printed)
     assert done.returncode == 143, done.stderr
     assert not [name for name in os.listdir(tmp_path) if name.endswith(".lock") or ".saving" in name]
 
@@ -341,7 +325,7 @@ def small_disk(tmp_path):
 def test_a_full_disk_costs_neither_the_old_file_nor_the_training(small_disk, freed):
     write_images(small_disk)
     n_epochs = "100000" if freed else "200"
-    process = start(small_disk, *SMALL, "--n-epochs", n_epochs, "--sample-every", "0", "--save-every", "0.01")
+    process = train(small_disk, *SMALL, "--n-epochs", n_epochs, "--sample-every", "0", "--save-every", "0.01")
     printed = read_until(process, "ms a step")
     while not (small_disk / "model.keras").exists():
         time.sleep(0.05)
@@ -358,7 +342,7 @@ def test_a_full_disk_costs_neither_the_old_file_nor_the_training(small_disk, fre
     if freed:
         os.remove(small_disk / "filler")
         process.send_signal(signal.SIGTERM)
-    done, _ = finish(process, printed)
+    done = finish(process, printed)
     warnings = done.stderr.splitlines()
     last = "" if freed else warnings.pop()
     files_named = {name for line in warnings for name in ("model.keras", "model.csv") if f" {name} cannot" in line}

@@ -303,7 +303,9 @@ def test_the_lines_of_the_slides(run, model_folder):
 
 
 def test_the_script_writes_a_grid_and_the_array(run, model_folder):
-    process = run("reverse_diffusion.py", "--n-sample", "5", "--out", "grid.png", "--npy", "a.npy", "--seed", "5")
+    process = run(
+        "reverse_diffusion.py", "--n-sample", "5", "--out", "grid.png", "--npy", "a.npy", "--seed", "5", fresh=True
+    )
     assert process.returncode == 0 and process.stderr == ""
     assert process.stdout.startswith("reverse_diffusion.py: starting TensorFlow")
     images = np.load(model_folder / "a.npy")
