@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from conftest import SMALL_NAIVE, write_images
 from PIL import Image
 from test_guidance import conditional
 
@@ -9,6 +10,7 @@ import ddpm
 import figures
 from diffusion import sampling
 from support import checkpoint
+from unet import NaiveUnet
 
 
 @pytest.fixture(autouse=True)
@@ -22,19 +24,30 @@ def no_window():
     plt.close("all")
 
 
-def test_all_of_them_as_files(run, model_folder):
+def test_all_of_them_as_files(run, tmp_path):
+    """Of the network of the slides, trained by the script."""
+    write_images(tmp_path)
+    trained = run("diffusion_model.py", *SMALL_NAIVE, "--n-epochs", "1", "--sample-every", "0")
+    assert trained.returncode == 0, trained.stderr
     process = run("figures.py", "--out", "images")
     assert process.returncode == 0, process.stderr
     names = [name for name in figures.ALL if name != "classes"]  # which this model does not have
     for name in names:
-        with Image.open(model_folder / "images" / f"{name}.{'gif' if name == 'gif' else 'png'}") as image:
+        with Image.open(tmp_path / "images" / f"{name}.{'gif' if name == 'gif' else 'png'}") as image:
             assert min(image.size) > 100
             assert image.convert("L").getextrema() != (255, 255)
             if name == "gif":
                 assert image.n_frames == 21  # each of the 20 steps, and the noise
     assert len(process.stdout.splitlines()) == 1 + len(names)
-    refused = run("figures.py", "--only", "classes")
-    assert refused.returncode == 2 and "no classes" in refused.stderr and len(refused.stderr.splitlines()) == 1
+
+
+def test_a_figure_of_classes_that_a_model_does_not_have_is_refused(model_folder, monkeypatch, capsys):
+    monkeypatch.chdir(model_folder)
+    monkeypatch.setattr("sys.argv", ["figures.py", "--only", "classes"])
+    with pytest.raises(SystemExit) as end:
+        figures.main()
+    said = capsys.readouterr().err
+    assert end.value.code == 2 and "no classes" in said and len(said.splitlines()) == 1
 
 
 def test_forward_goes_from_the_image_to_noise():
@@ -71,9 +84,8 @@ def test_classes_are_rows_and_guidance_columns():
         figures.choose_figures(["network"], model, None)
 
 
-def test_the_network_is_drawn_with_its_sizes(trained):
-    model = checkpoint.open_model(str(trained[0] / "model.keras"))
-    texts = " ".join(text.get_text() for text in figures.network(model).axes[0].texts)
+def test_the_network_is_drawn_with_its_sizes():
+    texts = " ".join(text.get_text() for text in figures.network(NaiveUnet((32, 32, 3), 8)).axes[0].texts)
     for size in "32×32×3", "32×32×8", "16×16×8", "8×8×16", "4×4×16", "1×1×16":
         assert size in texts
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
+from test_earlier_files import MODEL as OF_THE_SLIDES
 
 import reverse_diffusion as rd
 import unet
@@ -97,11 +98,12 @@ def keras_settings():
 
 @pytest.mark.parametrize("floatx, data_format", [("float16", "channels_last"), ("float64", "channels_first")])
 def test_what_the_user_has_set_keras_to_changes_no_image_and_stays(model, keras_settings, floatx, data_format):
-    before = sample(model, 2)
+    networks = (model, OF_THE_SLIDES) if data_format == "channels_first" else (model,)
+    before = [sample(network, 2) for network in networks]
     forget()
     keras.config.set_floatx(floatx)
     keras.config.set_image_data_format(data_format)
-    np.testing.assert_array_equal(sample(model, 2), before)
+    np.testing.assert_array_equal([sample(network, 2) for network in networks], before)
     assert (keras.config.floatx(), keras.config.image_data_format()) == (floatx, data_format)
 
 
