@@ -21,7 +21,7 @@ for name, value in ("TF_CPP_MIN_LOG_LEVEL", "2"), ("TF_ENABLE_ONEDNN_OPTS", "1")
 
 SLIDES = ("--network", "naive", "--target", "eps", "--schedule", "linear", "--sampler", "ddpm", "--sample-steps", "20",
           "--variance", "beta", "--weighting", "none")  # fmt: skip
-# 48 images, 3 steps an epoch; with the slides' network, and with the smallest of the script, compiled in a third of the time.
+# 48 images, 3 steps an epoch. The network of the slides, and the smallest there is: compiled in a third of the time.
 SMALL_NAIVE = ("--data", "images.npy", "--n-feat", "8", "--batch-size", "16", "--lr-decay", "none",
                "--T", "20", "--beta2", "0.5", *SLIDES)  # fmt: skip
 SMALL = (*SMALL_NAIVE, "--network", "unet", "--widths", "1", "--attention", "0")

@@ -133,6 +133,7 @@ def test_the_pretrained_model_knows_drawings_it_has_not_seen():
 
     import data
     import ddpm
+    from data import drawings
     from diffusion.denoiser import denoiser
 
     path = checkpoint.locate("drawings")
@@ -141,7 +142,7 @@ def test_the_pretrained_model_knows_drawings_it_has_not_seen():
     entries = checkpoint.metadata(model)
     assert os.sep not in entries["data"]["source"] and entries["sampling"]["steps"] == 50
     sched, target = checkpoint.diffusion_of(model)
-    x_0 = data.scaled(data.load_images("new-drawings", 32)[0][:16])
+    x_0 = data.scaled(drawings.draw_cats(32, count=16, seed=1))
     t = tf.fill([16], 500)
     x_t = ddpm.q_sample(x_0, t, tf.random.stateless_normal(x_0.shape, [0, 1]), sched)
     guess, _ = denoiser(lambda inputs: model(inputs), sched, target)(x_t, t)

@@ -185,11 +185,12 @@ def read(path):
         ({"target": "v"}, ("--target eps", "v")),
         ({"zero_snr": True, "target": "v"}, ("--zero-snr False", "True")),
         ({"preset": "slides"}, ("--preset first", "slides")),
-        ({"data": "drawings"}, ("images.npy (48", "drawings (2,048)", "--new-data", "--model")),
+        ({"data": "others.npy"}, ("images.npy (48", "others.npy (5)", "--new-data", "--model")),
     ],
 )
 def test_what_contradicts_the_file_is_refused_with_both_values_and_a_way_out(model_folder, monkeypatch, options, words):
     monkeypatch.chdir(model_folder)
+    np.save("others.npy", np.zeros((5, 32, 32, 3), np.uint8))
     with pytest.raises(ValueError) as error:
         preparation.prepare({"n_epochs": 3, **options}, "model.keras")
     for word in ("model.keras", *words):
