@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from conftest import Oracle
+from test_guidance import CONSTANTS, conditional
 
 import data
 import ddpm
@@ -31,6 +32,19 @@ def test_each_held_out_image_is_measured_once_at_its_own_step_and_noise(monkeypa
     assert mean == pytest.approx(errors.mean(), rel=1e-5)
     expected = [errors[(measured.t > 5 * q) & (measured.t <= 5 * q + 5)].mean() for q in range(4)]
     assert quarters == pytest.approx(expected, rel=1e-5)
+
+
+def test_each_image_is_measured_with_its_own_class(monkeypatch):
+    monkeypatch.setattr(checkpoint, "swap_ema_weights", lambda model: None)
+    sched, labels = ddpm.ddpm_schedule(1e-3, 0.3, 20), np.array([-1, 0, 1] * 8)
+    images = np.random.default_rng(0).integers(0, 256, (24, 2, 2, 1), np.uint8)
+    for given in labels, None:  # -1 is no class
+        measured = validation.Validation(conditional(CONSTANTS), images, sched, labels=given)
+        eps = standard_normal(0, 0, tf.range(24), (2, 2, 1))
+        x_t = ddpm.q_sample(tf.constant(data.scaled(images)), tf.constant(measured.t), eps, sched)
+        constants = np.array(CONSTANTS)[labels + 1] if given is not None else np.full(24, CONSTANTS[0])
+        errors = (x_t / 2 + constants[:, None, None, None] - eps) ** 2
+        assert measured.measure()["loss"][0] == pytest.approx(np.mean(errors), rel=1e-5)
 
 
 @pytest.mark.parametrize(
