@@ -245,6 +245,16 @@ def test_a_classifier_is_trained_resumed_and_guides(train_tiny, capsys):
             rd.my_sample(model=model, classifier=classifier, label=0, verbose=0)
 
 
+def test_a_classifier_learns_from_the_images_that_have_a_class(train_tiny, asked):
+    for k, name in enumerate(["a/0.png", "a/1.png", "b/0.png", "b/1.png", "0.png", "1.png"]):
+        save_grey(os.path.join("folder", name), k)
+    network = ("--network", "classifier", "--classes", "--n-feat", "8", "--widths", "1", "--attention", "0")
+    train_tiny("--data", "folder", *TINY[2:], *network, "--patch", "1", "--n-epochs", "1")
+    ((_, inputs, target, weight),) = asked
+    assert len(inputs) == 2 and sorted(target) == [-1, -1, 0, 0, 1, 1]
+    np.testing.assert_array_equal(weight, np.reshape(target >= 0, (6, 1, 1, 1)))
+
+
 def test_the_loss_of_a_classifier_is_the_cross_entropy_and_images_of_no_class_have_none():
     from diffusion.networks import Classifier
 
