@@ -82,6 +82,13 @@ def on_classes(labels: np.ndarray, classes: Sequence[str]) -> str | None:
     return f"few images of {', '.join(few[:5])}{more}: with fewer than {FEW} a class is hardly learnt"
 
 
+def on_precision(precision: str, has_bfloat16: bool) -> str | None:
+    """The sentence to say when the GPU is no faster in the precision, else None."""
+    if precision != "bfloat16" or has_bfloat16:
+        return None
+    return "this GPU is no faster in bfloat16 than in float32; try --precision float16"
+
+
 def on_weighting(zero_snr: bool, weighting: str) -> str | None:
     """The sentence to say when nothing is learnt at t = T, where sampling starts, else None."""
     if not zero_snr or weighting == "none":

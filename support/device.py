@@ -173,7 +173,16 @@ def large_gpu() -> bool:
 
 def name() -> str:
     """The GPUs, or the number of CPU cores."""
+    return ", ".join(gpu.get("device_name", "GPU") for gpu in _gpus()) or f"CPU, {cores()} cores"
+
+
+def has_bfloat16() -> bool:
+    """Whether no GPU here is older than NVIDIA's Ampere, the first that is faster in bfloat16 than in float32."""
+    return all(gpu.get("compute_capability", (8, 0)) >= (8, 0) for gpu in _gpus())
+
+
+def _gpus():
+    """What TensorFlow knows of each GPU, a dict."""
     import tensorflow as tf
 
-    gpus = [tf.config.experimental.get_device_details(gpu) for gpu in tf.config.list_physical_devices("GPU")]
-    return ", ".join(gpu.get("device_name", "GPU") for gpu in gpus) or f"CPU, {cores()} cores"
+    return [tf.config.experimental.get_device_details(gpu) for gpu in tf.config.list_physical_devices("GPU")]

@@ -3,9 +3,10 @@
 import re
 
 import pytest
+from conftest import TINY
 
 import ddpm
-from support import advice, preparation, settings
+from support import advice, device, preparation, settings
 
 
 @pytest.mark.parametrize(
@@ -56,6 +57,15 @@ def test_only_a_new_model_is_told(model_folder, monkeypatch, capsys):
 def test_weights_that_leave_the_first_step_of_sampling_untrained_get_advice():
     assert "--weighting none" in advice.on_weighting(True, "min-snr")
     assert advice.on_weighting(True, "none") is None and advice.on_weighting(False, "snr") is None
+
+
+@pytest.mark.parametrize("capability, told", [((7, 5), True), ((8, 0), False), ((9, 0), False), (None, False)])
+def test_a_gpu_without_bfloat16_is_told_of_float16(train_tiny, monkeypatch, capability, told):
+    details = {"device_name": "Card"} | ({"compute_capability": capability} if capability else {})
+    monkeypatch.setattr(device, "_gpus", lambda: [details])
+    said = train_tiny(*TINY, "--n-epochs", "1", "--precision", "bfloat16")
+    assert "device    Card, bfloat16" in said and ("--precision float16" in said) == told
+    assert "--precision float16" not in train_tiny("--n-epochs", "2", "--precision", "float32")
 
 
 def test_the_loss_of_the_first_run_is_compared_with_the_measured_one():
