@@ -105,15 +105,19 @@ def race(contenders, rounds, seconds_a_turn=1.0):
 
 @functools.cache
 def operations(network, n_feat, size, batch):
-    """Floating-point operations of a training step: those of the convolutions and products of matrices, 3 times.
+    """Floating-point operations of a training step of one of `NETWORKS`."""
+    return batch * operations_of(build(network, size, n_feat))
+
+
+def operations_of(model):
+    """Those of training on one image: of the convolutions and products of matrices, 3 times.
 
     Counted in the graph of the network for one image. A convolution has 2 for each weight and place, a transposed one
     too, where the places are those of the smaller image; a product of matrices 2 for each output and what is summed.
     """
     from support import device
 
-    tf = device.start_tensorflow()
-    model, count = build(network, size, n_feat), 0
+    tf, count = device.start_tensorflow(), 0
     one = [tf.TensorSpec((1, *tensor.shape[1:]), tensor.dtype) for tensor in model.inputs]
     graph = tf.function(lambda *inputs: model(list(inputs)), autograph=False).get_concrete_function(*one).graph
     for node in graph.get_operations():
@@ -123,7 +127,7 @@ def operations(network, n_feat, size, batch):
             count += 2 * shapes[1].num_elements() * height * width
         elif node.type in ("MatMul", "BatchMatMulV2"):
             count += 2 * shapes[-1].num_elements() * shapes[0][-1]
-    return 3 * count * batch
+    return 3 * count
 
 
 def profile(function, count):

@@ -1,0 +1,67 @@
+"""How far does each preset come in an hour, on this machine and on cards?
+
+    python benchmarks/expect.py          about a minute on 2 cores
+
+Of the presets for CPUs a training step is measured here. For those for GPUs images are computed: a fifth of the card's
+highest rate in 16 bits, divided by the operations of an image.
+"""
+
+import argparse
+import statistics
+import time
+
+import common
+import numpy as np
+
+CARDS = {"T4": 65e12, "H100": 989e12}  # operations a second in 16 bits, by NVIDIA's data sheets
+SHARE = 0.2
+
+
+def measure(model, settings, precision):
+    """Seconds of a training step on random images, as `diffusion_model.py` compiles it."""
+    import keras
+
+    from support import checkpoint, device
+
+    optimizer = keras.optimizers.Adam(1e-3, use_ema=True, ema_momentum=0.99)
+    optimizer.build(model.trainable_variables)
+    batch = settings["batch_size"]
+    checkpoint.compile_for_run(model, optimizer, precision, device.has_gpu(), device.parts_for(batch))
+    x = np.random.default_rng(0).standard_normal((batch, *model.input_shape[0][1:]), np.float32)
+    seconds = []
+    while len(seconds) < 60:
+        start = time.perf_counter()
+        model.train_on_batch([x, np.full((batch, 1), 0.5, np.float32)], x)
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds[20:])
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--precision", default="float32", help="of the measured steps (float32)")
+    options = parser.parse_args()
+    from support import device
+
+    device.start_tensorflow(parts=device.MOST_PARTS)
+    from support.preparation import build_network
+    from support.settings import FOR_GPU, PRESETS, choose_settings
+
+    rows = [("preset", "image size", "parameters", "GFLOP an image", "ms a step here", "images an hour here",
+             *(f"on {card} (computed)" for card in CARDS))]  # fmt: skip
+    for preset in PRESETS:
+        settings = choose_settings({"preset": preset}, {}, "", str)
+        model = build_network(settings, 0)
+        work, size = common.operations_of(model), settings["image_size"]
+        if preset in FOR_GPU:
+            of_cards = (f"{3600 * SHARE * rate / work:,.0f}" for rate in CARDS.values())
+            images = ("", "", *of_cards)
+        else:
+            seconds = measure(model, settings, options.precision)
+            images = (f"{1e3 * seconds:.1f}", f"{3600 * settings['batch_size'] / seconds:,.0f}", "", "")
+        rows.append((preset, f"{size}×{size}", f"{model.count_params():,}", f"{work / 1e9:.2f}", *images))
+    print(common.machine("tensorflow", "keras"))
+    common.table(f"{options.precision} here; cards at {SHARE:.0%} of their highest rate", rows)
+
+
+if __name__ == "__main__":
+    main()
