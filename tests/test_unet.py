@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from conftest import tiny_network
 
 import unet
 from diffusion import networks
@@ -194,7 +195,7 @@ def test_a_saved_model_loads_in_a_fresh_process_in_float32_and_predicts_the_same
 
 
 def test_plain_keras_keeps_the_logbook(tmp_path):
-    model = unet.NaiveUnet((32, 32, 1), 8)
+    model = tiny_network((8, 8, 1))
     model.get_layer("logbook").entries["diffusion"] = {"T": 7}
     for name in "a.keras", "b.keras":
         model.save(tmp_path / name)
