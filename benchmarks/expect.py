@@ -7,33 +7,14 @@ highest rate in 16 bits, divided by the operations of an image.
 """
 
 import argparse
-import statistics
-import time
+import os
+import tempfile
 
 import common
-import numpy as np
+from recipes import time_ours
 
 CARDS = {"T4": 65e12, "H100": 989e12}  # operations a second in 16 bits, by NVIDIA's data sheets
 SHARE = 0.2
-
-
-def measure(model, settings, precision):
-    """Seconds of a training step on random images, as `diffusion_model.py` compiles it."""
-    import keras
-
-    from support import checkpoint, device
-
-    optimizer = keras.optimizers.Adam(1e-3, use_ema=True, ema_momentum=0.99)
-    optimizer.build(model.trainable_variables)
-    batch = settings["batch_size"]
-    checkpoint.compile_for_run(model, optimizer, precision, device.has_gpu(), device.parts_for(batch))
-    x = np.random.default_rng(0).standard_normal((batch, *model.input_shape[0][1:]), np.float32)
-    seconds = []
-    while len(seconds) < 60:
-        start = time.perf_counter()
-        model.train_on_batch([x, np.full((batch, 1), 0.5, np.float32)], x)
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds[20:])
 
 
 def main():
@@ -56,7 +37,9 @@ def main():
             of_cards = (f"{3600 * SHARE * rate / work:,.0f}" for rate in CARDS.values())
             images = ("", "", *of_cards)
         else:
-            seconds = measure(model, settings, options.precision)
+            words = ["--data", "drawings", "--preset", preset, "--precision", options.precision]
+            with tempfile.TemporaryDirectory() as folder:
+                seconds, _ = time_ours(words, os.path.join(folder, "model.keras"))
             images = (f"{1e3 * seconds:.1f}", f"{3600 * settings['batch_size'] / seconds:,.0f}", "", "")
         rows.append((preset, f"{size}×{size}", f"{model.count_params():,}", f"{work / 1e9:.2f}", *images))
     print(common.machine("tensorflow", "keras"))

@@ -16,8 +16,8 @@ from support import files
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SCRIPTS = ("diffusion_model.py", "reverse_diffusion.py", "evaluate.py", "figures.py", "start.py")
-for name, value in ("TF_CPP_MIN_LOG_LEVEL", "2"), ("TF_ENABLE_ONEDNN_OPTS", "1"):  # as `support.device` sets them
-    os.environ.setdefault(name, value)
+OF_TENSORFLOW = {"TF_CPP_MIN_LOG_LEVEL": "2", "TF_ENABLE_ONEDNN_OPTS": "1"}  # as `support.device` sets them
+os.environ.update({**OF_TENSORFLOW, **os.environ})
 
 SLIDES = ("--network", "naive", "--target", "eps", "--schedule", "linear", "--sampler", "ddpm", "--sample-steps", "20",
           "--variance", "beta", "--weighting", "none")  # fmt: skip
@@ -32,11 +32,8 @@ def command(*arguments):
 
 
 def environment(**more):
-    env = {**os.environ, "PYTHONPATH": ROOT, **more}
-    for name in "TF_CPP_MIN_LOG_LEVEL", "TF_ENABLE_ONEDNN_OPTS":
-        if name not in more:
-            env.pop(name, None)  # as users have it
-    return env
+    as_users_have_it = {name: value for name, value in os.environ.items() if name not in OF_TENSORFLOW}
+    return {**as_users_have_it, "PYTHONPATH": ROOT, **more}
 
 
 def start(folder, *arguments, fresh=False, **more):

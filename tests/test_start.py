@@ -163,8 +163,9 @@ def test_the_status_of_a_killed_program_is_that_of_a_shell(ready):
 @pytest.mark.parametrize("how, status", [("ctrl-c", 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_set_up_is_finished_by_the_next_run(folder, how, status):
     (folder / "diffusion_model.py").write_text("print('trained')")
-    terminal = Terminal(folder, installer(folder, pip="sleep 20 && echo too late"))
+    terminal = Terminal(folder, installer(folder, pip="sleep 20; echo too late"))
     terminal.read_until("downloading")
+    time.sleep(0.3)  # until it sleeps
     if how == "ctrl-c":
         terminal.press_ctrl_c()
     else:
