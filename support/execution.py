@@ -38,12 +38,26 @@ def even_batches(model: keras.Model, count: int) -> tuple[int, int]:
     return batches, math.ceil(count / batches)
 
 
+def for_inference(model: Callable) -> Callable[..., tf.Tensor]:
+    """A network as a function of its inputs, for batches of all sizes.
+
+    Tracing takes a second. A model is traced once for all who use it; a function without `inputs`, for sizes that come.
+    """
+    if not hasattr(model, "for_inference"):
+        inputs = getattr(model, "inputs", None)
+        signature = inputs and [tf.TensorSpec([None, *tensor.shape[1:]], tensor.dtype) for tensor in inputs]
+
+        @tf.function(input_signature=signature, reduce_retracing=True, autograph=False)
+        def of_piece(*inputs):
+            return model(list(inputs), training=False)
+
+        model.for_inference = of_piece
+    return model.for_inference
+
+
 def predictor(model: Callable, parts: int) -> Callable[[list[tf.Tensor]], tf.Tensor]:
     """A network for inference, as a function of its list of inputs such as [x_t, t/T], with batches in parts."""
-
-    @tf.function(reduce_retracing=True, autograph=False)  # traced once for all pieces
-    def of_piece(*inputs):
-        return model(list(inputs), training=False)
+    of_piece = for_inference(model)
 
     def predict(inputs):
         pieces = zip(*(split(tensor, parts) for tensor in inputs), strict=True)

@@ -1,5 +1,6 @@
 """What several test files use: scripts run as a user runs them, and one small trained model."""
 
+import io
 import os
 import pickle
 import shutil
@@ -7,8 +8,10 @@ import subprocess
 import sys
 import threading
 import time
+import zipfile
 
 import forked
+import h5py
 import numpy as np
 import pytest
 
@@ -102,6 +105,12 @@ def trained(tmp_path_factory, worker_id):
     return folder, process
 
 
+def iterations(path):
+    """How many steps the optimizer in the file of a model has taken."""
+    with zipfile.ZipFile(path) as file, h5py.File(io.BytesIO(file.read("model.weights.h5"))) as weights:
+        return int(weights["optimizer/vars/0"][()])
+
+
 @pytest.fixture
 def model_folder(trained, tmp_path):
     """A copy of that folder, the current one of `run`."""
@@ -113,7 +122,8 @@ class Oracle:
     """Stands in for a network: any function of [x_t, t/T], or [x_t, t/T, label], for images of a shape."""
 
     def __init__(self, function, shape, labels=False):
-        self.function, self.inputs = function, [np.empty((1, *shape)), np.empty((1, 1)), *[np.empty((1, 1))] * labels]
+        x_t, t, label = np.empty((1, *shape), np.float32), np.empty((1, 1), np.float32), np.empty((1, 1), np.int32)
+        self.function, self.inputs = function, [x_t, t, label] if labels else [x_t, t]
         self.outputs = self.inputs[:1]
 
     def __call__(self, inputs, training=False):

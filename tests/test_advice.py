@@ -59,13 +59,19 @@ def test_weights_that_leave_the_first_step_of_sampling_untrained_get_advice():
     assert advice.on_weighting(True, "none") is None and advice.on_weighting(False, "snr") is None
 
 
-@pytest.mark.parametrize("capability, told", [((7, 5), True), ((8, 0), False), ((9, 0), False), (None, False)])
-def test_a_gpu_without_bfloat16_is_told_of_float16(train_tiny, monkeypatch, capability, told):
+@pytest.mark.parametrize("capability, has", [((7, 5), False), ((8, 0), True), ((9, 0), True), (None, True)])
+def test_gpus_have_bfloat16_since_ampere(monkeypatch, capability, has):
     details = {"device_name": "Card"} | ({"compute_capability": capability} if capability else {})
     monkeypatch.setattr(device, "_gpus", lambda: [details])
+    assert device.has_bfloat16() == has
+    assert (advice.on_precision("bfloat16", has) is None) == has and advice.on_precision("float32", has) is None
+
+
+@pytest.mark.parametrize("capability, told", [((7, 5), True), ((8, 0), False)])
+def test_a_gpu_without_bfloat16_is_told_of_float16(train_tiny, monkeypatch, capability, told):
+    monkeypatch.setattr(device, "_gpus", lambda: [{"device_name": "Card", "compute_capability": capability}])
     said = train_tiny(*TINY, "--n-epochs", "1", "--precision", "bfloat16")
     assert "device    Card, bfloat16" in said and ("--precision float16" in said) == told
-    assert "--precision float16" not in train_tiny("--n-epochs", "2", "--precision", "float32")
 
 
 def test_the_loss_of_the_first_run_is_compared_with_the_measured_one():

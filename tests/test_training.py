@@ -10,7 +10,7 @@ import sys
 import keras
 import numpy as np
 import pytest
-from conftest import TINY
+from conftest import TINY, iterations
 from PIL import Image
 from tensorflow.compat.v1.train import summary_iterator
 
@@ -172,6 +172,12 @@ def read(path):
         return file.read()
 
 
+@pytest.fixture(scope="module")
+def opened(trained):
+    """The model in that folder, for those who do not change it."""
+    return checkpoint.open_for_training(str(trained[0] / "model.keras"))
+
+
 @pytest.mark.parametrize(
     "options, words",
     [
@@ -188,8 +194,11 @@ def read(path):
         ({"data": "others.npy"}, ("images.npy (48", "others.npy (5)", "--new-data", "--model")),
     ],
 )
-def test_what_contradicts_the_file_is_refused_with_both_values_and_a_way_out(model_folder, monkeypatch, options, words):
+def test_what_contradicts_the_file_is_refused_with_both_values_and_a_way_out(
+    model_folder, opened, monkeypatch, options, words
+):
     monkeypatch.chdir(model_folder)
+    monkeypatch.setattr(checkpoint, "open_for_training", lambda path: opened)
     np.save("others.npy", np.zeros((5, 32, 32, 3), np.uint8))
     with pytest.raises(ValueError) as error:
         preparation.prepare({"n_epochs": 3, **options}, "model.keras")
@@ -229,7 +238,7 @@ def test_a_model_resumes_in_float16_and_keeps_to_it(train_tiny):
     train_tiny(*TINY, "--n-epochs", "1")
     assert "float16" in train_tiny("--n-epochs", "2", "--precision", "float16")
     assert "float16" in train_tiny("--n-epochs", "3")
-    assert int(keras.models.load_model("model.keras").optimizer.iterations) == 6
+    assert iterations("model.keras") == 6
 
 
 @pytest.mark.slow
