@@ -4,8 +4,11 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from conftest import Oracle
 
+import ddpm
 from diffusion.layers import GroupNormalization, Logbook
+from diffusion.sampling import make_plan, sample
 from support import checkpoint, device, execution
 from unet import NaiveUnet
 
@@ -71,6 +74,22 @@ def test_prediction_in_parts_is_prediction():
     model.layers[-1].set_weights([np.random.default_rng(0).normal(size=w.shape) for w in model.layers[-1].weights])
     inputs = [tf.random.normal((5, 32, 32, 3)), tf.random.uniform((5, 1))]
     np.testing.assert_allclose(execution.predictor(model, 3)(inputs), model(inputs), atol=1e-4)
+
+
+def test_a_model_is_traced_once_for_inference():
+    """By the first who asks; no further number of images or parts, and nobody else who asks, traces it again."""
+    traced = []
+
+    def network(inputs):
+        traced.append(inputs[0].shape)
+        return inputs[0]
+
+    oracle, sched = Oracle(network, (4, 4, 1)), ddpm.ddpm_schedule(0.01, 0.3, 20)
+    for count, parts in (3, 2), (1, 1), (8, 3):
+        x_t, t = tf.ones((count, 4, 4, 1)), tf.ones((count, 1))
+        np.testing.assert_array_equal(execution.predictor(oracle, parts)([x_t, t]), x_t)
+    *_, (_, x_0) = sample(execution.ReverseSteps(oracle, sched, 5), make_plan(sched, steps=3), 0, range(5))
+    assert x_0.shape == (5, 4, 4, 1) and traced == [(None, 4, 4, 1)]
 
 
 def test_no_more_parts_than_images_or_cores():
