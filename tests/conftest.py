@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 import pytest
 
-from support import files
+from support import device, files
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SCRIPTS = ("diffusion_model.py", "reverse_diffusion.py", "evaluate.py", "figures.py", "start.py")
@@ -28,6 +28,11 @@ SLIDES = ("--network", "naive", "--target", "eps", "--schedule", "linear", "--sa
 SMALL_NAIVE = ("--data", "images.npy", "--n-feat", "8", "--batch-size", "16", "--lr-decay", "none",
                "--T", "20", "--beta2", "0.5", *SLIDES)  # fmt: skip
 SMALL = (*SMALL_NAIVE, "--network", "unet", "--widths", "1", "--attention", "0")
+
+
+def pytest_xdist_auto_num_workers():
+    """One more than cores, as some tests wait for signals and clocks."""
+    return device.cores() + 1
 
 
 def command(*arguments):
