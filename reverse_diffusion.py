@@ -59,7 +59,7 @@ def my_sample(
     n_sample=1,
     model="model.keras",
     seed=None,
-    variance="beta",
+    variance=None,
     clip=True,
     verbose=1,
     *,
@@ -87,10 +87,10 @@ def my_sample(
             [x_t, t/T, label] and predicts the noise. The noise schedule comes from the metadata of the model; without
             metadata it is that of the slides.
         seed: an integer; image k of a seed is the same however many are sampled. None for different ones every time.
-        variance, clip: see `ddpm.p_sample`.
+        variance, clip: see `ddpm.p_sample`; None for the variance that the file recommends with its sampler, else β.
         verbose: 0 for silence, 1 for a bar that counts t down.
         sampler: `'ddpm'`, `'ddim'`, `'dpm++'` or `'langevin'`, see `diffusion.samplers.coefficients`; None for what the
-            file recommends, or ddpm if it recommends nothing or `variance` is chosen.
+            file recommends; ddpm with all steps if it recommends nothing or `variance` is chosen.
         steps: how many steps, 1 … T; None for as many as the file recommends with its sampler, else all. 20 to 50 do
             for ddim and dpm++.
         spacing: of the steps, `'uniform'` in t, `'quadratic'` or `'logsnr'`; None for what suits the sampler.

@@ -106,7 +106,7 @@ def with_classifier(denoise: Denoiser, classify: Callable, sched: Schedule, g: t
                 tape.watch(x_t)
                 log_p = tf.nn.log_softmax(classify([x_t, network_time(t, sched)]))
                 of_class = tf.reduce_sum(tf.gather(log_p, label - 1, batch_dims=1))
-            return tape.gradient(of_class, x_t)
+            return tf.ensure_shape(tape.gradient(of_class, x_t), x_t.shape)
 
         x_0, eps = denoise(x_t, t)
         return add_to_score(x_0, t, eps, g * tf.cond(g == 0, lambda: tf.zeros_like(x_t), gradient), sched)

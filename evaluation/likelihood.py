@@ -52,8 +52,7 @@ def bound_rows(measurements: dict[str, np.ndarray]) -> dict[str, dict]:
     rows = {}
     for (variance, clip), bits in zip(WAYS, measurements["bits"].T + measurements["prior"], strict=True):
         name = f"bits/dim, {'β' if variance == 'beta' else 'β̃'}, {'clipped' if clip else 'not clipped'}"
-        remark = "the default for sampling" if (variance, clip) == ("beta", True) else ""
-        rows[name] = mean_row(bits, remark)
+        rows[name] = mean_row(bits)
     rows["… of it L_T"] = mean_row(measurements["prior"], "x_T compared with pure noise")
     return rows
 

@@ -49,20 +49,21 @@ def diffusion_of(model: keras.Model) -> tuple[Schedule, str]:
 
 
 def sampler_of(
-    model: keras.Model, sampler: str | None = None, steps: int | None = None, variance: str = "beta"
+    model: keras.Model, sampler: str | None = None, steps: int | None = None, variance: str | None = None
 ) -> dict:
     """The sampler that is asked for, or else the one that the file recommends: arguments of `make_plan`.
 
     Args:
-        sampler, steps, variance: as of `make_plan`; None for what the file recommends, and for ddpm with all steps if
-            it recommends nothing. A variance other than β, or a sampler, asks for that sampler with all steps.
+        sampler, steps, variance: as of `make_plan`; None for what the file recommends. It recommends nothing, which is
+            ddpm with all steps and variance β, to those who choose a sampler or a variance.
     """
-    recommended = metadata(model).get("sampling", {}) if sampler is None and variance == "beta" else {}
-    if steps is None and recommended.get("steps"):
-        steps = min(recommended["steps"], n_steps(diffusion_of(model)[0]))
-    variance = recommended.get("variance", variance)
-    sampler = recommended.get("sampler", "ddpm") if sampler is None else sampler
-    return {"sampler": sampler, "steps": steps, "variance": variance}
+    default = {"sampler": "ddpm", "steps": None, "variance": "beta"}
+    if sampler is None and variance is None:
+        default |= metadata(model).get("sampling", {})
+    if default["steps"]:
+        default["steps"] = min(default["steps"], n_steps(diffusion_of(model)[0]))
+    asked = {"sampler": sampler, "steps": steps, "variance": variance}
+    return {name: default[name] if value is None else value for name, value in asked.items()}
 
 
 def classes_of(model: keras.Model) -> list[str] | None:

@@ -301,8 +301,7 @@ def add_sampler_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--variance",
         choices=("beta", "posterior"),
-        default="beta",
-        help="variance of the noise in a step of ddpm (beta)",
+        help="variance of the noise in a step of ddpm (what the file recommends with its sampler, else beta)",
     )
     add("--corrector", type=integer(0, 4095), default=0, metavar="N", help="Langevin steps after each step (0)")
     add("--snr", type=number(1e-6, 10), default=0.16, metavar="RATIO", help="how large those are (0.16)")

@@ -41,11 +41,11 @@ def even_batches(model: keras.Model, count: int) -> tuple[int, int]:
 def for_inference(model: Callable) -> Callable[..., tf.Tensor]:
     """A network as a function of its inputs, for batches of all sizes.
 
-    Tracing takes a second. A model is traced once for all who use it; a function without `inputs`, for sizes that come.
+    Tracing takes a second. A model is traced once for all callers; a function without `inputs`, as new sizes occur.
     """
     if not hasattr(model, "for_inference"):
-        inputs = getattr(model, "inputs", None)
-        signature = inputs and [tf.TensorSpec([None, *tensor.shape[1:]], tensor.dtype) for tensor in inputs]
+        given = zip(getattr(model, "inputs", []), (tf.float32, tf.float32, tf.int32), strict=False)  # x_t, t/T, label
+        signature = [tf.TensorSpec([None, *tensor.shape[1:]], dtype) for tensor, dtype in given] or None
 
         @tf.function(input_signature=signature, reduce_retracing=True, autograph=False)
         def of_piece(*inputs):

@@ -92,6 +92,17 @@ def test_a_model_is_traced_once_for_inference():
     assert x_0.shape == (5, 4, 4, 1) and traced == [(None, 4, 4, 1)]
 
 
+@pytest.mark.parametrize("dtype", ["float32", "int64"])
+def test_a_model_may_have_inputs_of_other_dtypes(dtype):
+    """Such as a label that is a float32, which is what Keras makes of an input that says nothing else."""
+    image, t, label = keras.Input((4, 4, 1)), keras.Input((1,), dtype="float16"), keras.Input((1,), dtype=dtype)
+    of_label = keras.layers.Embedding(3, 1, embeddings_initializer="ones")(label)
+    model = keras.Model([image, t, label], keras.layers.Add()([image, keras.layers.Reshape((1, 1, 1))(of_label)]))
+    denoise = execution.denoiser_of(model, ddpm.ddpm_schedule(0.01, 0.3, 20), "eps", 1)
+    _, eps = denoise(tf.ones((2, 4, 4, 1)), tf.constant([3, 4]), tf.constant([0, 1]))
+    np.testing.assert_array_equal(eps, 2 * np.ones((2, 4, 4, 1)))
+
+
 def test_no_more_parts_than_images_or_cores():
     assert device.parts_for(1) == 1
     assert 1 <= device.parts_for(10**6) <= min(device.cores(), device.MOST_PARTS)

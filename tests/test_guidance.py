@@ -249,6 +249,16 @@ def test_what_labels_and_guidance_cannot_be_is_one_sentence(of_cats_and_dogs, wr
         rd.my_sample(model=of_cats_and_dogs, n_sample=2, verbose=0, **wrong)
 
 
+@pytest.mark.parametrize("n_sample", [1, 2, 3])
+def test_a_classifier_guides_any_number_of_images(n_sample):
+    how = {"model": unconditional(0.1), "seed": 0, "steps": 3, "verbose": 0}
+    towards = [
+        rd.my_sample(n_sample=n_sample, classifier=classifier_of(), label=label, guidance=20, **how)
+        for label in ("cat", "dog")
+    ]
+    assert towards[0].shape == (n_sample, 2, 2, 1) and np.any(towards[0] != towards[1])
+
+
 def classifier_of(shape=(2, 2, 1), T=20, names=("cat", "dog")):
     image, t = keras.Input(shape), keras.Input((1,))
     entries = {"diffusion": {"beta1": 1e-3, "beta2": 0.5, "T": T}, "classes": list(names)}

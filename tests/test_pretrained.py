@@ -34,7 +34,8 @@ def test_what_is_recommended_by_files_with_fewer_steps_and_by_those_that_recomme
     entries = checkpoint.metadata(model)
     entries["sampling"] = {"sampler": "ddpm", "steps": 10, "variance": "posterior"}
     assert checkpoint.sampler_of(model) == {"sampler": "ddpm", "steps": 10, "variance": "posterior"}
-    assert checkpoint.sampler_of(model, "ddpm") == {"sampler": "ddpm", "steps": None, "variance": "beta"}
+    beta_with_all_steps = {"sampler": "ddpm", "steps": None, "variance": "beta"}
+    assert checkpoint.sampler_of(model, "ddpm") == checkpoint.sampler_of(model, variance="beta") == beta_with_all_steps
     entries["sampling"] = {"sampler": "dpm++", "steps": 50}  # of 20
     assert checkpoint.sampler_of(model) == {"sampler": "dpm++", "steps": 20, "variance": "beta"}
     entries["sampling"] = {"sampler": "ddpm", "steps": None}
