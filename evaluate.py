@@ -73,7 +73,8 @@ def check_outputs(options, book):
     Raises:
         ValueError, OSError: if not.
     """
-    inputs = options.model, options.data, options.train, options.samples, options.features, book["data"]["source"]
+    inputs = [options.model, options.data, options.train, options.samples, options.features, book["data"]["source"]]
+    inputs += [book["validation"]["source"]] if book.get("validation") else []
     taken = {os.path.realpath(path) for path in inputs if path}
     for option, path in ("--out", options.out), ("--figure", options.figure):
         if not path:

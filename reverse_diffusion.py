@@ -38,6 +38,7 @@ def check_imports(names=OURS):
 
 
 SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)  # of batches, as each costs 10 MiB that TensorFlow never gives back
+MOST_CLASSES = 2**31 - 1  # that an int32 holds
 MODELS = 2  # of which compiled steps are cached
 _lock = threading.RLock()
 
@@ -139,9 +140,9 @@ def my_sample(
             raise ValueError(f"noise for {len(noise)} images makes as many, not n_sample = {n_sample}")
         n_sample = len(noise)
     labels = as_labels(label, n_sample, model, classifier)
-    if label is None and guidance != 1:
-        raise ValueError(f"guidance {guidance} needs a label to guide to")
-    sched, steps_for = reverse_steps(model, *([classifier] if classifier and label is not None else []))
+    if label is None and (guidance != 1 or classifier):
+        raise ValueError(f"{'a classifier' if classifier else f'guidance {guidance}'} needs a label to guide to")
+    sched, steps_for = reverse_steps(model, *([classifier] if classifier else []))
     more = {"spacing": spacing, "eta": eta, "corrector": corrector, "snr": snr}
     more |= {"guidance": guidance, "guidance_interval": guidance_interval}
     plan = make_plan(sched, **checkpoint.sampler_of(model, sampler, steps, variance), **more)
@@ -223,15 +224,19 @@ def as_labels(label, n_sample, model, classifier=None):
             "this model knows no classes, so it takes no label; train one with --classes, or give a classifier"
         )
     names = checkpoint.classes_of(classifier or model)
+    count = classifier.output_shape[-1] if classifier else MOST_CLASSES if names is None else len(names)
     one = isinstance(label, str) or np.ndim(label) == 0
     given = [label] * n_sample if one else list(label)
     if len(given) != n_sample:
         raise ValueError(f"label must be one class, or one for each of the {n_sample} images, got {len(given)}")
-    return np.array([1 + class_number(of_image, names) for of_image in given], np.int32)
+    return np.array([1 + class_number(of_image, names, count) for of_image in given], np.int32)
 
 
-def class_number(label, names):
-    """The number of a class from 0, given its name or number; `names` may be None if they are not known."""
+def class_number(label, names, count):
+    """The number of one of `count` classes from 0, given its name or number; `names` is None if they are not known.
+
+    A number that is the name of a class, as of a folder called 10, means that class.
+    """
     known = ", ".join(names or [])
     if isinstance(label, str):
         if label in (names or []):
@@ -242,9 +247,10 @@ def class_number(label, names):
         label = int(label)  # as typed on a command line
     if isinstance(label, bool) or not isinstance(label, numbers.Integral):
         raise ValueError(f"label must be the name or the number of a class, got {label!r}")
-    if label < 0 or (names is not None and label >= len(names)):
-        upper = f" to {len(names) - 1} ({known})" if names else ""
-        raise ValueError(f"label must be a class from 0{upper}, got {label}")
+    if str(label) in (names or []):
+        return names.index(str(label))
+    if not 0 <= label < count:
+        raise ValueError(f"label must be a class from 0 to {count - 1}{f' ({known})' if known else ''}, got {label}")
     return int(label)
 
 

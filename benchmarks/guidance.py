@@ -55,9 +55,11 @@ def load(book):
 def sample(model, classifier, label, g, options):
     """Samples of a class, uint8, cached in a file."""
     import reverse_diffusion as rd
+    from support.checkpoint import fingerprint
 
-    kind = "classifier" if classifier else "free"
-    path = f"{os.path.splitext(options.model)[0]}-{kind}-{g:g}-{label}-{options.steps}-{options.n_sample}.npy"
+    kind = f"classifier-{fingerprint(classifier)}" if classifier else "free"
+    what = f"{fingerprint(model)}-{kind}-{g:g}-{label}-{options.steps}-{options.n_sample}"
+    path = f"{os.path.splitext(options.model)[0]}-{what}.npy"
     if os.path.exists(path):
         return np.load(path)
     how = {"sampler": "ddim", "eta": 1.0, "steps": options.steps, "seed": label, "verbose": 0}

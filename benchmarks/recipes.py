@@ -7,11 +7,12 @@
 
 A recipe is a line of options of `diffusion_model.py`. `ddpp` is denoising-diffusion-pytorch, the network of its README
 with its defaults, on the same images. First the time of a training step is measured in turn, on an otherwise idle
-machine; then every row trains for as many steps as fit into the minutes, so what else the machine does later changes no
-result. With --epochs all train for as many instead. Without --test a tenth of the images are held out and compared
-with, so that other images are left to look at once, in the end.
+machine; then every row trains for as many steps as fit into the minutes (ours for whole epochs, to the nearest one), so
+what else the machine does later changes no result. With --epochs all of ours train for as many instead. Without --test
+a tenth of the images are held out and compared with, so that other images are left to look at once, in the end.
 
-Rows are files in the folder --out; an interrupted row resumes, and what is there is not measured again.
+Rows are files in the folder --out, which belongs to one set of images; an interrupted row resumes, and what is there is
+not measured again.
 """
 
 import argparse
@@ -116,23 +117,30 @@ class Search:
 
     def __init__(self, options):
         self.options, self.out = options, options.out
-        self.data = os.path.abspath(options.data) if os.path.exists(options.data) else options.data
-        self.images = f"{options.image_size}" + ("-all" if options.test else "")  # what is timed and trained on
         self.budget = f"{options.epochs}epochs" if options.epochs else f"{options.minutes:g}min"
         os.makedirs(self.out, exist_ok=True)
+        images = {name: getattr(options, name) for name in ("data", "test", "image_size")}
+        path = os.path.join(self.out, "images.json")
+        if not os.path.exists(path):
+            with open(path, "w") as file:
+                json.dump(images, file)
+        with open(path) as file:
+            known = json.load(file)
+        if known != images:
+            raise ValueError(f"--out {self.out} holds rows for {known}, not for {images}; choose another folder")
 
     def path(self, name, seed, ending):
         return os.path.join(self.out, f"{name}-{self.budget}-seed{seed}{ending}")
 
     def options_of(self, name, seed):
         """The options of `diffusion_model.py` for a row."""
-        words = ["--data", self.data, "--image-size", str(self.options.image_size)]
+        words = ["--data", self.options.data, "--image-size", str(self.options.image_size)]
         words += [*RECIPES[name].split(), "--seed", str(seed), "--sample-every", "0", "--sample-steps", "50"]
         return words + ([] if self.options.test else ["--validation", "0.1", "--validate-every", "1000"])
 
     def step_times(self):
         """Seconds of a step of each recipe and the number of its training images, from a file or measured in turn."""
-        path = os.path.join(self.out, f"steps-{self.images}.json")
+        path = os.path.join(self.out, "steps.json")
         known = {}
         if os.path.exists(path):
             with open(path) as file:
@@ -153,25 +161,25 @@ class Search:
         if name == "ddpp":
             import ddpp
 
-            command = [ddpp.__file__, "--time", self.image_folder(), "--image-size", str(self.options.image_size)]
+            command = [ddpp.__file__, "--time", self.image_folder(0), "--image-size", str(self.options.image_size)]
         else:
             command = [__file__, "--time-step", self.path(name, 0, "-time.keras"), *self.options_of(name, 0)]
         text = subprocess.run([sys.executable, *command], check=True, capture_output=True, text=True).stdout
         seconds, count = next(line.split()[1:] for line in text.splitlines() if line.startswith("RESULT"))
         return float(seconds), int(count)
 
-    def image_folder(self):
-        """A folder of PNG files with the training images, which the peer reads: exactly those of our rows."""
-        folder = os.path.join(self.out, f"images-{self.images}")
+    def image_folder(self, seed):
+        """A folder of PNG files with the training images, which the peer reads: exactly those of our rows of a seed."""
+        folder = os.path.join(self.out, "images" if self.options.test else f"images-seed{seed}")
         if not os.path.isdir(folder):
             from PIL import Image
 
             import data
             from evaluation.validation import split_held_out
 
-            images, _ = data.load_images(self.data, self.options.image_size, 3)
-            images = images if self.options.test else split_held_out(images, 0.1, 0)[0]
-            os.makedirs(folder + ".part")
+            images, _ = data.load_images(self.options.data, self.options.image_size, 3)
+            images = images if self.options.test else split_held_out(images, 0.1, seed)[0]
+            os.makedirs(folder + ".part", exist_ok=True)
             for k, image in enumerate(images):
                 Image.fromarray(image).save(os.path.join(folder + ".part", f"{k:05d}.png"))
             os.rename(folder + ".part", folder)
@@ -193,17 +201,17 @@ class Search:
     def row(self, name, seed, times):
         """The numbers of a row: those in its file, or trains, samples and measures."""
         o = self.options
-        path = os.path.abspath(self.path(name, seed, f"-{o.sampler}{o.steps}.json"))
+        path = self.path(name, seed, f"-{o.sampler}{o.steps}-{os.path.basename(o.features)}{o.n_sample}.json")
         if os.path.exists(path):
             with open(path) as file:
                 return json.load(file)
         of_model, more, parts = self.path(name, seed, ".keras"), [], PARTS
         if name == "ddpp":
-            samples, parts = os.path.abspath(self.path(name, seed, ".npy")), "kid,frechet,precision,recall,copies"
+            samples, parts = self.path(name, seed, ".npy"), "kid,frechet,precision,recall,copies"
             steps = round(60 * o.minutes / times[name][0])
             self.run(
                 "benchmarks/ddpp.py",
-                self.image_folder(),
+                self.image_folder(seed),
                 "--image-size",
                 str(o.image_size),
                 "--train",
@@ -217,7 +225,7 @@ class Search:
                 "--out",
                 samples,
             )
-            of_model = sorted(glob.glob(os.path.join(self.out, f"*-{self.budget}-seed*.keras")))[0]  # for its metadata
+            of_model = sorted(glob.glob(os.path.join(self.out, f"*-{self.budget}-seed{seed}.keras")))[0]  # its metadata
             more = ["--samples", samples]
         else:
             command = ["diffusion_model.py", *self.options_of(name, seed), "--model", of_model]
@@ -226,7 +234,7 @@ class Search:
         self.run(
             "evaluate.py",
             "--model",
-            os.path.abspath(of_model),
+            of_model,
             "--data",
             o.test or "held-out",
             "--n-sample",
@@ -265,7 +273,7 @@ def cells(numbers):
         value("precision", 2),
         value("recall", 2),
         value("bits/dim, β, clipped", 2),
-        value("training loss", 2),
+        value("loss, training / held-out", 2),
         value(f"nearness to training, {features}", 2),
         value(f"near-copies, {features}", 3),
     )
@@ -294,7 +302,7 @@ def main():
     add = parser.add_argument
     add("--data", required=True, metavar="SOURCE", help="training images")
     add("--test", metavar="SOURCE", help="images to compare samples with, none of them trained on (a tenth of --data)")
-    add("--recipes", default=",".join(RECIPES), metavar="NAMES", help="some of the recipes (all)")
+    add("--recipes", metavar="NAMES", help="some of the recipes, with commas between them (all)")
     add("--seeds", default="0", help="seeds, with commas between them: each is a row (0)")
     add("--minutes", type=float, default=8, help="of training (8)")
     add("--epochs", type=int, metavar="N", help="train as many epochs instead")
@@ -307,12 +315,22 @@ def main():
     add("--time-only", action="store_true", help="measure the times of steps, which later calls use, and stop")
     add("--out", default="recipes", metavar="FOLDER", help="where models, samples and numbers go (recipes)")
     options = parser.parse_args()
-    options.recipes = options.recipes.split(",")
+    ours = [name for name in RECIPES if name != "ddpp"]
+    options.recipes = options.recipes.split(",") if options.recipes else ours + ["ddpp"] * (not options.epochs)
+    options.recipes.sort(key=lambda name: name == "ddpp")  # last, as it is measured with the metadata of ours
     for name in options.recipes:
         if name not in RECIPES:
             parser.error(f"unknown recipe {name}; there are {', '.join(RECIPES)}")
-    options.out = os.path.abspath(options.out)
-    search = Search(options)
+    if "ddpp" in options.recipes and (options.epochs or options.recipes[0] == "ddpp"):
+        parser.error("ddpp is compared at equal --minutes with one of our recipes at least; name one, omit --epochs")
+    for name in "data", "test", "features", "out":  # rows are made in another folder
+        value = getattr(options, name)
+        if name == "out" or (value and os.path.exists(value)):
+            setattr(options, name, os.path.abspath(value))
+    try:
+        search = Search(options)
+    except ValueError as error:
+        parser.error(str(error))
     times = {} if options.epochs else search.step_times()
     if options.time_only:
         return None
@@ -327,7 +345,7 @@ def main():
     print(common.machine(*packages))
     common.table(
         f"{search.budget}, {options.image_size}×{options.image_size}, {options.n_sample} samples, "
-        f"{options.sampler} {options.steps} steps",
+        f"{options.sampler} {options.steps} steps" + ", ddpp with ddim" * ("ddpp" in options.recipes),
         rows,
     )
     return None

@@ -11,6 +11,7 @@ import numpy as np
 from data import image_files
 
 ADVICE = "or omit --classes"
+ARRAYS = "labels", "class_names", "photographs"
 
 
 def classes_of_files(names: Sequence[str], folder: str) -> tuple[np.ndarray, list[str]]:
@@ -50,8 +51,11 @@ def classes_of_array_file(path: str, count: int) -> tuple[np.ndarray, list[str]]
     name = image_files.escape_name(path)
     members = {}
     if path.endswith(".npz"):
-        with np.load(path, allow_pickle=False) as archive:
-            members = {key: archive[key] for key in ("labels", "class_names", "photographs") if key in archive.files}
+        try:
+            with np.load(path, allow_pickle=False) as archive:
+                members = {key: archive[key] for key in ARRAYS if key in archive.files}
+        except Exception as error:  # corrupt files raise nearly every kind
+            raise ValueError(f"{name}: its labels cannot be read: {error}") from error
     if "labels" not in members:
         raise ValueError(f"{name} has no array labels, so no classes; add one, (N,) integers from 0, {ADVICE}")
     labels = np.asarray(members["labels"])
@@ -62,7 +66,7 @@ def classes_of_array_file(path: str, count: int) -> tuple[np.ndarray, list[str]]
         )
     needed = int(labels.max()) + 1
     if "class_names" in members:
-        classes = [str(text) for text in np.ravel(members["class_names"])]
+        classes = [text.decode() if isinstance(text, bytes) else str(text) for text in members["class_names"].ravel()]
     else:
         of_cats = "photographs" in members and needed <= 2
         classes = ["cat", "dog"][:needed] if of_cats else [str(k) for k in range(min(needed, count + 1))]

@@ -81,7 +81,7 @@ def make_plan(
     Raises:
         ValueError: for what these refuse, a spacing without steps, and a corrector, `snr` or guidance that cannot be.
     """
-    if not (isinstance(guidance, numbers.Real) and np.isfinite(guidance)):
+    if not (isinstance(guidance, numbers.Real) and abs(guidance) < np.finfo(np.float32).max):
         raise ValueError(f"guidance must be a finite number, got {guidance}")
     first, last = (0, n_steps(sched)) if guidance_interval is None else _as_interval(guidance_interval)
     if not (isinstance(corrector, numbers.Integral) and 0 <= corrector < MOST_DRAWS):
@@ -101,6 +101,10 @@ def make_plan(
     if corrector:
         times, coefficients = samplers.with_corrector(sched, times, coefficients, corrector, snr)
     guided = (first <= times[:-1]) & (times[:-1] <= last)
+    if guidance != 1 and not guided.any():
+        raise ValueError(
+            f"no step starts within guidance_interval ({first}, {last}); it is of t, 1 to {n_steps(sched)}"
+        )
     return Plan(times, coefficients, np.where(guided, guidance, 1).astype(np.float32))
 
 
@@ -108,7 +112,7 @@ def _as_interval(interval):
     """The first and the last t of an interval, or a ValueError."""
     try:
         first, last = interval
-        if first <= last:
+        if 0 <= first <= last:
             return first, last
     except (TypeError, ValueError):
         pass

@@ -34,8 +34,12 @@ class Validation:
         target: str = "eps",
         labels: np.ndarray | None = None,
     ):
-        self.model, self.images, T = model, images, n_steps(sched)
-        self.labels = np.full(len(images), -1) if labels is None else labels
+        labels = np.full(len(images), -1) if labels is None else labels
+        if checkpoint.is_classifier(model):  # as in training
+            images, labels = images[labels >= 0], labels[labels >= 0]
+            if not len(images):
+                raise ValueError("none of the held-out images has a class, which --validation of a classifier needs")
+        self.model, self.images, self.labels, T = model, images, labels, n_steps(sched)
         self.t = (1 + np.random.default_rng(0).permutation(len(images)) * T // len(images)).astype(np.int32)
         self.quarter = (self.t - 1) * QUARTERS // T
         parts = device.parts_for(BATCH)

@@ -82,6 +82,16 @@ def on_classes(labels: np.ndarray, classes: Sequence[str]) -> str | None:
     return f"few images of {', '.join(few[:5])}{more}: with fewer than {FEW} a class is hardly learnt"
 
 
+def on_drop_label(labels: np.ndarray, settings: dict) -> str | None:
+    """The sentence to say when a network learns the classes alone, and not images of all kinds, else None."""
+    if settings["network"] == "classifier" or settings["drop_label"] > 0 or np.any(labels < 0):
+        return None
+    return (
+        "with --drop-label 0 only images of a class are learnt: sampling needs a label, and guidance and evaluate.py a "
+        "model that was trained without some"
+    )
+
+
 def on_precision(precision: str, has_bfloat16: bool) -> str | None:
     """The sentence to say when the GPU is no faster in the precision, else None."""
     if precision != "bfloat16" or has_bfloat16:

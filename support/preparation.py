@@ -199,7 +199,7 @@ def choose_validation(
     elif typed is not None or before:
         held_out, report = read_images("validation", options, before, None, settings, path)
         source = report.source
-        if report.classes != book["classes"]:
+        if report.classes != book["classes"][: len(report.classes)]:
             raise ValueError(
                 f"--validation {source} has the classes {', '.join(report.classes)}, and the training images "
                 f"{', '.join(book['classes'])}; choose images of the same classes"
@@ -284,8 +284,9 @@ def describe(model: keras.Model, path: str, labels: np.ndarray | None = None) ->
     say(f"data      {d['source']}: {d['count']:,} images, {s['image_size']}×{s['image_size']}×{s['channels']}")
     if book["classes"]:
         say(f"classes   {describe_classes(labels, book['classes'])}")
-        if sentence := advice.on_classes(labels, book["classes"]):
-            say(sentence)
+        for sentence in advice.on_classes(labels, book["classes"]), advice.on_drop_label(labels, s):
+            if sentence:
+                say(sentence)
     say(f"network   {s['network']}, n_feat {s['n_feat']}, {model.count_params():,} parameters")
     say(f"training  {s['n_epochs']} epochs of {steps:,} steps of {s['batch_size']} images, {rate}")
     say(f"files     {path}" + ("" if checkpoint.is_classifier(model) else f", {files.grid_name(path)}"))

@@ -4,6 +4,7 @@ import argparse
 import glob
 import os
 
+import numpy as np
 import pytest
 from conftest import ROOT
 
@@ -43,9 +44,45 @@ def test_the_cells_of_a_recipe_are_those_of_its_evaluation():
     import recipes
 
     numbers = {"features": "pixels", "kid, pixels": {"value": 0.1234, "error": 0.002}, "step": 9,
+               "loss, training / held-out": {"value": 0.987, "error": 0.01},
                "near-copies, pixels": {"value": 0.0, "error": None}}  # fmt: skip
     cells = dict(zip(recipes.HEADING[4:], recipes.cells(numbers), strict=True))
     assert cells["KID"] == "0.123 ± 0.002" and cells["near-copies"] == "0.000" and cells["recall"] == ""
+    assert cells["training / held-out loss"] == "0.99 ± 0.01"
+
+
+def test_the_peer_trains_on_the_images_of_our_rows_of_the_same_seed(tmp_path):
+    import recipes
+    from PIL import Image
+
+    import data
+    from evaluation.validation import split_held_out
+
+    images = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3)).astype(np.uint8)
+    np.save(tmp_path / "images.npy", images)
+    options = argparse.Namespace(
+        data=str(tmp_path / "images.npy"), test=None, out=str(tmp_path / "rows"), image_size=8, minutes=1, epochs=None
+    )
+    search = recipes.Search(options)
+    (tmp_path / "rows" / "images-seed1.part").mkdir()  # left by an interruption
+    for seed in 1, 0:
+        folder = search.image_folder(seed)
+        written = [np.asarray(Image.open(os.path.join(folder, name))) for name in sorted(os.listdir(folder))]
+        np.testing.assert_array_equal(written, split_held_out(data.load_images(options.data, 8, 3)[0], 0.1, seed)[0])
+
+    options.data = "drawings"
+    with pytest.raises(ValueError, match="holds rows for .*images.npy.*choose another folder"):
+        recipes.Search(options)
+
+
+@pytest.mark.parametrize("words", [("--recipes", "ddpp"), ("--recipes", "unet,ddpp", "--epochs", "3")])
+def test_the_peer_is_refused_where_it_cannot_be_compared(monkeypatch, capsys, words):
+    import recipes
+
+    monkeypatch.setattr("sys.argv", ["recipes.py", "--data", "drawings", *words])
+    with pytest.raises(SystemExit) as end:
+        recipes.main()
+    assert end.value.code == 2 and "one of our recipes" in capsys.readouterr().err
 
 
 def small_networks():

@@ -3,6 +3,7 @@
 import os
 import pathlib
 import re
+import zipfile
 
 import keras
 import numpy as np
@@ -16,7 +17,7 @@ import reverse_diffusion as rd
 from data import drawings
 from data.classes import describe_classes
 from evaluation.validation import split_held_out
-from support import checkpoint, preparation
+from support import advice, checkpoint, preparation
 
 CLASSES = ("--classes", "--T", "20", "--beta2", "0.5", "--image-size", "8", "--sample-every", "0")
 
@@ -63,6 +64,7 @@ IMAGES = np.arange(4, dtype=np.uint8)[:, None, None].repeat(8, 1).repeat(8, 2)
         ({"labels": np.array([0, 1, 1, 0], np.uint8), "photographs": True}, ["cat", "dog"]),  # before there were names
         ({"labels": [0, 0, 0, 0], "photographs": True}, ["cat"]),
         ({"labels": [0, 1, 1, 0], "class_names": ["red", "green", "blue"]}, ["red", "green", "blue"]),
+        ({"labels": [0, 1, 1, 0], "class_names": [b"red", b"green"]}, ["red", "green"]),
     ],
 )
 def test_the_classes_of_an_array_file_are_its_labels(tmp_path, members, classes):
@@ -285,6 +287,28 @@ def test_options_that_do_not_fit_are_a_sentence_and_nothing_is_written(train_tin
     with pytest.raises(ValueError, match=message):
         train_tiny(*TINY, *typed)
     assert os.listdir() == ["images.npy"]
+
+
+def test_labels_that_are_corrupt_are_refused_in_a_sentence(tmp_path):
+    np.savez(tmp_path / "a.npz", images=IMAGES, labels=[0, 1, 1, 0])
+    with zipfile.ZipFile(tmp_path / "a.npz") as file:
+        place = file.getinfo("labels.npy").header_offset
+    content = bytearray((tmp_path / "a.npz").read_bytes())
+    content[content.index(b"NUMPY", place) + 130] ^= 1  # in the labels, behind their header
+    (tmp_path / "a.npz").write_bytes(content)
+    with pytest.raises(ValueError, match="a.npz: its labels cannot be read"):
+        data.load_images(tmp_path / "a.npz", 8, classes=True)
+
+
+def test_a_model_that_never_learns_images_of_no_class_says_so():
+    unet, labels = {"network": "unet", "drop_label": 0.0}, np.array([0, 1])
+    assert "sampling needs a label" in advice.on_drop_label(labels, unet)
+    for settings, given in (
+        ({**unet, "drop_label": 0.1}, labels),
+        ({**unet, "network": "classifier"}, labels),
+        (unet, np.array([0, -1])),
+    ):
+        assert advice.on_drop_label(given, settings) is None
 
 
 def test_other_validation_images_must_have_the_same_classes(train_tiny):

@@ -439,6 +439,7 @@ def test_what_was_observed_before_an_interruption_is_not_observed_again(tmp_path
         (("--out", "b/../other.npy"), ("--out b/../other.npy would overwrite",)),
         (("--out", "some.npy"), ("--out some.npy would overwrite",)),
         (("--out", "held.npy"), ("--out held.npy would overwrite",)),
+        (("--out", "kept.npy"), ("--out kept.npy would overwrite",)),
         (("--figure", "model.keras"), ("--figure", "model.keras")),
         (("--out", "nowhere/a.json"), ("no folder for --out nowhere/a.json",)),
     ],
@@ -446,7 +447,8 @@ def test_what_was_observed_before_an_interruption_is_not_observed_again(tmp_path
 def test_results_replace_no_input_and_not_each_other(sources, options, words):
     more = ("--data", "other.npy", "--train", "some.npy", "--samples", "held.npy")
     with pytest.raises((ValueError, FileNotFoundError)) as error:
-        evaluate.check_outputs(evaluate.parse_options([*more, *options]), metadata(sources["all"], "all.npy", None))
+        book = metadata(sources["all"], "all.npy", "kept.npy", {"source": "kept.npy"})
+        evaluate.check_outputs(evaluate.parse_options([*more, *options]), book)
     for word in words:
         assert word in str(error.value)
 

@@ -225,6 +225,23 @@ def test_a_model_without_metadata_takes_numbers_only():
     assert rd.my_sample(model=model, label=1, steps=2, seed=0, verbose=0).shape == (1, 2, 2, 1)
     with pytest.raises(ValueError, match="by number only"):
         rd.my_sample(model=model, label="cat", steps=2, verbose=0)
+    with pytest.raises(ValueError, match="got 1000000000000"):
+        rd.my_sample(model=model, label=10**12, steps=2, verbose=0)
+
+
+@pytest.mark.parametrize(
+    "names, label, number",
+    [
+        (["0", "1", "10", "2"], 2, 3),  # folders, in alphabetical order
+        (["0", "1", "10", "2"], "2", 3),
+        (["1", "2"], 1, 0),
+        (["1", "2"], 0, 0),
+        (["cat", "dog"], 1, 1),
+        (["cat", "dog"], "1", 1),
+    ],
+)
+def test_a_number_that_is_the_name_of_a_class_means_that_class(names, label, number):
+    assert rd.class_number(label, names, len(names)) == number
 
 
 @pytest.mark.parametrize(
@@ -271,7 +288,6 @@ def test_a_classifier_guides_a_model_without_classes_and_must_fit_it():
     how = {"model": model, "n_sample": 2, "seed": 0, "steps": 5, "verbose": 0}
     plain = rd.my_sample(**how)
     np.testing.assert_array_equal(rd.my_sample(classifier=guide, label="dog", guidance=0, **how), plain)
-    np.testing.assert_array_equal(rd.my_sample(classifier=guide, **how), plain)  # no label to guide to
     towards = [rd.my_sample(classifier=guide, label=label, guidance=20, **how).astype(int) for label in ("cat", "dog")]
     assert not np.array_equal(*towards)
     # The logits are linear: their difference says in which direction the images of a class must lie.
@@ -284,6 +300,7 @@ def test_a_classifier_guides_a_model_without_classes_and_must_fit_it():
         ({"label": "dog", "classifier": classifier_of(T=10)}, "another noise schedule"),
         ({"label": "dog", "classifier": model}, "no classifier"),
         ({"label": "bird", "classifier": guide}, "the classes are cat, dog"),
+        ({"classifier": guide}, "a classifier needs a label"),
     ):
         with pytest.raises(ValueError, match=message):
             rd.my_sample(**how, **wrong)

@@ -47,6 +47,20 @@ def test_each_image_is_measured_with_its_own_class(monkeypatch):
         assert measured.measure()["loss"][0] == pytest.approx(np.mean(errors), rel=1e-5)
 
 
+def test_a_classifier_is_measured_on_the_images_that_have_a_class(monkeypatch):
+    """What it says of the others is neither right nor wrong."""
+    monkeypatch.setattr(checkpoint, "swap_ema_weights", lambda model: None)
+    monkeypatch.setattr(checkpoint, "is_classifier", lambda model: True)
+    sched, images = ddpm.ddpm_schedule(1e-3, 0.3, 20), np.zeros((6, 2, 2, 1), np.uint8)
+    sure_of_1 = Oracle(lambda inputs: tf.tile([[0.0, 9.0]], (tf.shape(inputs[0])[0], 1)), (2, 2, 1))
+    labels = np.array([-1, 1, -1, 1, 1, 0])
+    measured = validation.Validation(sure_of_1, images, sched, labels=labels).measure()
+    assert measured["accuracy"][0] == pytest.approx(3 / 4)
+    assert measured["loss"][0] == pytest.approx(9 / 4, rel=1e-2)
+    with pytest.raises(ValueError, match="none of the held-out images has a class"):
+        validation.Validation(sure_of_1, images, sched, labels=np.full(6, -1))
+
+
 @pytest.mark.parametrize(
     "held_out, begun", [([5, 4, 3, 3.1, 3.2, 3.3, 3.01], False), ([5, 4, 3, 3.01, 3.2, 3.3, 3.4], True)]
 )
