@@ -38,13 +38,13 @@ def ddpm_schedule(beta1=1e-4, beta2=0.02, T=1000, schedule="linear", zero_snr=Fa
 
     Raises:
         ValueError: if T is not an integer of at least 1, there is no such schedule, or, for the linear one, a β is
-            outside (0, 1) or not a number, β_1 > β_T, T = 1 has two different β, or ᾱ_T is 0 in float32.
+            outside (0, 1) or not a number, β_1 > β_T, T = 1 has two different β, or √ᾱ_T is too small for float32.
     """
     if not (T >= 1 and float(T).is_integer()):
         raise ValueError(f"T must be an integer of at least 1, got {T}")
     check_choice("schedule", schedule, SCHEDULES)
     alphabar = SCHEDULES[schedule](beta1, beta2, int(T))
-    if alphabar[-1] < 1e-75:  # its square root is 0 in float32
+    if alphabar[-1] < 1e-75:  # float32 ends at 1e-38
         raise ValueError(f"beta2 = {beta2} with T = {T} leaves nothing of the image in x_T; choose a smaller one")
     return schedule_tables(with_zero_snr(alphabar) if zero_snr else alphabar)
 
@@ -67,7 +67,10 @@ def cosine_alphabar(_beta1, _beta2, T, offset=0.008):
 
 
 def sigmoid_alphabar(_beta1, _beta2, T, start=-3.0, end=3.0, tau=1.0):
-    """ᾱ_t falls as a sigmoid from t/T = 0 to 1 (Jabri, Fleet & Chen 2022, arXiv 2212.11972, algorithm 5)."""
+    """ᾱ_t = (σ(-u_t) - σ(-u_T)) / (σ(-u_0) - σ(-u_T)), u_t = (start + (end - start) t/T) / τ, with the logistic σ.
+
+    Jabri, Fleet & Chen 2022, arXiv 2212.11972, algorithm 5.
+    """
     sigmoid = 1 / (1 + np.exp((np.arange(T + 1) / T * (end - start) + start) / tau))
     return clip_betas(sigmoid - sigmoid[-1])
 
@@ -169,7 +172,7 @@ def q_sample(x_0, t, eps, sched):
 
 
 def predict_x0(x_t, t, eps, sched):
-    """The clean image if `eps` is the noise in `x_t`: `q_sample` solved for x_0 (DDPM, text below equation 11).
+    """The clean image if `eps` is the noise in `x_t`: `q_sample` solved for x_0 (DDPM equation 15).
 
     Shapes and dtypes as in `q_sample`. Not clipped: near t = T an error of `eps` is multiplied by √(1 - ᾱ_T) / √ᾱ_T,
     which is 157 for the slides' schedule.
@@ -241,10 +244,10 @@ def log_snr(alphabar):
 def log_snr_probabilities(sched, mean=0.0, scale=0.5, uniform=0.1):
     """Probabilities of t = 1 … T that concentrate training around log-SNR 0, float64 (T,).
 
-    `log_snr` follows a Laplace distribution (Hang & Gu 2024, arXiv 2407.03297, table 1), of which every t
-    has the part between the midpoints to its neighbours; but a fraction `uniform` is the same for all t, since samplers
-    ask the network at t of which the Laplace distribution would draw none in a short run. As in the paper the loss is
-    not divided by these probabilities: drawing some t more often is a re-weighting of the loss.
+    P(t) is the mass of a Laplace distribution of the log-SNR (Hang & Gu 2024, arXiv 2407.03297, table 1) between the
+    midpoints to the neighbours of t; but a fraction `uniform` is spread evenly over all t, since samplers ask the
+    network at t of which the Laplace distribution would draw none in a short run. As in the paper the loss is not
+    divided by these probabilities: drawing some t more often is a re-weighting of the loss.
     """
     of_t = log_snr(sched.alphabar[1:])
     middle = (of_t[1:] + of_t[:-1]) / 2

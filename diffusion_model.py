@@ -1,4 +1,4 @@
-"""Trains the network of the slides to predict the noise in noisy images.
+"""Trains a network to predict the noise in noisy images, or the image without it.
 
     python diffusion_model.py                        a first run: cartoon cats, minutes on any computer
     python diffusion_model.py --preset slides        the slides' setting: days, on a GPU
@@ -71,7 +71,7 @@ def train_model(options, path, interruption):
 
 
 def give_up(book, why):
-    """Ends a run that cannot go on, with the facts that explain it."""
+    """Ends a run that cannot continue, with the facts that explain it."""
     settings, progress = book["settings"], book["progress"]
     console.leave(
         f"diffusion_model.py: in step {progress['step']:,}, at learning rate {settings['learning_rate']:g} and in "

@@ -30,7 +30,7 @@ def forward(image, sched, steps=None, seed=0):
     Args:
         image: (height, width, channels), values 0 … 255.
         sched: what `ddpm_schedule` returned.
-        steps: the t to show (0, 50, 100, 250, 500, 1000, as shares of T).
+        steps: the t to show (0, 50, 100, 250, 500, 1000, as fractions of T).
     """
     import tensorflow as tf
 
@@ -71,7 +71,7 @@ def reverse(model, seed=0, steps=None):
 
 
 def interpolation(model, count=8, seed=0):
-    """Images from noise between two noises, on the circle on which all are N(0, 1) (DDPM section 4.3).
+    """Images from noise between two noises, on the circle on which all are N(0, 1) (DDIM, section 5.3).
 
     Args:
         count: how many, the two ends included.

@@ -168,7 +168,7 @@ def main():
     try:
         set_up()
     except (OSError, subprocess.CalledProcessError) as error:
-        sys.exit("start.py: setting up .venv failed, see above; mend that and start again (%s)" % error)
+        sys.exit("start.py: setting up .venv failed, see above; fix that and start again (%s)" % error)
     except KeyboardInterrupt:
         say("start.py: interrupted; start it again to finish setting up", sys.stderr)
         sys.exit(130)

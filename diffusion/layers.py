@@ -104,7 +104,8 @@ class ResidualBlock(kl.Layer):
     """The block of ADM (arXiv 2105.05233): [x (…, channels), embedding (batch, e)] → (…, num_chan).
 
     Twice normalization, SiLU and a 3×3 convolution. The embedding of time and class scales and shifts the second
-    normalization. Last convolution and modulation begin with zeros, so that a new block passes x on as it is.
+    normalization. Last convolution and modulation begin with zeros, so that a new block returns its skip connection,
+    which is x where the number of channels stays.
     """
 
     def __init__(self, num_chan, groups=8, **kwargs):

@@ -29,7 +29,7 @@ def choose_times(sched: Schedule, steps: int, spacing: str = "uniform", repeats:
         steps: how many, 1 … T. With T of them every spacing is every t.
         spacing: equal steps in t, `'uniform'`; in √t, `'quadratic'`; or in log(ᾱ / (1 - ᾱ)), `'logsnr'`, which ends
             with a step from t = 1.
-        repeats: how many steps there are from each t below T; from the last one fewer where that does not come out.
+        repeats: how many steps there are from each t below T; fewer from the last one where they do not divide evenly.
 
     Returns:
         (steps + 1,) int32.

@@ -90,7 +90,7 @@ OPTIONS = (
     of_run("data", "images to train on: drawings (cartoon cats), a folder, or a .npy or .npz file", "drawings; with "
            "presets slides and gpu-16gb data/cats64.npz if it is there", metavar="SOURCE"),
     of_run("new_data", "resume with other images than those the model was trained on", action="store_true"),
-    setting("image_size", "height and width in pixels; of naive a multiple of 32, of unet of 4 times --patch", 64,
+    setting("image_size", "height and width in pixels; naive: a multiple of 32, else what the levels divide", 64,
             fixed=True, type=integer(1), metavar="PIXELS"),
     setting("channels", "1 for grey, 3 for colour", 3, fixed=True, type=int, choices=(1, 3)),
     setting("network", "naive: that of the slides; unet: time in every block, and attention; classifier: what guides a "
