@@ -165,6 +165,13 @@ BROKEN = [
 ]
 
 
+def test_too_little_memory_is_failed_work_and_gets_a_sentence(capsys):
+    with pytest.raises(SystemExit, match="1"), console.one_line_errors("x.py"):
+        np.zeros(2**50)
+    said = capsys.readouterr().err
+    assert said.startswith("x.py: Unable to allocate") and len(said.splitlines()) == 1
+
+
 @pytest.mark.parametrize("kind", BROKEN, ids=str)
 def test_no_failure_to_print_ends_work(monkeypatch, kind):
     out, err = (None, None) if kind == "none" else (stream(kind), stream(kind))
