@@ -237,18 +237,16 @@ def class_number(label, names, count):
 
     A number that is the name of a class, as of a folder called 10, means that class.
     """
-    known = ", ".join(names or [])
-    if isinstance(label, str):
-        if label in (names or []):
-            return names.index(label)
-        if not label.isdecimal():
-            raise ValueError(f"there is no class {label!r}" + (f"; the classes are {known}" if known else
-                             ": this model knows its classes by number only"))  # fmt: skip
+    names, known = names or [], ", ".join(names or [])
+    if isinstance(label, str) and label not in names and label.isdecimal():
         label = int(label)  # as typed on a command line
-    if isinstance(label, bool) or not isinstance(label, numbers.Integral):
+    if isinstance(label, bool) or not isinstance(label, str | numbers.Integral):
         raise ValueError(f"label must be the name or the number of a class, got {label!r}")
-    if str(label) in (names or []):
+    if str(label) in names:
         return names.index(str(label))
+    if isinstance(label, str):
+        raise ValueError(f"there is no class {label!r}" + (f"; the classes are {known}" if known else
+                         ": this model knows its classes by number only"))  # fmt: skip
     if not 0 <= label < count:
         raise ValueError(f"label must be a class from 0 to {count - 1}{f' ({known})' if known else ''}, got {label}")
     return int(label)

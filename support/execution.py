@@ -257,9 +257,7 @@ def divide_training(model: keras.Model, parts: int, ema_warmup: bool = False) ->
     """
     model.parts = parts
     errors_of = squared_errors if len(model.output.shape) == 4 else cross_entropies
-    optimizer = getattr(
-        model.optimizer, "inner_optimizer", model.optimizer
-    )  # in float16 a LossScaleOptimizer is around it
+    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)  # in float16 it is wrapped
     inputs = [tf.TensorSpec([None, *tensor.shape[1:]], tensor.dtype) for tensor in model.inputs]
     target = inputs[0] if errors_of is squared_errors else tf.TensorSpec([None], tf.int32)
     signature = [*inputs, target, tf.TensorSpec([None, 1, 1, 1])]

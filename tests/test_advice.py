@@ -72,6 +72,7 @@ def test_a_gpu_without_bfloat16_is_told_of_float16(train_tiny, monkeypatch, capa
     monkeypatch.setattr(device, "_gpus", lambda: [{"device_name": "Card", "compute_capability": capability}])
     said = train_tiny(*TINY, "--n-epochs", "1", "--precision", "bfloat16")
     assert "device    Card, bfloat16" in said and ("--precision float16" in said) == told
+    assert "--precision float16" not in train_tiny("--n-epochs", "2", "--precision", "float32")
 
 
 def test_the_loss_of_the_first_run_is_compared_with_the_measured_one():

@@ -446,8 +446,8 @@ def test_what_was_observed_before_an_interruption_is_not_observed_again(tmp_path
 )
 def test_results_replace_no_input_and_not_each_other(sources, options, words):
     more = ("--data", "other.npy", "--train", "some.npy", "--samples", "held.npy")
+    book = metadata(sources["all"], "all.npy", "kept.npy", {"source": "kept.npy"})
     with pytest.raises((ValueError, FileNotFoundError)) as error:
-        book = metadata(sources["all"], "all.npy", "kept.npy", {"source": "kept.npy"})
         evaluate.check_outputs(evaluate.parse_options([*more, *options]), book)
     for word in words:
         assert word in str(error.value)
