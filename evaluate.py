@@ -120,7 +120,7 @@ def main():
             rows |= likelihood_rows(model, book, held_out, training, options, cache)
         if extract:
             samples = generate_samples(model, book, options, cache) if samples is None else samples
-            rows |= sample_rows(samples, training, held_out, extract, options)
+            rows |= sample_rows(samples, training, held_out, extract, options, cache)
         with files.replacing(options.out) as draft, open(draft, "w", encoding="utf-8") as file:
             json.dump({"model": options.model, "data": options.data, "step": book["progress"]["step"],
                        "features": options.features, "sampler": options.how, **rows},

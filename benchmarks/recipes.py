@@ -11,8 +11,8 @@ machine; then every row trains for as many steps as fit into the minutes (ours f
 what else the machine does later changes no result. With --epochs all of ours train for as many instead. Without --test
 a tenth of the images are held out and compared with, so that other images are left to look at once, in the end.
 
-Rows are files in the folder --out, which belongs to one set of images; an interrupted row resumes, and what is there is
-not measured again.
+Rows are files in the folder --out, which belongs to one set of images and one precision; an interrupted row resumes,
+and what is there is not measured again.
 """
 
 import argparse
@@ -32,26 +32,26 @@ RECIPES = {
     "slides": COMMON,
     "unet": UNET,
     "unet-bf16": UNET + " --precision bfloat16",
-    "unet-48": UNET + " --n-feat 48 --precision bfloat16",
-    "unet-64": UNET + " --n-feat 64 --precision bfloat16",
-    "unet-48-f32": UNET + " --n-feat 48",
-    "unet-patch1": UNET + " --patch 1 --precision bfloat16",
-    "unet-blocks2": UNET + " --blocks 2 --precision bfloat16",
-    "unet-deep": UNET + " --widths 1,2,2,2 --precision bfloat16",
-    "unet-attention2": UNET + " --attention 2 --precision bfloat16",
-    "unet-eps": UNET + " --target eps --precision bfloat16",
-    "unet-x0": UNET + " --target x0 --weighting min-snr --precision bfloat16",
-    "unet-min-snr": UNET + " --weighting min-snr --precision bfloat16",
-    "unet-logsnr": UNET + " --t-sampling logsnr --precision bfloat16",
-    "unet-linear": UNET + " --schedule linear --precision bfloat16",
-    "unet-sigmoid": UNET + " --schedule sigmoid --precision bfloat16",
-    "unet-rate1": UNET + " --learning-rate 1e-3 --precision bfloat16",
-    "unet-rate4": UNET + " --learning-rate 4e-3 --precision bfloat16",
-    "unet-ema99": UNET + " --ema 0.99 --precision bfloat16",
-    "unet-ema9995": UNET + " --ema 0.9995 --precision bfloat16",
-    "unet-batch8": UNET + " --batch-size 8 --precision bfloat16",
-    "unet-batch32": UNET + " --batch-size 32 --precision bfloat16",
-    "unet-batch64": UNET + " --batch-size 64 --precision bfloat16",
+    "unet-48": UNET + " --n-feat 48",
+    "unet-64": UNET + " --n-feat 64",
+    "unet-patch1": UNET + " --patch 1",
+    "unet-blocks2": UNET + " --blocks 2",
+    "unet-wide": UNET + " --widths 1,2,4",
+    "unet-deep": UNET + " --widths 1,2,2,2",
+    "unet-attention2": UNET + " --attention 2",
+    "unet-eps": UNET + " --target eps",
+    "unet-x0": UNET + " --target x0 --weighting min-snr",
+    "unet-min-snr": UNET + " --weighting min-snr",
+    "unet-logsnr": UNET + " --t-sampling logsnr",
+    "unet-linear": UNET + " --schedule linear",
+    "unet-sigmoid": UNET + " --schedule sigmoid",
+    "unet-rate1": UNET + " --learning-rate 1e-3",
+    "unet-rate4": UNET + " --learning-rate 4e-3",
+    "unet-ema99": UNET + " --ema 0.99",
+    "unet-ema9995": UNET + " --ema 0.9995",
+    "unet-batch8": UNET + " --batch-size 8",
+    "unet-batch32": UNET + " --batch-size 32",
+    "unet-batch64": UNET + " --batch-size 64",
     "ddpp": None,
 }
 NAIVE = "--preset slides --n-feat 16 --batch-size 16 --learning-rate 4e-3 --lr-decay cosine --warmup 50 --ema 0.99"
@@ -119,7 +119,7 @@ class Search:
         self.options, self.out = options, options.out
         self.budget = f"{options.epochs}epochs" if options.epochs else f"{options.minutes:g}min"
         os.makedirs(self.out, exist_ok=True)
-        images = {name: getattr(options, name) for name in ("data", "test", "image_size")}
+        images = {name: getattr(options, name) for name in ("data", "test", "image_size", "precision")}
         path = os.path.join(self.out, "images.json")
         if not os.path.exists(path):
             with open(path, "w") as file:
@@ -135,6 +135,7 @@ class Search:
     def options_of(self, name, seed):
         """The options of `diffusion_model.py` for a row."""
         words = ["--data", self.options.data, "--image-size", str(self.options.image_size)]
+        words += ["--precision", self.options.precision]
         words += [*RECIPES[name].split(), "--seed", str(seed), "--sample-every", "0", "--sample-steps", "50"]
         return words + ([] if self.options.test else ["--validation", "0.1", "--validate-every", "1000"])
 
@@ -307,6 +308,7 @@ def main():
     add("--minutes", type=float, default=8, help="of training (8)")
     add("--epochs", type=int, metavar="N", help="train as many epochs instead")
     add("--image-size", type=int, default=32, metavar="PIXELS")
+    add("--precision", default="float32", help="of the layers of ours; bfloat16 where the processor has it (float32)")
     add("--n-sample", type=int, default=1000, metavar="N", help="samples of each row, and images to compare (1000)")
     add("--sampler", choices=("ddim", "ddpm", "dpm++"), default="ddim", help="ddpm is that with variance β̃ (ddim)")
     add("--steps", type=int, default=50, metavar="N", help="of the sampler (50)")

@@ -29,9 +29,8 @@ def extractor(name: str) -> Callable[..., np.ndarray]:
         ValueError: if the name is unknown.
         OSError: if the weights cannot be downloaded.
     """
-    known = {"inception": _inception, "efficientnet": _efficientnet, "pixels": lambda: _pixels}
-    if name in known:
-        function = known[name]()
+    if name in KNOWN:
+        function = KNOWN[name]()
     elif name.endswith(".keras"):
         function = _keras_model(name)
     elif ":" in name:
@@ -41,7 +40,7 @@ def extractor(name: str) -> Callable[..., np.ndarray]:
         except (ImportError, AttributeError) as error:
             raise ValueError(f"--features {name}: {error}") from error
     else:
-        raise ValueError(f"--features must be one of {', '.join(known)}, FILE.keras or module:function, got {name}")
+        raise ValueError(f"--features must be one of {', '.join(KNOWN)}, FILE.keras or module:function, got {name}")
 
     def extract(images, show=lambda done: None):
         images = np.repeat(images, 3, axis=-1) if images.shape[-1] == 1 else images
@@ -125,3 +124,6 @@ def _in_parts(model, prepared):
 def _pixels(images):
     small = np.asarray(_resized(images, 8)) / 255
     return small.reshape(len(images), -1)
+
+
+KNOWN = {"inception": _inception, "efficientnet": _efficientnet, "pixels": lambda: _pixels}  # what never changes

@@ -7,9 +7,11 @@ from collections.abc import Callable
 import keras
 import numpy as np
 
+import data
 from ddpm import to_pixels
 from diffusion.sampling import make_plan, sample
 from evaluation import metrics
+from evaluation.features import KNOWN
 from support import checkpoint, console, files
 from support.console import say
 from support.execution import ReverseSteps, even_batches
@@ -52,6 +54,7 @@ def sample_rows(
     held_out: np.ndarray,
     extract: Callable[..., np.ndarray],
     options: argparse.Namespace,
+    cache: str | None = None,
 ) -> dict[str, dict]:
     """Rows: distances between samples and held-out images, and how near both are to training images.
 
@@ -59,11 +62,17 @@ def sample_rows(
         samples, training, held_out: uint8 (n, height, width, channels).
         extract: see `features.extractor`.
         options: of `evaluate.py`.
+        cache: a path, in whose folder features of training images are kept for other models of them; None for nowhere.
     """
 
-    def features_of(images, what):
+    def features_of(images, what, path=None):
+        if path and os.path.exists(path):
+            return np.load(path).astype(np.float64)
         say(f"{options.features}: features of {len(images):,} {what}")
-        return extract(images, console.Bar(len(images), "image").update)
+        found = extract(images, console.Bar(len(images), "image").update)
+        if path:
+            files.save_array(found.astype(np.float32), path)
+        return found
 
     of_samples, of_held_out = features_of(samples, "samples"), features_of(held_out, "held-out images")
     few = min(len(samples), len(held_out))
@@ -80,7 +89,12 @@ def sample_rows(
             rows[f"{name}, {options.features}"] = {"value": float(value), "error": float(error), "remark": remark}
     if "copies" in options.only or options.figure:
         mirrored = samples[:, :, ::-1]
-        of_mirrored, of_training = features_of(mirrored, "mirrored samples"), features_of(training, "training images")
+        of_mirrored = features_of(mirrored, "mirrored samples")
+        path = None
+        if cache and options.features in KNOWN:
+            name = f"{data.digest(training)[:8]}-{options.features}-features.npy"
+            path = os.path.join(os.path.dirname(cache), name)
+        of_training = features_of(training, "training images", path)
         flat = [images.reshape(len(images), -1) / 255.0 for images in (samples, training, held_out, mirrored)]
         spaces = {"exact pixels": flat, options.features: (of_samples, of_training, of_held_out, of_mirrored)}
         if "copies" in options.only:

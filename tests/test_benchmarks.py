@@ -24,14 +24,26 @@ def test_recipes_are_options_and_train_as_long_as_their_minutes(tmp_path):
     from support import settings
 
     options = argparse.Namespace(
-        data="drawings", test=None, out=str(tmp_path), image_size=32, minutes=10, epochs=None, seeds="0"
+        data="drawings",
+        test=None,
+        out=str(tmp_path),
+        image_size=32,
+        minutes=10,
+        epochs=None,
+        seeds="0",
+        precision="bfloat16",
     )
     search = recipes.Search(options)
     for name, recipe in recipes.RECIPES.items():
         if recipe:
             typed = settings.parse_options("", search.options_of(name, 3))
             chosen = settings.choose_settings(typed, {}, "", None)
-            assert chosen["seed"] == 3 and chosen["preset"] == "slides" and chosen["validation"] == "0.1"
+            assert (
+                chosen["precision"] == "bfloat16"
+                and chosen["seed"] == 3
+                and chosen["preset"] == "slides"
+                and chosen["validation"] == "0.1"
+            )
             assert (chosen["network"] == "unet") == name.startswith("unet")
     # 10 minutes are 6,000 steps of 0.1 s, and 9,000 images are 563 batches of 16, or 282 of 32
     times = {"unet": (0.1, 9000), "unet-batch32": (0.1, 9000)}
@@ -61,7 +73,13 @@ def test_the_peer_trains_on_the_images_of_our_rows_of_the_same_seed(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3)).astype(np.uint8)
     np.save(tmp_path / "images.npy", images)
     options = argparse.Namespace(
-        data=str(tmp_path / "images.npy"), test=None, out=str(tmp_path / "rows"), image_size=8, minutes=1, epochs=None
+        data=str(tmp_path / "images.npy"),
+        test=None,
+        out=str(tmp_path / "rows"),
+        image_size=8,
+        minutes=1,
+        epochs=None,
+        precision="float32",
     )
     search = recipes.Search(options)
     (tmp_path / "rows" / "images-seed1.part").mkdir()  # left by an interruption

@@ -523,6 +523,28 @@ def test_the_figure_shows_mirrored_copies_as_they_are_nearest(tmp_path):
     np.testing.assert_array_equal(cells[2], either_way[away.argmin(axis=1)])
 
 
+def test_features_of_training_images_are_kept_for_other_models_of_them(tmp_path):
+    rng = np.random.default_rng(0)
+    samples, training, held_out = rng.integers(0, 256, (3, 30, 8, 8, 3), np.uint8)
+    extract, counts = features.extractor("pixels"), []
+
+    def counted(images, show):
+        counts.append(len(images))
+        return extract(images, show)
+
+    def rows(trained, name="pixels"):
+        counts.clear()
+        options = types.SimpleNamespace(features=name, only=["copies"], figure=None)
+        found = samples_module.sample_rows(samples, trained, held_out, counted, options, str(tmp_path / "model"))
+        return found["nearness to training, exact pixels"], found[f"nearness to training, {name}"]
+
+    first = rows(training)
+    assert len(counts) == 4 and rows(training) == first and len(counts) == 3
+    assert rows(training[::-1] ^ 1) != first and len(counts) == 4  # other images
+    rows(training, "own:function"), rows(training, "own:function")
+    assert len(counts) == 4  # a function can change
+
+
 def test_features_come_in_batches_with_their_progress():
     shown = []
     images = drawings.draw_cats(32, count=150)
