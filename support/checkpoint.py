@@ -266,8 +266,6 @@ def set_precision(model: keras.Model, precision: str) -> None:
         if not isinstance(layer, (TimeLayer, ClassLayer, Logbook)):
             for part in layer._flatten_layers():
                 part.dtype_policy = model.dtype_policy
-    if hasattr(model, "for_inference"):  # traced in another precision
-        del model.for_inference
 
 
 def swap_ema_weights(model: keras.Model) -> None:

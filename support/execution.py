@@ -41,9 +41,11 @@ def even_batches(model: keras.Model, count: int) -> tuple[int, int]:
 def for_inference(model: Callable) -> Callable[..., tf.Tensor]:
     """A network as a function of its inputs, for batches of all sizes.
 
-    Tracing takes a second. A model is traced once for all callers; a function without `inputs`, as new sizes occur.
+    Tracing takes a second. A model is traced once for all callers, and anew in another precision; a function without
+    `inputs`, as new sizes occur.
     """
-    if not hasattr(model, "for_inference"):
+    policy, traced = getattr(model, "dtype_policy", None), getattr(model, "for_inference", None)
+    if traced is None or traced.policy != policy:
         given = zip(getattr(model, "inputs", []), (tf.float32, tf.float32, tf.int32), strict=False)  # x_t, t/T, label
         signature = [tf.TensorSpec([None, *tensor.shape[1:]], dtype) for tensor, dtype in given] or None
 
@@ -51,6 +53,7 @@ def for_inference(model: Callable) -> Callable[..., tf.Tensor]:
         def of_piece(*inputs):
             return model(list(inputs), training=False)
 
+        of_piece.policy = policy
         model.for_inference = of_piece
     return model.for_inference
 

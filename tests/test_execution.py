@@ -92,6 +92,18 @@ def test_a_model_is_traced_once_for_inference():
     assert x_0.shape == (5, 4, 4, 1) and traced == [(None, 4, 4, 1)]
 
 
+def test_a_model_is_traced_anew_in_another_precision():
+    model, rng = NaiveUnet((32, 32, 3), 8), np.random.default_rng(0)
+    model.layers[-1].set_weights([rng.normal(size=w.shape) for w in model.layers[-1].weights])
+    inputs = [tf.constant(rng.normal(size=(2, 32, 32, 3)), tf.float32), tf.fill((2, 1), 0.5)]
+    found = {}
+    for precision in "float32", "bfloat16", "float32":
+        checkpoint.set_precision(model, precision)
+        found[precision] = execution.predictor(model, 1)(inputs)
+        np.testing.assert_allclose(found[precision], model(inputs), atol=1e-4 if precision == "float32" else 0.1)
+    assert np.abs(found["bfloat16"] - found["float32"]).max() > 1e-3
+
+
 @pytest.mark.parametrize("dtype", ["float32", "int64"])
 def test_a_model_may_have_inputs_of_other_dtypes(dtype):
     """Such as a label that is a float32, which is what Keras makes of an input that says nothing else."""
