@@ -44,7 +44,7 @@ def build(name, size, n_feat):
 
 
 class Contender:
-    """A function measured in a process of its own, so that none has another's threads or settings.
+    """A function measured in a process of its own, once started, so that none has another's threads or settings.
 
     Args:
         prepare: a module-level function that returns a function doing the work once.
@@ -53,12 +53,15 @@ class Contender:
     """
 
     def __init__(self, prepare, *arguments, **environment):
+        self.prepare, self.arguments, self.environment = prepare, arguments, environment
+
+    def start(self):
         context = multiprocessing.get_context("spawn")
         self.pipe, end = context.Pipe()
-        os.environ |= environment
-        self.process = context.Process(target=_work, args=(end, prepare, arguments), daemon=True)
+        os.environ |= self.environment
+        self.process = context.Process(target=_work, args=(end, self.prepare, self.arguments), daemon=True)
         self.process.start()
-        for variable in environment:
+        for variable in self.environment:
             del os.environ[variable]
         end.close()
         self.ready = self.pipe.recv()  # what `prepare` has warmed up
@@ -90,9 +93,19 @@ def _work(pipe, prepare, arguments):
 def race(contenders, rounds, seconds_a_turn=1.0):
     """Median seconds of each contender, measured in turn: whatever the machine does, it does to all.
 
+    On a GPU they are measured one after another, as its memory may hold no two of them.
+
     Args:
-        contenders: a dict of name → `Contender`; they are stopped at the end.
+        contenders: a dict of name → `Contender`; they are started here, and stopped at the end.
     """
+    from support import device
+
+    device.start_tensorflow()
+    if device.has_gpu() and len(contenders) > 1:
+        alone = [race({name: contender}, rounds, seconds_a_turn) for name, contender in contenders.items()]
+        return dict(item for found in alone for item in found.items())
+    for contender in contenders.values():
+        contender.start()
     counts = {name: max(3, round(seconds_a_turn / min(c.measure(3)))) for name, c in contenders.items()}
     medians = {name: [] for name in contenders}
     for _ in range(rounds):

