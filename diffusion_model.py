@@ -46,7 +46,11 @@ def train_model(options, path, interruption):
     if options.get("deterministic"):  # XLA has no such promise
         tf.config.experimental.enable_op_determinism()
     files.check_writable(path)  # better known now than after an hour
-    model, images, held_out = prepare(options, path)
+    try:
+        model, images, held_out = prepare(options, path)
+    except tf.errors.ResourceExhaustedError:
+        console.leave("diffusion_model.py: the network does not fit in the GPU's memory; does another process use it, "
+                      "as nvidia-smi shows? Else try a smaller --n-feat", 1)  # fmt: skip
     book = checkpoint.metadata(model)  # a dict in the file, of which settings and progress are parts
     board = None
     sched, target = checkpoint.diffusion_of(model)
@@ -65,9 +69,15 @@ def train_model(options, path, interruption):
         give_up(
             book, f"{error}; {path} is as it was saved before. Try a smaller --learning-rate, or another --precision"
         )
-    except tf.errors.ResourceExhaustedError:
+    except (tf.errors.ResourceExhaustedError, tf.errors.NotFoundError) as error:
+        if isinstance(error, tf.errors.NotFoundError) and "No algorithm worked" not in str(error):
+            raise  # that is how cuDNN may say that its memory does not suffice
         smaller = max(1, book["settings"]["batch_size"] // 2)
-        give_up(book, f"the images of a batch do not fit in memory; add --batch-size {smaller}")
+        give_up(
+            book,
+            f"the images of a batch do not fit in memory; add --batch-size {smaller}, unless another "
+            "process uses the memory",
+        )
 
 
 def give_up(book, why):

@@ -190,8 +190,9 @@ def open_for_training(path: str) -> keras.Model:
     book = metadata(model)
     if {"diffusion", "data", "settings", "progress"} - book.keys():
         raise ValueError(f"{path} has no training metadata, so training cannot resume from it; choose another --model")
-    optimizer = getattr(model, "optimizer", None)
-    if not getattr(optimizer, "use_ema", False) or (int(optimizer.iterations) == 0) != (book["progress"]["step"] == 0):
+    optimizer, progress = getattr(model, "optimizer", None), book["progress"]
+    lost = not getattr(optimizer, "use_ema", False) or (int(optimizer.iterations) == 0) != (progress["step"] == 0)
+    if lost and not (optimizer and "loss_scale" in progress):  # float16 skips steps, at the beginning perhaps all
         raise ValueError(
             f"{path} has lost its optimizer's state, so training cannot resume from it; choose another --model"
         )

@@ -157,6 +157,12 @@ def has_gpu() -> bool:
     return bool(tf.config.list_physical_devices("GPU"))
 
 
+def overlooks_gpu() -> bool:
+    """Whether TensorFlow sees none though there is an NVIDIA GPU that nobody has hidden from it."""
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    return os.path.exists("/dev/nvidia0") and not hidden and not has_gpu()
+
+
 def parts_for(batch_size: int) -> int:
     """Number of parts for a batch: one for each core; one on a GPU."""
     return 1 if has_gpu() else min(batch_size, cores(), MOST_PARTS)

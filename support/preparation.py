@@ -279,6 +279,8 @@ def describe(model: keras.Model, path: str, labels: np.ndarray | None = None) ->
     rate = f"learning rate {s['learning_rate']:g}" + (" falling to 0" if s["lr_decay"] == "cosine" else "")
     say(f"preset    {s['preset']} (--preset {'|'.join(PRESETS)}, --help for all options)")
     say(f"device    {device.name()}, {s['precision']}{xla}{parts}")
+    if device.overlooks_gpu():
+        say('there is a GPU that TensorFlow cannot use; try pip install "tensorflow[and-cuda]", and see nvidia-smi')
     if sentence := advice.on_precision(s["precision"], device.has_bfloat16()):
         say(sentence)
     say(f"data      {d['source']}: {d['count']:,} images, {s['image_size']}×{s['image_size']}×{s['channels']}")

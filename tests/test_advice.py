@@ -1,11 +1,16 @@
 """Advice on settings."""
 
+import os
 import re
+import types
 
 import pytest
+import tensorflow as tf
 from conftest import TINY
+from tensorflow.python.client import device_lib
 
 import ddpm
+import diffusion_model
 from support import advice, device, preparation, settings
 
 
@@ -73,6 +78,53 @@ def test_a_gpu_without_bfloat16_is_told_of_float16(train_tiny, monkeypatch, capa
     said = train_tiny(*TINY, "--n-epochs", "1", "--precision", "bfloat16")
     assert "device    Card, bfloat16" in said and ("--precision float16" in said) == told
     assert "--precision float16" not in train_tiny("--n-epochs", "2", "--precision", "float32")
+
+
+@pytest.mark.parametrize("there, hidden, seen, told", [
+    (True, None, [], True), (True, "-1", [], False), (True, None, ["GPU"], False), (False, None, [], False),
+])  # fmt: skip
+def test_a_gpu_that_tensorflow_cannot_use_is_reported(train_tiny, monkeypatch, there, hidden, seen, told):
+    exists = os.path.exists
+    monkeypatch.setattr(os.path, "exists", lambda path: there if path == "/dev/nvidia0" else exists(path))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if hidden:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+    monkeypatch.setattr(device, "has_gpu", lambda: bool(seen))
+    assert device.overlooks_gpu() == told
+    if told:
+        assert "a GPU that TensorFlow cannot use" in train_tiny(*TINY, "--n-epochs", "1")
+
+
+@pytest.mark.parametrize("gigabytes, large", [((80, 16), True), ((16, 80), False)])
+def test_the_first_gpu_decides_and_is_asked_without_taking_its_memory(monkeypatch, gigabytes, large):
+    def list_local_devices(config):
+        assert config.gpu_options.allow_growth
+        kinds = [("CPU", 1), *(("GPU", size) for size in gigabytes)]
+        return [types.SimpleNamespace(device_type=kind, memory_limit=size * 1e9) for kind, size in kinds]
+
+    monkeypatch.setattr(device, "has_gpu", lambda: True)
+    monkeypatch.setattr(device_lib, "list_local_devices", list_local_devices)
+    assert device.large_gpu() == large
+
+
+@pytest.mark.parametrize(
+    "where, error, words",
+    [
+        ("prepare", tf.errors.ResourceExhaustedError(None, None, "OOM"), "network does not fit"),
+        ("train", tf.errors.ResourceExhaustedError(None, None, "OOM"), "add --batch-size 8"),
+        ("train", tf.errors.NotFoundError(None, None, "No algorithm worked! Error messages:"), "add --batch-size 8"),
+        ("train", tf.errors.NotFoundError(None, None, "another"), None),
+    ],
+)
+def test_too_little_memory_of_a_gpu_gets_a_sentence(train_tiny, monkeypatch, capsys, where, error, words):
+    def fail(*arguments):
+        raise error
+
+    monkeypatch.setattr(preparation if where == "prepare" else diffusion_model, where, fail)
+    with pytest.raises(SystemExit if words else tf.errors.NotFoundError) as end:
+        train_tiny(*TINY, "--n-epochs", "1", "--batch-size", "16")
+    if words:
+        assert end.value.code == 1 and words in capsys.readouterr().err
 
 
 def test_the_loss_of_the_first_run_is_compared_with_the_measured_one():

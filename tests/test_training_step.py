@@ -466,6 +466,16 @@ def test_a_resumed_float16_run_has_its_loss_scale_and_the_age_of_it(begun):
     assert float(scaler.scale_loss(1.0)) == 2.0**11
 
 
+@pytest.mark.parametrize("precision", ["float16", "float32"])
+def test_a_file_whose_steps_were_all_skipped_resumes_in_float16_only(begun, precision):
+    """Gradients that overflow take no step of Adam, as may happen in the first; elsewhere Adam has lost its state."""
+    model, *_ = preparation.prepare({"precision": precision}, begun.path)
+    checkpoint._adam(model).iterations.assign(0)
+    checkpoint.save(model, begun.path)
+    with contextlib.nullcontext() if precision == "float16" else pytest.raises(ValueError, match="has lost its opt"):
+        preparation.prepare({}, begun.path)
+
+
 # --- saves and grids around the loop ----------------------------------------------------------------------------------
 
 
