@@ -69,9 +69,9 @@ def train_model(options, path, interruption):
         give_up(
             book, f"{error}; {path} is as it was saved before. Try a smaller --learning-rate, or another --precision"
         )
-    except (tf.errors.ResourceExhaustedError, tf.errors.NotFoundError) as error:
-        if isinstance(error, tf.errors.NotFoundError) and "No algorithm worked" not in str(error):
-            raise  # that is how cuDNN may say that its memory does not suffice
+    except tf.errors.OpError as error:
+        if not device.out_of_memory(error):
+            raise
         smaller = max(1, book["settings"]["batch_size"] // 2)
         give_up(
             book,

@@ -101,9 +101,11 @@ def race(contenders, rounds, seconds_a_turn=1.0):
     from support import device
 
     device.start_tensorflow()
-    if device.has_gpu() and len(contenders) > 1:
-        alone = [race({name: contender}, rounds, seconds_a_turn) for name, contender in contenders.items()]
-        return dict(item for found in alone for item in found.items())
+    groups = [{name: contender} for name, contender in contenders.items()] if device.has_gpu() else [contenders]
+    return {name: seconds for group in groups for name, seconds in _race(group, rounds, seconds_a_turn).items()}
+
+
+def _race(contenders, rounds, seconds_a_turn):
     for contender in contenders.values():
         contender.start()
     counts = {name: max(3, round(seconds_a_turn / min(c.measure(3)))) for name, c in contenders.items()}

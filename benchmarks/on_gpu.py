@@ -52,9 +52,7 @@ class Size:
     full: bool = True
 
 
-FULL = Size(
-    n_feat=512, image_size=64, batch=64, T=1000, steps=300, matrix=8192, absurd_batch=480
-)  # as cuDNN takes no 2^31 values
+FULL = Size(n_feat=512, image_size=64, batch=64, T=1000, steps=300, matrix=8192, absurd_batch=480)
 TINY = Size(n_feat=8, image_size=32, batch=4, T=20, steps=6, matrix=256, absurd_batch=8, full=False)
 CHECKS = {}
 
@@ -596,16 +594,18 @@ def find_the_device(report, options):
     """Begins or continues a report, which belongs to one device.
 
     Raises:
-        SystemExit: if the report is of another device, or TensorFlow sees no GPU and the sizes are those of one.
+        SystemExit: if no device is found, or another than that of the report, or, where the sizes need one, no GPU.
     """
     before = report.facts().get("name")
     began = time.monotonic()
     status, more = run_check("find_device", options, {}, 300)
-    found = more.get("result") or {}
-    print(f"find_device: {status} {found or more}", flush=True)
-    if before and found.get("name") != before:
-        sys.exit(f"{options.out} is the report of {before}, and this is {found.get('name')}; choose another --out")
-    if not options.tiny and not found.get("gpus"):
+    if status != "ok":
+        sys.exit(f"find_device: {status}\n{more.get('error') or more['why']}")
+    found = more["result"]
+    print(f"find_device: ok {found}", flush=True)
+    if before and found["name"] != before:
+        sys.exit(f"{options.out} is the report of {before}, and this is {found['name']}; choose another --out")
+    if not options.tiny and not found["gpus"]:
         sys.exit("TensorFlow sees no GPU here, and these sizes are for one; --tiny does the same in small")
     report.add("find_device", status, time.monotonic() - began, **more)
 

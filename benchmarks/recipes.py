@@ -134,10 +134,10 @@ class Search:
 
     def options_of(self, name, seed):
         """The options of `diffusion_model.py` for a row."""
-        words = ["--data", self.options.data, "--image-size", str(self.options.image_size)]
-        words += ["--precision", self.options.precision]
+        o = self.options
+        words = ["--data", o.data, "--image-size", str(o.image_size), "--precision", o.precision]
         words += [*RECIPES[name].split(), "--seed", str(seed), "--sample-every", "0", "--sample-steps", "50"]
-        return words + ([] if self.options.test else ["--validation", "0.1", "--validate-every", "1000"])
+        return words + ([] if o.test else ["--validation", "0.1", "--validate-every", "1000"])
 
     def step_times(self):
         """Seconds of a step of each recipe and the number of its training images, from a file or measured in turn."""
@@ -308,7 +308,12 @@ def main():
     add("--minutes", type=float, default=8, help="of training (8)")
     add("--epochs", type=int, metavar="N", help="train as many epochs instead")
     add("--image-size", type=int, default=32, metavar="PIXELS")
-    add("--precision", default="float32", help="of the layers of ours; bfloat16 where the processor has it (float32)")
+    add(
+        "--precision",
+        choices=("float32", "bfloat16", "float16"),
+        default="float32",
+        help="of the layers of ours; bfloat16 where the processor has it (float32)",
+    )
     add("--n-sample", type=int, default=1000, metavar="N", help="samples of each row, and images to compare (1000)")
     add("--sampler", choices=("ddim", "ddpm", "dpm++"), default="ddim", help="ddpm is that with variance β̃ (ddim)")
     add("--steps", type=int, default=50, metavar="N", help="of the sampler (50)")

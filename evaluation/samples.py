@@ -90,11 +90,7 @@ def sample_rows(
     if "copies" in options.only or options.figure:
         mirrored = samples[:, :, ::-1]
         of_mirrored = features_of(mirrored, "mirrored samples")
-        path = None
-        if cache and options.features in KNOWN:
-            name = f"{data.digest(training)[:8]}-{options.features}-features.npy"
-            path = os.path.join(os.path.dirname(cache), name)
-        of_training = features_of(training, "training images", path)
+        of_training = features_of(training, "training images", features_path(cache, training, options.features))
         flat = [images.reshape(len(images), -1) / 255.0 for images in (samples, training, held_out, mirrored)]
         spaces = {"exact pixels": flat, options.features: (of_samples, of_training, of_held_out, of_mirrored)}
         if "copies" in options.only:
@@ -103,6 +99,13 @@ def sample_rows(
         if options.figure:
             save_nearest_figure(samples[:8], training, held_out, spaces[options.features], options.figure)
     return rows
+
+
+def features_path(cache: str | None, images: np.ndarray, name: str) -> str | None:
+    """Where features of images are kept: beside `cache`, if they are of a network that cannot change; else None."""
+    if not cache or name not in KNOWN:
+        return None
+    return os.path.join(os.path.dirname(cache), f"{data.digest(images)[:8]}-{name}-features.npy")
 
 
 def copy_rows(space: str, *all_features: np.ndarray) -> dict[str, dict]:

@@ -16,6 +16,7 @@
 
 import contextlib
 import hashlib
+import math
 import os
 import warnings
 import zipfile
@@ -39,6 +40,7 @@ def metadata(model: keras.Model) -> dict:
 
 
 SLIDES = {"beta1": 1e-4, "beta2": 0.02, "T": 1000}
+FIRST_LOSS_SCALE = 2.0**15  # of training in float16
 
 
 def diffusion_of(model: keras.Model) -> tuple[Schedule, str]:
@@ -191,8 +193,10 @@ def open_for_training(path: str) -> keras.Model:
     if {"diffusion", "data", "settings", "progress"} - book.keys():
         raise ValueError(f"{path} has no training metadata, so training cannot resume from it; choose another --model")
     optimizer, progress = getattr(model, "optimizer", None), book["progress"]
-    lost = not getattr(optimizer, "use_ema", False) or (int(optimizer.iterations) == 0) != (progress["step"] == 0)
-    if lost and not (optimizer and "loss_scale" in progress):  # float16 skips steps, at the beginning perhaps all
+    # In float16 a step that overflows is none of Adam's, and halves the scale: perhaps none was one so far.
+    skipped = math.log2(FIRST_LOSS_SCALE / progress.get("loss_scale", {"scale": FIRST_LOSS_SCALE})["scale"])
+    none_taken = progress["step"] in (0, skipped)
+    if not getattr(optimizer, "use_ema", False) or (int(optimizer.iterations) == 0) != none_taken:
         raise ValueError(
             f"{path} has lost its optimizer's state, so training cannot resume from it; choose another --model"
         )
@@ -216,7 +220,7 @@ def compile_for_run(
     model.compile(loss=loss, optimizer=optimizer)  # for the file; the rest belongs to this run
     model.jit_compile = xla
     if precision == "float16":
-        before = metadata(model)["progress"].get("loss_scale", {"scale": 2.0**15, "age": 0})
+        before = metadata(model)["progress"].get("loss_scale", {"scale": FIRST_LOSS_SCALE, "age": 0})
         model.optimizer = keras.optimizers.LossScaleOptimizer(optimizer, initial_scale=before["scale"])
         model.optimizer.build(model.trainable_variables)
         model.optimizer.step_counter.assign(before["age"])

@@ -181,6 +181,13 @@ def large_gpu() -> bool:
     return gpus[0].memory_limit > 28e9
 
 
+def out_of_memory(error: Exception) -> bool:
+    """Whether an error of TensorFlow means that the GPU's memory does not suffice, which cuDNN says in its own way."""
+    import tensorflow as tf
+
+    return isinstance(error, tf.errors.ResourceExhaustedError) or "No algorithm worked" in str(error)
+
+
 def name() -> str:
     """The GPUs, or the number of CPU cores."""
     return ", ".join(gpu.get("device_name", "GPU") for gpu in _gpus()) or f"CPU, {cores()} cores"
