@@ -61,6 +61,8 @@ def parse_options(arguments=None):
     add("--figure", metavar="FILE.png", help="samples, and below each its nearest training and held-out image")
     add("--out", metavar="FILE.json", help="the numbers (beside the model: model-evaluation.json)")
     options = parser.parse_args(arguments)
+    if bool(options.weaker) != (options.guidance != 1):
+        parser.error("--weaker and a --guidance other than 1 go together here, as samples are of no class")
     options.out = options.out or os.path.splitext(options.model)[0] + "-evaluation.json"
     if options.figure:
         files.check_image_name("--figure", options.figure)
@@ -73,7 +75,15 @@ def check_outputs(options, book):
     Raises:
         ValueError, OSError: if not.
     """
-    inputs = [options.model, options.data, options.train, options.samples, options.features, book["data"]["source"]]
+    inputs = [
+        options.model,
+        options.weaker,
+        options.data,
+        options.train,
+        options.samples,
+        options.features,
+        book["data"]["source"],
+    ]
     inputs += [book["validation"]["source"]] if book.get("validation") else []
     taken = {os.path.realpath(path) for path in inputs if path}
     for option, path in ("--out", options.out), ("--figure", options.figure):
@@ -112,6 +122,9 @@ def main():
         options.how = console.sampler_options(options)
         options.how |= checkpoint.sampler_of(model, options.sampler, options.steps, options.variance)
         make_plan(checkpoint.diffusion_of(model)[0], **options.how)  # better known now
+        weaker = options.weaker and checkpoint.open_with_schedule(options.weaker)[0]
+        if weaker:
+            checkpoint.check_guide(weaker, options.weaker, model, classifier=False)
         held_out, training, samples, extract = load_inputs(model, book, options)
 
         cache = cache_prefix(options, checkpoint.fingerprint(model))
@@ -119,11 +132,11 @@ def main():
         if set(options.only) - set(OF_SAMPLES):
             rows |= likelihood_rows(model, book, held_out, training, options, cache)
         if extract:
-            samples = generate_samples(model, book, options, cache) if samples is None else samples
+            samples = generate_samples(model, weaker, options, cache) if samples is None else samples
             rows |= sample_rows(samples, training, held_out, extract, options, cache)
         with files.replacing(options.out) as draft, open(draft, "w", encoding="utf-8") as file:
             json.dump({"model": options.model, "data": options.data, "step": book["progress"]["step"],
-                       "features": options.features, "sampler": options.how, **rows},
+                       "features": options.features, "sampler": options.how | {"weaker": options.weaker}, **rows},
                       file, indent=1)  # fmt: skip
         show(rows)
         say(f"written to {options.out}")

@@ -366,7 +366,7 @@ def main():
         table = os.path.splitext(options.model)[0] + ".csv"
         classifier = options.classifier and checkpoint.open_model(options.classifier, classifier=True)
         if classifier:
-            checkpoint.check_classifier(classifier, options.classifier, model)
+            checkpoint.check_guide(classifier, options.classifier, model, classifier=True)
         names = choose_figures(options.only, model, classifier)
         if "training" in names and not os.path.exists(table):
             raise FileNotFoundError(f"there is no table {table} for the figure training; choose others with --only")

@@ -72,6 +72,7 @@ def my_sample(
     guidance=1.0,
     guidance_interval=None,
     classifier=None,
+    weaker=None,
     noise=None,
     corrector=0,
     snr=0.16,
@@ -97,10 +98,12 @@ def my_sample(
         spacing: of the steps, `'uniform'` in t, `'quadratic'` or `'logsnr'`; None for what suits the sampler.
         eta: of ddim, 0 (no noise) … 1.
         label: a class, as its name or its number from 0, or one for each image; None for images of all kinds.
-        guidance: how strongly the class guides: 0 ignores it, 1 follows it, 2 to 4 exaggerate it; see
-            `diffusion.denoiser`.
+        guidance: how strongly the class guides: 0 ignores it, 1 follows it, 2 to 4 exaggerate it; or how far to lead
+            away from what `weaker` estimates, 1.5 to 2; see `diffusion.denoiser`.
         guidance_interval: the first and the last t where `guidance` holds, else 1; None for all t.
         classifier: a path or a model of `--network classifier`, which guides in place of the model's own classes.
+        weaker: a path or a smaller or less trained model of the same images, which guides away from its own mistakes
+            (autoguidance); a label is then followed as it is.
         noise: an array or tensor (n_sample, height, width, channels), x_T; None to draw it from the seed.
         corrector: how many Langevin steps follow each step, 0 … 4095; each asks the network once more.
         snr: how large those are, 1e-6 … 10.
@@ -131,7 +134,9 @@ def my_sample(
     from support import checkpoint
 
     model, shape = open_model(model)
-    classifier = classifier and open_classifier(classifier, model)
+    if classifier and weaker:
+        raise ValueError("classifier and weaker both guide; choose one")
+    classifier, weaker = open_guide("classifier", classifier, model), open_guide("weaker", weaker, model)
     if image_shape is not None and (np.ndim(image_shape) != 1 or tuple(image_shape) != shape):
         raise ValueError(f"this model generates images of shape {shape}, not {image_shape}")
     if noise is not None:
@@ -140,9 +145,11 @@ def my_sample(
             raise ValueError(f"noise for {len(noise)} images makes as many, not n_sample = {n_sample}")
         n_sample = len(noise)
     labels = as_labels(label, n_sample, model, classifier)
-    if label is None and (guidance != 1 or classifier):
+    if weaker and guidance == 1:
+        raise ValueError("with guidance 1 a weaker model has no effect; 1.5 to 2 is usual")
+    if label is None and not weaker and (guidance != 1 or classifier):
         raise ValueError(f"{'a classifier' if classifier else f'guidance {guidance}'} needs a label to guide to")
-    sched, steps_for = reverse_steps(model, *([classifier] if classifier else []))
+    sched, steps_for = reverse_steps(model, classifier, weaker)
     more = {"spacing": spacing, "eta": eta, "corrector": corrector, "snr": snr}
     more |= {"guidance": guidance, "guidance_interval": guidance_interval}
     plan = make_plan(sched, **checkpoint.sampler_of(model, sampler, steps, variance), **more)
@@ -185,7 +192,7 @@ def invert(images, model="model.keras", steps=None, verbose=1, *, label=None):
         raise ValueError(f"images must lie in {low} … {high}, got {images.min():g} … {images.max():g}")
     x_0 = data.scaled(images) if integers else images
     labels, x_0 = as_labels(label, len(images), model), x_0.astype(np.float32)
-    sched, steps_for = reverse_steps(model)
+    sched, steps_for = reverse_steps(model, None, None)
     return run_plan(steps_for, make_inversion(sched, steps), model, len(images), 0, False, x_0, verbose, labels)
 
 
@@ -290,16 +297,23 @@ def open_model(model):
     return model, tuple(model.inputs[0].shape[1:])
 
 
-def open_classifier(classifier, model):
-    """A classifier given as itself or by its path; raises ValueError if it does not fit the model."""
+def open_guide(kind, guide, model):
+    """A `'classifier'` or a `'weaker'` model given as itself or by its path, or None.
+
+    Raises:
+        FileNotFoundError, ValueError: if there is none, or if it does not fit the model.
+    """
     from support import checkpoint
 
-    name = "this classifier"
-    if isinstance(classifier, str | os.PathLike):
-        name = os.fspath(classifier)
-        classifier = load(*load_key(classifier), classifier=True)
-    checkpoint.check_classifier(classifier, name, model)
-    return classifier
+    if guide is None:
+        return None
+    name, classifier = f"this {kind}{' model' * (kind == 'weaker')}", kind == "classifier"
+    if isinstance(guide, str | os.PathLike):
+        name, guide = os.fspath(guide), load(*load_key(guide), classifier=classifier)
+    elif not getattr(guide, "inputs", None):
+        raise ValueError(f"{kind} must be a path, or a Keras model that has been built, got {type(guide).__name__}")
+    checkpoint.check_guide(guide, name, model, classifier)
+    return guide
 
 
 def load_key(path):
@@ -311,7 +325,7 @@ def load_key(path):
     return path, status and (status.st_ino, status.st_mtime_ns, status.st_size)
 
 
-@functools.lru_cache(maxsize=2 * MODELS)  # each with a classifier
+@functools.lru_cache(maxsize=2 * MODELS)  # each with one that guides it
 def load(path, stamp, classifier=False):
     """The model in a file, cached until two others or newer ones are asked for."""
     from support import checkpoint
@@ -320,7 +334,7 @@ def load(path, stamp, classifier=False):
 
 
 @functools.lru_cache(maxsize=MODELS)
-def reverse_steps(model, classifier=None):
+def reverse_steps(model, classifier, weaker):
     """The schedule of a model, and a function of (clip, batch_size) that returns its compiled steps, guided or not.
 
     They are cached as long as the model is one of the latest, since they take seconds to compile.
@@ -329,10 +343,11 @@ def reverse_steps(model, classifier=None):
     from support.execution import ReverseSteps
 
     sched, target = checkpoint.diffusion_of(model)
+    weaker = weaker and (weaker, checkpoint.diffusion_of(weaker)[1])
 
     @functools.cache
     def steps_for(clip, batch_size):
-        return ReverseSteps(model, sched, batch_size, target, clip, classifier=classifier)
+        return ReverseSteps(model, sched, batch_size, target, clip, classifier=classifier, weaker=weaker)
 
     return sched, steps_for
 
@@ -358,14 +373,6 @@ def parse_options(arguments=None):
     console.add_sampler_options(parser)
     parser.add_argument("--label", nargs="+", metavar="CLASS", help="class of the images, or one for each (all kinds)")
     parser.add_argument(
-        "--guidance", type=console.number(float("-inf")), default=1.0, metavar="G",
-        help="how strongly the class guides: 0 ignores it, 1 follows it, 2 to 4 exaggerate it (1)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--guidance-interval", type=console.integer(0), nargs=2, metavar=("FIRST", "LAST"),
-        help="the first and the last t where --guidance holds, else 1 (all)",
-    )  # fmt: skip
-    parser.add_argument(
         "--classifier", metavar="FILE.keras", help="a model of --network classifier that guides to the class (none)"
     )
     options = parser.parse_args(arguments)
@@ -390,7 +397,7 @@ def main():
         console.say("reverse_diffusion.py: starting TensorFlow …")
         device.start_tensorflow(parts=min(options.n_sample, device.MOST_PARTS))
         how = console.sampler_options(options)
-        how |= {name: getattr(options, name) for name in ("guidance", "guidance_interval", "classifier")}
+        how |= {name: getattr(options, name) for name in ("classifier", "weaker")}
         label = options.label[0] if options.label and len(options.label) == 1 else options.label
         images = my_sample(None, options.n_sample, options.model, options.seed, label=label, **how)
         files.save_grid(images, options.out)

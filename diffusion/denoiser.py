@@ -6,9 +6,10 @@ The two estimates belong together: √ᾱ_t x̂_0 + √(1 - ᾱ_t) ε̂ = x_t. T
 for class k; without it, None, the denoiser is that of all images. Samplers, the bound, evaluation and figures know
 only this, and no network.
 
-Guidance towards a class takes a denoiser and returns one (slide "Improvements"). Both kinds raise p(class | x_t) to
+Guidance takes a denoiser and returns one (slide "Improvements"). Both kinds towards a class raise p(class | x_t) to
 the power g at every t; the images that come of it are not those of p(x) p(class | x)^g, as such a distribution with
-noise on it is another one. In both, g = 0 ignores the class, and g = 1 follows p(x | class).
+noise on it is another one. In both, g = 0 ignores the class, and g = 1 follows p(x | class). Autoguidance needs no
+class: it leads away from what a weaker network would draw.
 """
 
 from collections.abc import Callable
@@ -110,6 +111,28 @@ def with_classifier(denoise: Denoiser, classify: Callable, sched: Schedule, g: t
 
         x_0, eps = denoise(x_t, t)
         return add_to_score(x_0, t, eps, g * tf.cond(g == 0, lambda: tf.zeros_like(x_t), gradient), sched)
+
+    return guided
+
+
+def autoguided(denoise: Denoiser, weaker: Denoiser, g: tf.Tensor) -> Denoiser:
+    """Guidance away from the mistakes of a weaker network, ε̂ = ε_weak + g (ε - ε_weak).
+
+    Karras et al. 2024, arXiv 2406.02507, section 4. A smaller or less trained network errs in the same direction as the
+    better one, and further; so their difference points from such errors to real images. Where g is 1, only the better
+    one is asked.
+
+    Args:
+        denoise, weaker: of networks that were trained on the same images with the same schedule, not clipped.
+        g: () float32; 1 is the better network alone, 1.5 to 2 help.
+    """
+
+    def guided(x_t, t, label=None):
+        def ask_for_both():
+            of_weaker = weaker(x_t, t, label)
+            return tuple(bad + g * (good - bad) for good, bad in zip(denoise(x_t, t, label), of_weaker, strict=True))
+
+        return tf.cond(g == 1, lambda: denoise(x_t, t, label), ask_for_both)
 
     return guided
 

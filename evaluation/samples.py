@@ -17,16 +17,27 @@ from support.console import say
 from support.execution import ReverseSteps, even_batches
 
 
-def generate_samples(model: keras.Model, book: dict, options: argparse.Namespace, cache: str | None) -> np.ndarray:
-    """Samples images, uint8, in batches that are cached in a file as they come, unless `cache` is None."""
+def generate_samples(
+    model: keras.Model, weaker: keras.Model | None, options: argparse.Namespace, cache: str | None
+) -> np.ndarray:
+    """Samples images, uint8, in batches that are cached in a file as they come, unless `cache` is None.
+
+    Args:
+        model: with metadata.
+        weaker: a model that guides it, see `diffusion.denoiser.autoguided`.
+        options: of `evaluate.py`, with the arguments of `make_plan` as `how`.
+        cache: how the path of the file begins.
+    """
     shape = model.inputs[0].shape[1:]
     how = options.how
-    path = cache and f"{cache}-{sampler_name(**how)}samples.npy"
+    guide = f"{checkpoint.fingerprint(weaker)}-" if weaker else ""
+    path = cache and f"{cache}-{sampler_name(**how)}{guide}samples.npy"
     samples = np.load(path) if path and os.path.exists(path) else np.empty((0, *shape), np.uint8)
     start, (sched, target) = len(samples), checkpoint.diffusion_of(model)
     plan = make_plan(sched, **how)
     batches, batch_size = even_batches(model, max(1, options.n_sample - start))
-    steps = ReverseSteps(model, sched, batch_size, target)
+    of_weaker = weaker and (weaker, checkpoint.diffusion_of(weaker)[1])
+    steps = ReverseSteps(model, sched, batch_size, target, weaker=of_weaker)
     S, place = len(plan.times) - 1, {int(t): k for k, t in enumerate(plan.times)}
     bar = console.Bar(batches * batch_size * S, "step")
     for first in range(start, options.n_sample, batch_size):
@@ -39,12 +50,21 @@ def generate_samples(model: keras.Model, book: dict, options: argparse.Namespace
 
 
 def sampler_name(
-    sampler: str, steps: int | None, spacing: str | None, eta: float, variance: str, corrector: int, snr: float
+    sampler: str,
+    steps: int | None,
+    spacing: str | None,
+    eta: float,
+    variance: str,
+    corrector: int,
+    snr: float,
+    guidance: float,
+    guidance_interval: tuple[int, int] | None,
 ) -> str:
     """What files of samples are called after: nothing for the default, `ddim-50-` for 50 steps of DDIM and so on."""
     parts = [sampler if sampler != "ddpm" else "", variance if variance != "beta" else "", str(steps or ""),
              spacing or "", f"eta{eta}" if eta else "",
-             f"corrector{corrector}-{snr}" if corrector else ""]  # fmt: skip
+             f"corrector{corrector}-{snr}" if corrector else "", f"guidance{guidance}" if guidance != 1 else "",
+             "-".join(map(str, guidance_interval or ()))]  # fmt: skip
     return "".join(f"{part}-" for part in parts if part)
 
 

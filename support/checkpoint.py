@@ -134,13 +134,16 @@ def check_network(model: keras.Model, path: str, classifier: bool = False) -> No
         raise ValueError(f"{path} is a model, but not one that takes [image, t/T] and predicts the noise")
 
 
-def check_classifier(classifier: keras.Model, path: str, model: keras.Model) -> None:
-    """Raises ValueError if a classifier is none, or is for images of another size or with other noise on them."""
-    check_network(classifier, path, classifier=True)
-    shape, wanted = (tuple(network.inputs[0].shape[1:]) for network in (classifier, model))
+def check_guide(guide: keras.Model, path: str, model: keras.Model, classifier: bool) -> None:
+    """Raises ValueError if a classifier or a weaker network cannot guide a model.
+
+    It must be what it is given as, and for images of the same size with the same noise on them.
+    """
+    check_network(guide, path, classifier)
+    shape, wanted = (tuple(network.inputs[0].shape[1:]) for network in (guide, model))
     if shape != wanted:
         raise ValueError(f"{path} takes images of shape {shape}, and this model generates {wanted}; train another one")
-    if not np.array_equal(diffusion_of(classifier)[0].alphabar, diffusion_of(model)[0].alphabar):
+    if not np.array_equal(diffusion_of(guide)[0].alphabar, diffusion_of(model)[0].alphabar):
         raise ValueError(
             f"{path} was trained with another noise schedule than this model; train one with the same --T, --schedule, "
             "--beta1, --beta2 and --zero-snr"
@@ -179,7 +182,7 @@ def fingerprint(model: keras.Model) -> str:
     weights = hashlib.blake2b(digest_size=4)
     for weight in model.get_weights():
         weights.update(np.ascontiguousarray(weight))
-    return f"step{metadata(model)['progress']['step']}-{weights.hexdigest()}"
+    return f"step{metadata(model).get('progress', {}).get('step', 0)}-{weights.hexdigest()}"
 
 
 def open_for_training(path: str) -> keras.Model:

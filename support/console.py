@@ -304,9 +304,32 @@ def add_sampler_options(parser: argparse.ArgumentParser) -> None:
     )
     add("--corrector", type=integer(0, 4095), default=0, metavar="N", help="Langevin steps after each step (0)")
     add("--snr", type=number(1e-6, 10), default=0.16, metavar="RATIO", help="how large those are (0.16)")
+    add(
+        "--guidance",
+        type=number(float("-inf")),
+        default=1.0,
+        metavar="G",
+        help="how strongly the class guides: 0 ignores it, 1 follows it, 2 to 4 exaggerate it; or how far to lead away "
+        "from --weaker, 1.5 to 2 (1)",
+    )
+    add(
+        "--guidance-interval",
+        type=integer(0),
+        nargs=2,
+        metavar=("FIRST", "LAST"),
+        help="the first and the last t where --guidance holds, else 1 (all)",
+    )
+    add(
+        "--weaker",
+        metavar="FILE.keras",
+        help="a smaller or less trained model of the same images, which guides away from its own mistakes (none)",
+    )
 
 
-SAMPLER_OPTIONS = ("sampler", "steps", "spacing", "eta", "variance", "corrector", "snr")
+SAMPLER_OPTIONS = (  # arguments of `make_plan`
+    *("sampler", "steps", "spacing", "eta", "variance", "corrector", "snr"),
+    *("guidance", "guidance_interval"),
+)
 
 
 def sampler_options(options: argparse.Namespace) -> dict:

@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from ddpm import Schedule
 from diffusion import samplers
-from diffusion.denoiser import Denoiser, classifier_free, clipped, denoiser, with_classifier
+from diffusion.denoiser import Denoiser, autoguided, classifier_free, clipped, denoiser, with_classifier
 from diffusion.sampling import standard_normal
 from support import device
 
@@ -96,6 +96,7 @@ class ReverseSteps:
         xla: whether XLA compiles a step; None for what is faster.
         classifier: a network that guides towards the class of the labels, see `diffusion.denoiser.with_classifier`;
             without it a model that takes labels guides itself.
+        weaker: a weaker network and what it predicts, which guides instead, see `diffusion.denoiser.autoguided`.
 
     Attributes:
         at_once: how many steps the next call should take.
@@ -114,16 +115,20 @@ class ReverseSteps:
         noise: Callable[..., tf.Tensor] = standard_normal,
         xla: bool | None = None,
         classifier: keras.Model | None = None,
+        weaker: tuple[keras.Model, str] | None = None,
     ):
         shape = tuple(model.inputs[0].shape[1:])
         xla = device.has_gpu() or batch_size == 1 if xla is None else xla  # a single image cannot be divided
         parts = 1 if xla else device.parts_for(batch_size)
         of_model, classify = denoiser_of(model, sched, target, parts), classifier and predictor(classifier, parts)
+        of_weaker = weaker and denoiser_of(weaker[0], sched, weaker[1], parts)
 
         @tf.function(jit_compile=xla, autograph=False)
         def step(x_t, memory, t, coefficients, g, label, z):
             denoise = of_model
-            if classifier:
+            if weaker:
+                denoise = autoguided(denoise, of_weaker, g)
+            elif classifier:
                 denoise = with_classifier(denoise, classify, sched, g)
             elif len(model.inputs) > 2:
                 denoise = classifier_free(denoise, g)

@@ -15,6 +15,7 @@ from PIL import Image
 import data
 import ddpm
 import evaluate
+import reverse_diffusion as rd
 from data import drawings
 from diffusion.denoiser import denoiser
 from evaluation import features, inputs, likelihood, metrics, validation
@@ -57,6 +58,25 @@ def test_the_whole_table(run, model_folder, monkeypatch, capsys):
     model.save(model_folder / "model.keras")
     evaluate.main()
     assert len(list(model_folder.glob("model-step6-*-samples.npy"))) == 2
+
+
+def test_samples_guided_by_a_weaker_model_are_measured(run, model_folder):
+    weaker = checkpoint.open_model(str(model_folder / "model.keras"))
+    weaker.set_weights([0.9 * weight for weight in weaker.get_weights()])
+    weaker.save(model_folder / "weaker.keras")
+    np.save(model_folder / "held-out.npy", drawings.draw_cats(32, count=30, seed=1))
+    options = ("--data", "held-out.npy", "--features", "pixels", "--n-sample", "20", "--only", "kid", "--guidance", "2")
+    process = run("evaluate.py", *options, "--weaker", "weaker.keras")
+    assert process.returncode == 0, process.stderr
+    sampler = json.loads((model_folder / "model-evaluation.json").read_text())["sampler"]
+    assert sampler["guidance"] == 2 and sampler["weaker"] == "weaker.keras"
+    (kept,) = model_folder.glob("model-step6-*-guidance2.0-step6-*-samples.npy")
+    model, weaker = (str(model_folder / name) for name in ("model.keras", "weaker.keras"))
+    guided = rd.my_sample(n_sample=20, model=model, weaker=weaker, guidance=2, seed=0, verbose=0)
+    assert np.abs(np.load(kept).astype(int) - guided).max() <= 1
+    for wrong in options, (*options[:-2], "--weaker", "weaker.keras"):
+        process = run("evaluate.py", *wrong)
+        assert process.returncode == 2 and "go together" in process.stderr
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from conftest import Oracle
 import reverse_diffusion as rd
 from ddpm import ddpm_schedule, n_steps
 from diffusion import sampling
-from diffusion.denoiser import classifier_free, denoiser, with_classifier
+from diffusion.denoiser import autoguided, classifier_free, denoiser, with_classifier
 from diffusion.layers import Logbook
 from support.execution import ReverseSteps
 
@@ -160,6 +160,95 @@ def test_the_network_is_asked_once_where_that_is_enough():
         sizes.clear()
         list(sampling.sample(steps, sampling.make_plan(SCHED, "ddim", 5, guidance=g), 0, range(4), label=[1] * 4))
         assert sum(sizes) == 5 * images
+
+
+def gaussian(mean, std):
+    """A predictor of ε that knows one Gaussian, exact."""
+
+    def predict_eps(inputs, training=False):
+        x_t, t = inputs[:2]
+        ab, *_ = (values[:, :, None, None] for values in mixture(t))
+        return tf.sqrt(1 - ab) * (x_t - tf.sqrt(ab) * mean) / (ab * std**2 + 1 - ab)
+
+    return predict_eps
+
+
+@pytest.mark.parametrize("g", [-1.0, 0.0, 1.0, 1.5, 2.0])
+def test_autoguidance_is_the_formula_whatever_both_networks_predict(g):
+    x_t, t = (values.ravel() for values in np.meshgrid(np.linspace(-2, 2, 21), np.arange(1, 201)))
+    ab = SCHED.alphabar[t]
+    good, bad = (
+        np.sqrt(1 - ab) * (x_t - np.sqrt(ab) * mean) / (ab * std**2 + 1 - ab) for mean, std in ((0.3, 0.2), (0.1, 0.5))
+    )
+
+    def image_of(inputs, training=False):  # the weaker network predicts x_0
+        ab, *_ = (values[:, :, None, None] for values in mixture(inputs[1]))
+        return (inputs[0] - tf.sqrt(1 - ab) * gaussian(0.1, 0.5)(inputs)) / tf.sqrt(ab)
+
+    guided = autoguided(denoiser(gaussian(0.3, 0.2), SCHED), denoiser(image_of, SCHED, "x0"), tf.constant(g))
+    x_0, eps = guided(tf.constant(x_t[:, None, None, None], tf.float32), tf.constant(t, tf.int32))
+    expected = bad + g * (good - bad)
+    np.testing.assert_allclose(eps.numpy().ravel(), expected, rtol=1e-3, atol=2e-3)
+    of_image = (x_t - np.sqrt(1 - ab) * expected) / np.sqrt(ab)
+    np.testing.assert_allclose(x_0.numpy().ravel(), of_image, rtol=1e-3, atol=1e-3 * np.abs(of_image).max())
+
+
+def test_autoguidance_sharpens_a_gaussian_whose_spread_both_networks_overestimate():
+    """Images with σ = 0.2; networks that believe 0.25 and 0.4. Beside DDIM in float64."""
+    start = np.random.default_rng(0).standard_normal((64, *SHAPE)).astype(np.float32)
+    weaker = Oracle(gaussian(0.3, 0.4), SHAPE), "eps"
+    steps = ReverseSteps(Oracle(gaussian(0.3, 0.25), SHAPE), SCHED, 64, clip=False, xla=False, weaker=weaker)
+    spreads = []
+    for g in 1.0, 2.0:
+        plan = sampling.make_plan(SCHED, "ddim", guidance=g)
+        *_, (_, x_0) = sampling.sample(steps, plan, 0, range(64), tf.constant(start))
+        x_t, ab = start.ravel().astype(np.float64), SCHED.alphabar
+        for now in range(n_steps(SCHED), 0, -1):
+            good, bad = (
+                np.sqrt(1 - ab[now]) * (x_t - np.sqrt(ab[now]) * 0.3) / (ab[now] * std**2 + 1 - ab[now])
+                for std in (0.25, 0.4)
+            )
+            eps = bad + g * (good - bad)
+            x_t = np.sqrt(ab[now - 1] / ab[now]) * (x_t - np.sqrt(1 - ab[now]) * eps) + np.sqrt(1 - ab[now - 1]) * eps
+        np.testing.assert_allclose(x_0.numpy().ravel(), x_t, atol=2e-3)
+        spreads.append(x_t.std() / start.std())
+    assert spreads[0] > 0.23 and spreads[1] < 0.2
+    assert steps._take.experimental_get_tracing_count() == 1
+
+
+def test_the_weaker_network_is_not_asked_where_guidance_is_1():
+    asked = []
+
+    def counting(inputs, training=False):
+        tf.py_function(lambda t: asked.append(round(float(t[0, 0]) * n_steps(SCHED))), [inputs[1]], [])
+        return gaussian(0.3, 0.4)(inputs)
+
+    weaker = Oracle(counting, SHAPE), "eps"
+    steps = ReverseSteps(Oracle(gaussian(0.3, 0.25), SHAPE), SCHED, 4, xla=False, weaker=weaker)
+    plan = sampling.make_plan(SCHED, "ddim", 10, guidance=2.0, guidance_interval=(50, 120))
+    list(sampling.sample(steps, plan, 0, range(4)))
+    assert list(dict.fromkeys(asked)) == [t for t in plan.times[:-1] if 50 <= t <= 120]
+
+
+def test_a_weaker_model_guides_my_sample_and_must_fit_the_model(of_cats_and_dogs):
+    """Predictors of constants: where one is twice the other, guidance 3 is four times the weaker one."""
+    how = {"n_sample": 2, "seed": 0, "steps": 5, "clip": False, "verbose": 0}
+    model, weaker = unconditional(0.02), unconditional(0.01)
+    guided = rd.my_sample(model=model, weaker=weaker, guidance=3, **how)
+    np.testing.assert_array_equal(guided, rd.my_sample(model=unconditional(0.04), **how))
+    assert np.any(guided != rd.my_sample(model=model, **how))
+    of_class = rd.my_sample(model=of_cats_and_dogs, weaker=weaker, label="dog", guidance=0, **how)
+    np.testing.assert_array_equal(of_class, rd.my_sample(model=weaker, **how))
+    for wrong, message in (
+        ({"weaker": weaker}, "with guidance 1 a weaker model has no effect"),
+        ({"weaker": unconditional(0.1, T=10), "guidance": 2}, "another noise schedule"),
+        ({"weaker": classifier_of(), "guidance": 2}, "is a classifier"),
+        ({"weaker": weaker, "classifier": classifier_of(), "label": 0}, "choose one"),
+        ({"weaker": "none.keras", "guidance": 2}, "there is no model .*none.keras"),
+        ({"weaker": 7, "guidance": 2}, "weaker must be a path, or a Keras model"),
+    ):
+        with pytest.raises((ValueError, FileNotFoundError), match=message):
+            rd.my_sample(model=model, **how, **wrong)
 
 
 def conditional(constants, names=None, T=20):

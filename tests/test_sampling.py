@@ -56,7 +56,7 @@ def test_one_compiled_step_is_cached_and_an_incomplete_batch_needs_no_other(mode
     sample(model, 6)
     sample(model, 5)
     loaded = rd.load(*rd.load_key(model))
-    _, steps_for = rd.reverse_steps(loaded)
+    _, steps_for = rd.reverse_steps(loaded, None, None)
     steps = steps_for(True, 3)
     assert steps_for.cache_info().misses == 1
     assert steps._take.experimental_get_tracing_count() == 1
@@ -200,7 +200,7 @@ def test_few_sizes_of_batches_are_compiled_and_few_models_kept(monkeypatch):
     """Each compilation costs memory that TensorFlow never gives back."""
     made, models = [], [light_model() for _ in range(3)]
 
-    def fake_steps(model, sched, batch_size, target, clip, classifier):
+    def fake_steps(model, sched, batch_size, target, clip, classifier, weaker):
         made.append((model, batch_size))
         return model.inputs[0].shape[1:]
 
@@ -228,9 +228,11 @@ def test_sampling_leaves_no_traces_behind_in_functions_that_stay(caplog):
     light = light_model()
     forget()
     sample(light, 3)
-    steps = rd.reverse_steps(light)[1](True, 3)
+    steps = rd.reverse_steps(light, None, None)[1](True, 3)
     sample(light, 3, variance="posterior", seed=9)
-    assert rd.reverse_steps(light)[1](True, 3) is steps and steps._take.experimental_get_tracing_count() == 1
+    assert (
+        rd.reverse_steps(light, None, None)[1](True, 3) is steps and steps._take.experimental_get_tracing_count() == 1
+    )
     for n in 1, 2, 3, 4, 6, 8:
         sample(light, n)
     assert caplog.text == ""  # TensorFlow warns of functions that are traced again and again
