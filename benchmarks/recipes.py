@@ -11,6 +11,8 @@ machine; then every row trains for as many steps as fit into the minutes (ours f
 what else the machine does later changes no result. With --epochs all of ours train for as many instead. Without --test
 a tenth of the images are held out and compared with, so that other images are left to look at once, in the end.
 
+Each of ours keeps a copy from a sixteenth of its steps; --guidance samples with that as its weaker model.
+
 Rows are files in the folder --out, which belongs to one set of images and one precision; an interrupted row resumes,
 and what is there is not measured again.
 """
@@ -71,6 +73,7 @@ RECIPES |= {  # the first run with the slides' network, and one change each
     "naive-constant-ema999-no-warmup": NAIVE + " --lr-decay none --ema 0.999 --no-ema-warmup",
     "naive-constant-ema999": NAIVE + " --lr-decay none --ema 0.999",
 }
+EARLY = 16  # the part of the steps after which the weaker copy is saved
 TIMED = 60  # steps of which the median is taken, after as many that warm up
 PARTS = "bits,overfitting,kid,frechet,precision,recall,copies"
 
@@ -186,14 +189,16 @@ class Search:
             os.rename(folder + ".part", folder)
         return folder
 
-    def epochs(self, name, times):
-        """How many epochs a row trains."""
+    def length(self, name, times):
+        """The options for how long a row trains."""
         if self.options.epochs:
-            return self.options.epochs
+            return ["--n-epochs", str(self.options.epochs)]
         words = RECIPES[name].split()
         batch = int(words[len(words) - words[::-1].index("--batch-size")])
         seconds, count = times[name]
-        return max(1, round(60 * self.options.minutes / seconds / -(-count // batch)))
+        epoch = -(-count // batch)
+        epochs = max(1, round(60 * self.options.minutes / seconds / epoch))
+        return ["--n-epochs", str(epochs), "--weaker-after", str(epochs * epoch // EARLY)]
 
     def run(self, *command):
         print("$ python", " ".join(command), flush=True)
@@ -202,7 +207,9 @@ class Search:
     def row(self, name, seed, times):
         """The numbers of a row: those in its file, or trains, samples and measures."""
         o = self.options
-        path = self.path(name, seed, f"-{o.sampler}{o.steps}-{os.path.basename(o.features)}{o.n_sample}.json")
+        guided = o.guidance != 1 and name != "ddpp"
+        sampler = f"{o.sampler}{o.steps}" + f"-guidance{o.guidance:g}" * guided
+        path = self.path(name, seed, f"-{sampler}-{os.path.basename(o.features)}{o.n_sample}.json")
         if os.path.exists(path):
             with open(path) as file:
                 return json.load(file)
@@ -230,8 +237,12 @@ class Search:
             more = ["--samples", samples]
         else:
             command = ["diffusion_model.py", *self.options_of(name, seed), "--model", of_model]
-            self.run(*command, "--n-epochs", str(self.epochs(name, times)))
+            self.run(*command, *self.length(name, times))
         how = ["--sampler", o.sampler, "--steps", str(o.steps), *(["--variance", "posterior"] * (o.sampler == "ddpm"))]
+        if guided:
+            from support import files
+
+            how += ["--weaker", files.weaker_name(of_model), "--guidance", str(o.guidance)]
         self.run(
             "evaluate.py",
             "--model",
@@ -317,6 +328,7 @@ def main():
     add("--n-sample", type=int, default=1000, metavar="N", help="samples of each row, and images to compare (1000)")
     add("--sampler", choices=("ddim", "ddpm", "dpm++"), default="ddim", help="ddpm is that with variance β̃ (ddim)")
     add("--steps", type=int, default=50, metavar="N", help="of the sampler (50)")
+    add("--guidance", type=float, default=1.0, metavar="G", help="of ours by their weaker copies, see evaluate.py (1)")
     add("--features", default="efficientnet", help="see evaluate.py (efficientnet)")
     add("--rounds", type=int, default=3, help="turns of each in which the time of a step is measured (3)")
     add("--time-only", action="store_true", help="measure the times of steps, which later calls use, and stop")
@@ -328,6 +340,8 @@ def main():
     for name in options.recipes:
         if name not in RECIPES:
             parser.error(f"unknown recipe {name}; there are {', '.join(RECIPES)}")
+    if options.guidance != 1 and options.epochs:
+        parser.error("--guidance needs --minutes: only such rows have a weaker copy")
     if "ddpp" in options.recipes and (options.epochs or options.recipes[0] == "ddpp"):
         parser.error("ddpp is compared at equal --minutes with one of our recipes at least; name one, omit --epochs")
     for name in "data", "test", "features", "out":  # rows are made in another folder
@@ -352,7 +366,9 @@ def main():
     print(common.machine(*packages))
     common.table(
         f"{search.budget}, {options.image_size}×{options.image_size}, {options.n_sample} samples, "
-        f"{options.sampler} {options.steps} steps" + ", ddpp with ddim" * ("ddpp" in options.recipes),
+        f"{options.sampler} {options.steps} steps, guidance {options.guidance:g}"
+        + ", ddpp with ddim and without"
+        * ("ddpp" in options.recipes),
         rows,
     )
     return None

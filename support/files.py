@@ -156,6 +156,11 @@ def save_grid(images: np.ndarray, path: str, columns: int | None = None) -> None
         Image.fromarray(image.squeeze(axis=-1) if image.shape[-1] == 1 else image).save(draft, pnginfo=mark)
 
 
+def weaker_name(path: str) -> str:
+    """`model-weaker.keras` beside `model.keras`: the model as it was early in its training."""
+    return os.path.splitext(path)[0] + "-weaker.keras"
+
+
 def grid_name(path: str, suffix: str = "") -> str:
     """`samples.png` beside `model.keras`, `NAME-samples.png` beside another `NAME.keras`."""
     folder, name = os.path.split(os.path.splitext(path)[0])

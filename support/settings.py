@@ -153,6 +153,9 @@ OPTIONS = (
     setting("variance", "of the noise in a step of the sampler ddpm: β, or that of the posterior for few steps", "beta",
             choices=("beta", "posterior")),
     setting("sample_steps", "its number of steps", default="T", type=integer(1), metavar="N"),
+    setting("weaker_after", "steps after which a copy NAME-weaker.keras is saved, which guides the finished model away "
+            "from early mistakes, see --weaker of reverse_diffusion.py; 0 for none", 0, type=integer(0),
+            metavar="STEPS"),
     of_run("save_every", "minutes between saves: at most this much is lost to a power cut", "10", type=number(0),
            metavar="MINUTES"),
     of_run("keep", "copies to keep, each of the first save after the end of an epoch", "0", type=integer(0),

@@ -77,6 +77,8 @@ class TrainingRun:
         if not math.isfinite(loss):
             raise FloatingPointError(f"the loss is {loss}")
         self.steps.show(seconds, progress["loss"] / progress["epoch_steps"])
+        if progress["step"] == self.settings["weaker_after"]:
+            self.save_weaker()
         if self.interruption.stop:
             self.save_and_end()
         if self.interruption.save_asked or self.checkpoints.due():
@@ -139,6 +141,9 @@ class TrainingRun:
         if self.grids:
             console.say(f"{all_done}; their images: {files.grid_name(self.path)}")
             console.say(f"more: {sample_more} --model {self.path} --n-sample 64 --out more.png")
+            weaker = files.weaker_name(self.path)
+            if self.settings["weaker_after"] and os.path.exists(weaker):
+                console.say(f"better: {sample_more} --model {self.path} --weaker {weaker} --guidance 1.5")
         else:
             first = shlex.quote(checkpoint.classes_of(self.model)[0])
             console.say(f"{all_done}; it guides: {sample_more} --classifier {self.path} --label {first}")
@@ -152,6 +157,13 @@ class TrainingRun:
         if last and not saved:
             lost = f"all steps after {self.checkpoints.saved[0]:,} are lost"
             console.leave(f"diffusion_model.py: {self.path} is not saved; {lost}", 1)
+
+    def save_weaker(self) -> None:
+        """Saves a copy of the model as it is early in its training; a run that is resumed from before does it again."""
+        path = files.weaker_name(self.path)
+        with self.interruption.busy:
+            self.checkpoints.attempt(path, lambda: checkpoint.save(self.model, path))
+        self.steps.lap()
 
     def make_grid(self, name: str) -> None:
         """Samples a grid of images from the EMA weights into a file."""

@@ -47,9 +47,12 @@ def test_recipes_are_options_and_train_as_long_as_their_minutes(tmp_path):
             assert (chosen["network"] == "unet") == name.startswith("unet")
     # 10 minutes are 6,000 steps of 0.1 s, and 9,000 images are 563 batches of 16, or 282 of 32
     times = {"unet": (0.1, 9000), "unet-batch32": (0.1, 9000)}
-    assert [search.epochs(name, times) for name in times] == [round(6000 / 563), round(6000 / 282)]
+    for name, batches in ("unet", 563), ("unet-batch32", 282):
+        chosen = settings.parse_options("", search.length(name, times))
+        assert chosen["n_epochs"] == round(6000 / batches)
+        assert chosen["weaker_after"] == chosen["n_epochs"] * batches // 16
     options.epochs = 7
-    assert search.epochs("unet", {}) == 7
+    assert search.length("unet", {}) == ["--n-epochs", "7"]
 
 
 def test_the_cells_of_a_recipe_are_those_of_its_evaluation():
@@ -93,14 +96,21 @@ def test_the_peer_trains_on_the_images_of_our_rows_of_the_same_seed(tmp_path):
         recipes.Search(options)
 
 
-@pytest.mark.parametrize("words", [("--recipes", "ddpp"), ("--recipes", "unet,ddpp", "--epochs", "3")])
-def test_the_peer_is_refused_where_it_cannot_be_compared(monkeypatch, capsys, words):
+@pytest.mark.parametrize(
+    "words, why",
+    [
+        (("--recipes", "ddpp"), "one of our recipes"),
+        (("--recipes", "unet,ddpp", "--epochs", "3"), "one of our recipes"),
+        (("--recipes", "unet", "--epochs", "3", "--guidance", "2"), "only such rows have a weaker copy"),
+    ],
+)
+def test_rows_that_cannot_be_compared_are_refused(monkeypatch, capsys, words, why):
     import recipes
 
     monkeypatch.setattr("sys.argv", ["recipes.py", "--data", "drawings", *words])
     with pytest.raises(SystemExit) as end:
         recipes.main()
-    assert end.value.code == 2 and "one of our recipes" in capsys.readouterr().err
+    assert end.value.code == 2 and why in capsys.readouterr().err
 
 
 def small_networks():

@@ -103,6 +103,21 @@ def test_resuming_with_many_saves_ends_in_the_same_bits_as_an_uninterrupted_run(
     ]
 
 
+def test_a_copy_of_the_early_model_is_kept_to_guide_the_finished_one(train_tiny):
+    """Whether the run is interrupted before that step or not: the same bits as a run that ended there."""
+    options = (*TINY, "--ema", "0.9", "--parts", "1", "--lr-decay", "none")
+    train_tiny(*options, "--n-epochs", "1", "--model", "ended.keras")  # two steps
+    said = train_tiny(*options, "--n-epochs", "3", "--model", "at-once.keras", "--weaker-after", "2")
+    assert_equal_to_the_bit("at-once-weaker.keras", "ended.keras")
+    assert "--model at-once.keras --weaker at-once-weaker.keras --guidance 1.5" in said
+    train_tiny(*options, "--n-epochs", "1", "--weaker-after", "4")
+    assert not os.path.exists("model-weaker.keras")
+    train_tiny(*options, "--n-epochs", "3")  # the file keeps the setting
+    train_tiny(*options, "--n-epochs", "2", "--model", "ended.keras")
+    assert_equal_to_the_bit("model-weaker.keras", "ended.keras")
+    assert_equal_to_the_bit("model.keras", "at-once.keras")
+
+
 def test_stopping_between_any_two_steps_changes_no_bit(train_tiny):
     options = (*TINY, "--n-epochs", "3", "--parts", "1")
     train_tiny(*options, "--model", "at-once.keras", "--save-every", "0", "--keep", "9")
