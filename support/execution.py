@@ -21,6 +21,7 @@ from support import device
 
 MEMORY = 2 * 2**30  # bytes that the feature maps of a batch may fill when nothing is trained
 LARGEST_BATCH = 64
+NARROWEST = 16  # rows and columns of a kernel that Muon trains
 
 
 def split(tensor: tf.Tensor, parts: int) -> list[tf.Tensor]:
@@ -198,27 +199,50 @@ def ema_momentum(done: int | tf.Tensor, most: float) -> tf.Tensor:
     return tf.minimum(most, (1 + done) / (10 + done))
 
 
+def is_wide_kernel(shape: Sequence[int]) -> bool:
+    """Whether a weight is the kernel of a convolution that Muon trains as a matrix; Keras leaves all of them to Adam.
+
+    Its rows are the values that it sees, its columns the channels that it makes.
+    """
+    return len(shape) == 4 and min(math.prod(shape[:-1]), shape[-1]) >= NARROWEST
+
+
 @contextlib.contextmanager
 def _fused(optimizer, ema_warmup):
-    """While a step is traced: Keras' Adam and its EMA weights in few operations a weight instead of forty.
+    """While a step is traced: Keras' Adam or Muon and its EMA weights in few operations a weight instead of forty.
 
-    The formulas are Keras' own, but for the momentum of the EMA weights, which rises if `ema_warmup`.
+    The formulas are Keras' own, but for the momentum of the EMA weights, which rises if `ema_warmup`, and for kernels
+    that Muon trains, see `is_wide_kernel`.
     """
     done, most = optimizer.iterations, optimizer.ema_momentum
     momentum = ema_momentum(done, most) if ema_warmup else most
     momentum = tf.where(tf.equal(done, 0), 0.0, momentum)  # EMA weights begin with the first weights
 
+    muon = isinstance(optimizer, keras.optimizers.Muon)
+    if muon:
+        momentums, velocities = optimizer.momentums, optimizer.adam_velocities
+        beta1, beta2 = optimizer.adam_beta_1, optimizer.adam_beta_2
+    else:
+        momentums, velocities = optimizer._momentums, optimizer._velocities
+        beta1, beta2 = optimizer.beta_1, optimizer.beta_2
+
     def update_step(gradient, variable, learning_rate):
         k, steps = optimizer._get_variable_index(variable), tf.cast(done + 1, tf.float32)
+        if muon and (velocities[k] is None or is_wide_kernel(variable.shape)):
+            momentum = momentums[k].value.assign(optimizer.momentum * momentums[k].value + gradient)
+            ahead = tf.reshape(gradient + optimizer.momentum * momentum, (-1, variable.shape[-1]))
+            change = optimizer.lr_adjust(optimizer.zeropower_via_newtonschulz5(ahead, optimizer.ns_steps))
+            variable.assign_sub(learning_rate * tf.reshape(change, variable.shape))
+            return
         tf.raw_ops.ResourceApplyAdam(
             var=variable.handle,
-            m=optimizer._momentums[k].value.handle,
-            v=optimizer._velocities[k].value.handle,
-            beta1_power=tf.pow(optimizer.beta_1, steps),
-            beta2_power=tf.pow(optimizer.beta_2, steps),
+            m=momentums[k].value.handle,
+            v=velocities[k].value.handle,
+            beta1_power=tf.pow(beta1, steps),
+            beta2_power=tf.pow(beta2, steps),
             lr=learning_rate,
-            beta1=optimizer.beta_1,
-            beta2=optimizer.beta_2,
+            beta1=beta1,
+            beta2=beta2,
             epsilon=optimizer.epsilon,
             grad=gradient,
         )
@@ -227,9 +251,7 @@ def _fused(optimizer, ema_warmup):
         for variable, average in zip(variables, optimizer._model_variables_moving_average, strict=True):
             average.value.assign_sub((average.value - variable.value) * (1 - momentum))
 
-    replaced = {"_update_model_variables_moving_average": update_averages}
-    if isinstance(optimizer, keras.optimizers.Adam):
-        replaced["update_step"] = update_step
+    replaced = {"_update_model_variables_moving_average": update_averages, "update_step": update_step}
     for name, function in replaced.items():
         setattr(optimizer, name, function)
     try:

@@ -61,7 +61,7 @@ def prepare(options: dict, path: str) -> tuple[keras.Model, Images, Images | Non
         model = build_network(settings, len(book["classes"]))
         if "init" in options:
             start_from(model, options["init"])
-        optimizer = keras.optimizers.Adam(settings["learning_rate"], use_ema=True, ema_momentum=settings["ema"])
+        optimizer = build_optimizer(settings)
         optimizer.build(model.trainable_variables)
         book["progress"] = dict(NOTHING_DONE)
     book["diffusion"] = {name: settings[name] for name in DIFFUSION}
@@ -78,6 +78,14 @@ def prepare(options: dict, path: str) -> tuple[keras.Model, Images, Images | Non
     parts = min(parts, settings["batch_size"])
     checkpoint.compile_for_run(model, optimizer, settings["precision"], xla, parts, settings["ema_warmup"])
     return model, images, held_out
+
+
+def build_optimizer(settings: dict) -> keras.optimizers.Optimizer:
+    """Adam, or Muon without decay of weights, at the first learning rate, with EMA weights."""
+    how = {"learning_rate": settings["learning_rate"], "use_ema": True, "ema_momentum": settings["ema"]}
+    if settings["optimizer"] == "muon":
+        return keras.optimizers.Muon(weight_decay=None, adam_weight_decay=None, **how)
+    return keras.optimizers.Adam(**how)
 
 
 def check_network_options(settings: dict, typed: dict) -> None:

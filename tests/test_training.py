@@ -118,6 +118,19 @@ def test_a_copy_of_the_early_model_is_kept_to_guide_the_finished_one(train_tiny)
     assert_equal_to_the_bit("model.keras", "at-once.keras")
 
 
+def test_a_run_with_muon_resumes_in_the_same_bits_and_keeps_to_it(train_tiny):
+    network = ("--network", "unet", "--n-feat", "16", "--widths", "1", "--optimizer", "muon")
+    options = (*TINY, *network, "--lr-decay", "none", "--parts", "1")
+    train_tiny(*options, "--n-epochs", "2", "--model", "at-once.keras")
+    train_tiny(*options, "--n-epochs", "1")
+    train_tiny("--n-epochs", "2", "--parts", "1")
+    assert_equal_to_the_bit("model.keras", "at-once.keras")
+    optimizer = keras.models.load_model("model.keras").optimizer
+    assert type(optimizer) is keras.optimizers.Muon and optimizer.iterations == 4
+    with pytest.raises(ValueError, match="was trained with --optimizer muon, not adam"):
+        train_tiny("--optimizer", "adam", "--n-epochs", "3")
+
+
 def test_stopping_between_any_two_steps_changes_no_bit(train_tiny):
     options = (*TINY, "--n-epochs", "3", "--parts", "1")
     train_tiny(*options, "--model", "at-once.keras", "--save-every", "0", "--keep", "9")

@@ -340,6 +340,52 @@ def test_three_steps_are_those_of_adam_on_the_mean_squared_error_with_ema(begun,
         assert (progress["epoch"], progress["images"], progress["step"]) == (0, 8 * k, k)
 
 
+def orthogonalized(matrix):
+    """U p(S) Vᵀ in float64, where p is five times the quintic of Muon; singular values end between 0.7 and 1.2."""
+    u, s, v = np.linalg.svd(matrix, full_matrices=False)
+    s = s / np.sqrt(np.sum(s**2))
+    for _ in range(5):
+        s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
+    return u @ np.diag(s) @ v, s
+
+
+@pytest.mark.parametrize("n_parts", [1, 2])
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_muon_orthogonalizes_the_momentum_of_kernels_and_leaves_the_rest_to_adam(tmp_path, n_parts, precision):
+    image, t = keras.Input((4, 4, 16)), keras.Input((1,))
+    x = keras.layers.Conv2D(24, 3, padding="same", name="kernel")(unet.Logbook({"progress": {}})(image))
+    x = keras.layers.Conv2DTranspose(16, 1, name="transposed")(x)
+    model = keras.Model([image, t], keras.layers.DepthwiseConv2D(1, name="narrow")(x))
+    optimizer = preparation.build_optimizer({"optimizer": "muon", "learning_rate": 0.05, "ema": 0.9})
+    optimizer.build(model.trainable_variables)
+    checkpoint.compile_for_run(model, optimizer, precision, xla=False, parts=n_parts)
+    draw = np.random.default_rng(0).standard_normal
+    weights = {w.path: w.numpy().astype(np.float64) for w in model.trainable_weights}
+    momentum, variance = ({path: np.zeros_like(w) for path, w in weights.items()} for _ in range(2))
+    spreads = []
+    for step in range(1, 4):
+        x_t, target = (draw((6, 4, 4, 16)).astype(np.float32) for _ in range(2))
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean((model([x_t, np.zeros((6, 1))], training=True) - target) ** 2)
+        gradients = tape.gradient(loss, [w.value for w in model.trainable_weights])
+        model.train_on_batch([x_t, np.zeros((6, 1), np.float32)], target)
+        for w, gradient in zip(model.trainable_weights, gradients, strict=True):
+            g, m, v = gradient.numpy().astype(np.float64), momentum[w.path], variance[w.path]
+            if w.path in ("kernel/kernel", "transposed/kernel"):
+                m = 0.95 * m + g
+                matrix = (g + 0.95 * m).reshape(-1, w.shape[-1])
+                change, spread = orthogonalized(matrix)
+                spreads += [*spread[np.linalg.svd(matrix, compute_uv=False) > 0.2 * np.linalg.norm(matrix, 2)]]
+                change = 0.2 * np.sqrt(max(matrix.shape)) * change.reshape(w.shape)
+            else:
+                m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
+                change = np.sqrt(1 - 0.999**step) / (1 - 0.9**step) * m / (np.sqrt(v) + 1e-7)
+            weights[w.path], momentum[w.path], variance[w.path] = weights[w.path] - 0.05 * change, m, v
+            error = np.abs(w.numpy() - weights[w.path]).max()
+            assert error < (1e-4 if precision == "float32" else 0.02), (w.path, step)
+    assert min(spreads) > 0.6 and max(spreads) < 1.3
+
+
 def flat(model):
     return np.concatenate([w.ravel() for w in model.get_weights()])
 
