@@ -81,10 +81,10 @@ def prepare(options: dict, path: str) -> tuple[keras.Model, Images, Images | Non
 
 
 def build_optimizer(settings: dict) -> keras.optimizers.Optimizer:
-    """Adam, or Muon without decay of weights, at the first learning rate, with EMA weights."""
+    """Adam, or Muon without decay of weights and with Adam for the embedding of classes; with EMA weights."""
     how = {"learning_rate": settings["learning_rate"], "use_ema": True, "ema_momentum": settings["ema"]}
     if settings["optimizer"] == "muon":
-        return keras.optimizers.Muon(weight_decay=None, adam_weight_decay=None, **how)
+        return keras.optimizers.Muon(weight_decay=None, adam_weight_decay=None, exclude_layers=["class_layer"], **how)
     return keras.optimizers.Adam(**how)
 
 
