@@ -42,7 +42,7 @@ def on_schedule(beta1: float, beta2: float, T: int) -> str | None:
 MEASURED = {0: 0.162, 1: 0.0644, 2: 0.0531, 4: 0.0401, 8: 0.0281, 16: 0.0193, 36: 0.0138}  # loss of a step, by epoch
 OF_LOSS = (
     *("image_size", "channels", "network", "n_feat", "widths", "blocks", "attention", "patch", "classes"),
-    *("batch_size", "learning_rate", "lr_decay", "warmup"),
+    *("batch_size", "optimizer", "learning_rate", "lr_decay", "warmup"),
     *("T", "schedule", "zero_snr", "target", "weighting", "t_sampling"),
 )
 HIGH = 1.2  # times the measured loss; seeds differ by a few percent

@@ -470,14 +470,14 @@ def test_beta1_is_fixed_by_the_file_as_the_rest_of_the_schedule_is(begun):
 @pytest.mark.parametrize(
     "count, typed, n_epochs, sample_every",
     [
-        (40, {}, 1600, 800),  # of three steps each
-        (5, {}, 4800, 2400),
+        (40, {}, 1366, 683),  # of three steps each
+        (5, {}, 4100, 2050),
         (48, {"n_epochs": 1}, 1, 1),
         (48, {"n_epochs": 3}, 3, 2),
         (48, {"n_epochs": 3, "sample_every": 0}, 3, 0),
     ],
 )
-def test_a_first_run_has_4800_steps_and_a_grid_half_way(tmp_path, count, typed, n_epochs, sample_every):
+def test_a_first_run_has_4100_steps_and_a_grid_half_way(tmp_path, count, typed, n_epochs, sample_every):
     np.save(tmp_path / "images.npy", random_images(count))
     settings = settings_of(new_options(tmp_path / "images.npy", batch_size=16, **typed), tmp_path / "model.keras")
     assert (settings["n_epochs"], settings["sample_every"]) == (n_epochs, sample_every)
