@@ -218,26 +218,13 @@ def _fused(optimizer, ema_warmup):
     momentum = ema_momentum(done, most) if ema_warmup else most
     momentum = tf.where(tf.equal(done, 0), 0.0, momentum)  # EMA weights begin with the first weights
 
-    muon = isinstance(optimizer, keras.optimizers.Muon)
-    if muon:
-        momentums, velocities = optimizer.momentums, optimizer.adam_velocities
-        beta1, beta2 = optimizer.adam_beta_1, optimizer.adam_beta_2
-    else:
-        momentums, velocities = optimizer._momentums, optimizer._velocities
-        beta1, beta2 = optimizer.beta_1, optimizer.beta_2
+    steps = tf.cast(done + 1, tf.float32)
 
-    def update_step(gradient, variable, learning_rate):
-        k, steps = optimizer._get_variable_index(variable), tf.cast(done + 1, tf.float32)
-        if muon and (velocities[k] is None or is_wide_kernel(variable.shape)):
-            momentum = momentums[k].value.assign(optimizer.momentum * momentums[k].value + gradient)
-            ahead = tf.reshape(gradient + optimizer.momentum * momentum, (-1, variable.shape[-1]))
-            change = optimizer.lr_adjust(optimizer.zeropower_via_newtonschulz5(ahead, optimizer.ns_steps))
-            variable.assign_sub(learning_rate * tf.reshape(change, variable.shape))
-            return
+    def take_adam_step(gradient, variable, m, v, beta1, beta2, learning_rate):
         tf.raw_ops.ResourceApplyAdam(
             var=variable.handle,
-            m=momentums[k].value.handle,
-            v=velocities[k].value.handle,
+            m=m.handle,
+            v=v.handle,
             beta1_power=tf.pow(beta1, steps),
             beta2_power=tf.pow(beta2, steps),
             lr=learning_rate,
@@ -247,11 +234,31 @@ def _fused(optimizer, ema_warmup):
             grad=gradient,
         )
 
+    def update_with_adam(gradient, variable, learning_rate):
+        k, betas = optimizer._get_variable_index(variable), (optimizer.beta_1, optimizer.beta_2)
+        m, v = optimizer._momentums[k].value, optimizer._velocities[k].value
+        take_adam_step(gradient, variable, m, v, *betas, learning_rate)
+
+    def update_with_muon(gradient, variable, learning_rate):
+        k, betas = optimizer._get_variable_index(variable), (optimizer.adam_beta_1, optimizer.adam_beta_2)
+        m, v = optimizer.momentums[k].value, optimizer.adam_velocities[k]
+        if v is not None and not is_wide_kernel(variable.shape):
+            take_adam_step(gradient, variable, m, v.value, *betas, learning_rate)
+            return
+        ahead = gradient + optimizer.momentum * m.assign(optimizer.momentum * m + gradient)
+        matrix = tf.reshape(ahead, (-1, variable.shape[-1]))
+        change = optimizer.lr_adjust(optimizer.zeropower_via_newtonschulz5(matrix, optimizer.ns_steps))
+        variable.assign_sub(learning_rate * tf.reshape(change, variable.shape))
+
     def update_averages(variables):
         for variable, average in zip(variables, optimizer._model_variables_moving_average, strict=True):
             average.value.assign_sub((average.value - variable.value) * (1 - momentum))
 
-    replaced = {"_update_model_variables_moving_average": update_averages, "update_step": update_step}
+    of_muon = isinstance(optimizer, keras.optimizers.Muon)
+    replaced = {
+        "_update_model_variables_moving_average": update_averages,
+        "update_step": update_with_muon if of_muon else update_with_adam,
+    }
     for name, function in replaced.items():
         setattr(optimizer, name, function)
     try:
