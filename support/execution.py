@@ -254,11 +254,11 @@ def _fused(optimizer, ema_warmup):
         for variable, average in zip(variables, optimizer._model_variables_moving_average, strict=True):
             average.value.assign_sub((average.value - variable.value) * (1 - momentum))
 
-    of_muon = isinstance(optimizer, keras.optimizers.Muon)
-    replaced = {
-        "_update_model_variables_moving_average": update_averages,
-        "update_step": update_with_muon if of_muon else update_with_adam,
-    }
+    replaced = {"_update_model_variables_moving_average": update_averages}
+    if isinstance(optimizer, keras.optimizers.Adam):
+        replaced["update_step"] = update_with_adam
+    if isinstance(optimizer, keras.optimizers.Muon):
+        replaced["update_step"] = update_with_muon
     for name, function in replaced.items():
         setattr(optimizer, name, function)
     try:

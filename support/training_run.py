@@ -77,7 +77,7 @@ class TrainingRun:
         if not math.isfinite(loss):
             raise FloatingPointError(f"the loss is {loss}")
         self.steps.show(seconds, progress["loss"] / progress["epoch_steps"])
-        if progress["step"] == self.settings["weaker_after"]:
+        if self.grids and progress["step"] == self.settings["weaker_after"]:
             self.save_weaker()
         if self.interruption.stop:
             self.save_and_end()
