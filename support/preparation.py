@@ -299,7 +299,10 @@ def describe(model: keras.Model, path: str, labels: np.ndarray | None = None) ->
                 say(sentence)
     say(f"network   {s['network']}, n_feat {s['n_feat']}, {model.count_params():,} parameters")
     say(f"training  {s['n_epochs']} epochs of {steps:,} steps of {s['batch_size']} images, {rate}")
-    say(f"files     {path}" + ("" if checkpoint.is_classifier(model) else f", {files.grid_name(path)}"))
+    written = [path]
+    if not checkpoint.is_classifier(model):
+        written += [files.grid_name(path), *([files.weaker_name(path)] if s["weaker_after"] > done["step"] else [])]
+    say(f"files     {', '.join(written)}")
     if done["step"]:
         say(f"resuming after {done['epoch']} epochs, {done['step']:,} steps")
     if device.has_gpu() and d["source"] == "drawings" and not os.path.exists(data.CATS):

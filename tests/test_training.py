@@ -109,6 +109,7 @@ def test_a_copy_of_the_early_model_is_kept_to_guide_the_finished_one(train_tiny)
     train_tiny(*options, "--n-epochs", "1", "--model", "ended.keras")  # two steps
     said = train_tiny(*options, "--n-epochs", "3", "--model", "at-once.keras", "--weaker-after", "2")
     assert_equal_to_the_bit("at-once-weaker.keras", "ended.keras")
+    assert "files     at-once.keras, at-once-samples.png, at-once-weaker.keras\n" in said
     assert "--model at-once.keras --weaker at-once-weaker.keras --guidance 1.5" in said
     train_tiny(*options, "--n-epochs", "1", "--weaker-after", "4")
     assert not os.path.exists("model-weaker.keras")
