@@ -349,9 +349,8 @@ def orthogonalized(matrix):
     return u @ np.diag(s) @ v, s
 
 
-@pytest.mark.parametrize("n_parts", [1, 2])
-@pytest.mark.parametrize("precision", ["float32", "float16"])
-def test_muon_orthogonalizes_the_momentum_of_kernels_and_leaves_the_rest_to_adam(tmp_path, n_parts, precision):
+@pytest.mark.parametrize("precision, n_parts", [("float32", 2), ("float16", 1)])
+def test_muon_orthogonalizes_the_momentum_of_kernels_and_leaves_the_rest_to_adam(precision, n_parts):
     image, t = keras.Input((4, 4, 16)), keras.Input((1,))
     x = keras.layers.Conv2D(24, 3, padding="same", name="kernel")(unet.Logbook({"progress": {}})(image))
     x = keras.layers.Conv2DTranspose(16, 1, name="transposed")(x)
