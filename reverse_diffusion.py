@@ -288,12 +288,8 @@ def open_model(model):
     """A model given as itself or by its path, and the shape of its images."""
     from support import checkpoint
 
-    if isinstance(model, str | os.PathLike):
-        model = load(*load_key(model))
-    elif not getattr(model, "inputs", None):
-        raise ValueError(f"model must be a path, or a Keras model that has been built, got {type(model).__name__}")
-    else:
-        checkpoint.check_network(model, "this")
+    model, name = as_model("model", model)
+    checkpoint.check_network(model, name or "this")
     return model, tuple(model.inputs[0].shape[1:])
 
 
@@ -307,26 +303,32 @@ def open_guide(kind, guide, model):
 
     if guide is None:
         return None
-    name, classifier = f"this {kind}{' model' * (kind == 'weaker')}", kind == "classifier"
-    if isinstance(guide, str | os.PathLike):
-        name, guide = os.fspath(guide), load(*load_key(guide), classifier=classifier)
-    elif not getattr(guide, "inputs", None):
-        raise ValueError(f"{kind} must be a path, or a Keras model that has been built, got {type(guide).__name__}")
-    checkpoint.check_guide(guide, name, model, classifier)
+    classifier = kind == "classifier"
+    guide, name = as_model(kind, guide, classifier)
+    checkpoint.check_guide(guide, name or f"this {'classifier' if classifier else 'weaker model'}", model, classifier)
     return guide
 
 
-def load_key(path):
-    """The real path of a file, and a stamp that differs when the file has changed."""
+def as_model(kind, model, classifier=False):
+    """A model given as itself or by its path, and the path, or None; raises ValueError if it is neither."""
+    if isinstance(model, str | os.PathLike):
+        return load(*load_key(model, classifier)), os.fspath(model)
+    if not getattr(model, "inputs", None):
+        raise ValueError(f"{kind} must be a path, or a Keras model that has been built, got {type(model).__name__}")
+    return model, None
+
+
+def load_key(path, classifier=False):
+    """The arguments of `load`: a file's real path, a stamp that differs when it has changed, and what it must hold."""
     from support import checkpoint
 
     path = os.path.realpath(checkpoint.locate(path))
     status = os.stat(path) if os.path.exists(path) else None
-    return path, status and (status.st_ino, status.st_mtime_ns, status.st_size)
+    return path, status and (status.st_ino, status.st_mtime_ns, status.st_size), classifier
 
 
 @functools.lru_cache(maxsize=2 * MODELS)  # each with one that guides it
-def load(path, stamp, classifier=False):
+def load(path, stamp, classifier):
     """The model in a file, cached until two others or newer ones are asked for."""
     from support import checkpoint
 

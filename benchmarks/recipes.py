@@ -75,7 +75,7 @@ RECIPES |= {  # the first run with the slides' network, and one change each
     "naive-constant-ema999-no-warmup": NAIVE + " --lr-decay none --ema 0.999 --no-ema-warmup",
     "naive-constant-ema999": NAIVE + " --lr-decay none --ema 0.999",
 }
-EARLY = 16  # the part of the steps after which the weaker copy is saved
+EARLY = 16  # the weaker copy is saved after one in so many of the steps
 TIMED = 60  # steps of which the median is taken, after as many that warm up
 PARTS = "bits,overfitting,kid,frechet,precision,recall,copies"
 
@@ -369,8 +369,7 @@ def main():
     common.table(
         f"{search.budget}, {options.image_size}×{options.image_size}, {options.n_sample} samples, "
         f"{options.sampler} {options.steps} steps, guidance {options.guidance:g}"
-        + ", ddpp with ddim and without"
-        * ("ddpp" in options.recipes),
+        f"{', ddpp with ddim and without' if 'ddpp' in options.recipes else ''}",
         rows,
     )
     return None

@@ -128,11 +128,12 @@ def autoguided(denoise: Denoiser, weaker: Denoiser, g: tf.Tensor) -> Denoiser:
     """
 
     def guided(x_t, t, label=None):
-        def ask_for_both():
-            of_weaker = weaker(x_t, t, label)
-            return tuple(bad + g * (good - bad) for good, bad in zip(denoise(x_t, t, label), of_weaker, strict=True))
+        better = denoise(x_t, t, label)
 
-        return tf.cond(g == 1, lambda: denoise(x_t, t, label), ask_for_both)
+        def lead_away():
+            return tuple(bad + g * (good - bad) for good, bad in zip(better, weaker(x_t, t, label), strict=True))
+
+        return tf.cond(g == 1, lambda: better, lead_away)
 
     return guided
 

@@ -143,7 +143,7 @@ class TrainingRun:
             console.say(f"more: {sample_more} --model {self.path} --n-sample 64 --out more.png")
             weaker = files.weaker_name(self.path)
             if self.settings["weaker_after"] and os.path.exists(weaker):
-                console.say(f"better: {sample_more} --model {self.path} --weaker {weaker} --guidance 1.5")
+                console.say(f"guided: {sample_more} --model {self.path} --weaker {weaker} --guidance 1.5")
         else:
             first = shlex.quote(checkpoint.classes_of(self.model)[0])
             console.say(f"{all_done}; it guides: {sample_more} --classifier {self.path} --label {first}")

@@ -23,7 +23,7 @@ OF_TENSORFLOW = {"TF_CPP_MIN_LOG_LEVEL": "2", "TF_ENABLE_ONEDNN_OPTS": "1"}  # a
 os.environ.update({**OF_TENSORFLOW, **os.environ})
 
 SLIDES = ("--network", "naive", "--target", "eps", "--schedule", "linear", "--sampler", "ddpm", "--sample-steps", "20",
-          "--variance", "beta", "--weighting", "none")  # fmt: skip
+          "--variance", "beta", "--weighting", "none", "--optimizer", "adam")  # fmt: skip
 # 48 images, 3 steps an epoch. The network of the slides, and the smallest there is: compiled in a third of the time.
 SMALL_NAIVE = ("--data", "images.npy", "--n-feat", "8", "--batch-size", "16", "--lr-decay", "none",
                "--T", "20", "--beta2", "0.5", *SLIDES)  # fmt: skip

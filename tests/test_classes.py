@@ -226,7 +226,7 @@ def test_a_classifier_is_trained_resumed_and_guides(train_tiny, capsys):
     options = ("--data", "stripes.npz", *TINY[2:], *network, *run)
     said = train_tiny(*options, "--n-epochs", "7") + train_tiny("--model", "c.keras", "--n-epochs", "60")
     accuracy = re.findall(r"^held-out accuracy (\S+); by quarters of t: (\S+)", said, re.MULTILINE)
-    assert len(accuracy) == 6 and float(accuracy[-1][0]) > 0.75 and float(accuracy[-1][1]) == 1
+    assert len(accuracy) == 6 and float(accuracy[-1][0]) > 0.8 and float(accuracy[-1][1]) == 1
     assert "--classifier c.keras --label 'lying down'" in said and not os.path.exists("c-samples.png")
     classifier = checkpoint.open_model("c.keras", classifier=True)
     clean = [images[:, :, :, None] / 127.5 - 1, np.full((96, 1), 1 / 20)]

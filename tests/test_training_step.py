@@ -159,7 +159,7 @@ def random_images(count, shape=SHAPE, seed=0):
 
 def new_options(images, **more):
     """The options of a new run with such images, whose settings are not those of a preset."""
-    slides = {"network": "naive", "target": "eps", "schedule": "linear", "weighting": "none"}
+    slides = {"network": "naive", "target": "eps", "schedule": "linear", "weighting": "none", "optimizer": "adam"}
     slides["learning_rate"] = 4e-3
     kind = {"data": str(images), "preset": "first", "image_size": 8, "channels": 1, "ema": 0.9}
     return {**kind, **slides, **DIFFUSION, **more}
