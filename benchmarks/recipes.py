@@ -42,6 +42,7 @@ RECIPES = {
     "unet-deep": UNET + " --widths 1,2,2,2",
     "unet-attention2": UNET + " --attention 2",
     "unet-muon": UNET + " --optimizer muon",
+    "unet-deep-muon": UNET + " --widths 1,2,2,2 --optimizer muon",
     "unet-48-muon": UNET + " --n-feat 48 --optimizer muon",
     "unet-eps": UNET + " --target eps",
     "unet-x0": UNET + " --target x0 --weighting min-snr",
