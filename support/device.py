@@ -190,7 +190,7 @@ def out_of_memory(error: Exception) -> bool:
 
 def name() -> str:
     """The GPUs, or the number of CPU cores."""
-    return ", ".join(gpu.get("device_name", "GPU") for gpu in _gpus()) or f"CPU, {cores()} cores"
+    return ", ".join(gpu.get("device_name", "GPU") for gpu in _gpus()) or f"CPU, {cores()} core{'s' * (cores() != 1)}"
 
 
 def has_bfloat16() -> bool:
