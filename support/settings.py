@@ -19,7 +19,7 @@ PRESETS = {
     "first": {**ON_CPU, "target": "x0", "weighting": "min-snr", "n_feat": 32, "warmup": 50, "ema": 0.99},
     "cpu-hour": {**ON_CPU, "n_feat": 48, "warmup": 200, "ema": 0.999, "weaker_after": 3000},
     "gpu-16gb": {**BETTER, "n_feat": 128, "blocks": 2, "learning_rate": 3e-4, "warmup": 1000,
-                 "ema": 0.9995, "precision": "bfloat16"},
+                 "ema": 0.9995, "precision": "bfloat16", "weaker_after": 6000},
     "slides": {},
 }  # fmt: skip
 FOR_GPU = ("gpu-16gb", "slides")  # which train on the slides' cats, where those are prepared
