@@ -301,7 +301,8 @@ def describe(model: keras.Model, path: str, labels: np.ndarray | None = None) ->
     say(f"training  {s['n_epochs']} epochs of {steps:,} steps of {s['batch_size']} images, {rate}")
     written = [path]
     if not checkpoint.is_classifier(model):
-        written += [files.grid_name(path), *([files.weaker_name(path)] if s["weaker_after"] > done["step"] else [])]
+        copied = done["step"] < s["weaker_after"] <= s["n_epochs"] * steps
+        written += [files.grid_name(path), *([files.weaker_name(path)] if copied else [])]
     say(f"files     {', '.join(written)}")
     if done["step"]:
         say(f"resuming after {done['epoch']} epochs, {done['step']:,} steps")

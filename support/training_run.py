@@ -142,7 +142,7 @@ class TrainingRun:
             console.say(f"{all_done}; their images: {files.grid_name(self.path)}")
             console.say(f"more: {sample_more} --model {self.path} --n-sample 64 --out more.png")
             weaker = files.weaker_name(self.path)
-            if self.settings["weaker_after"] and os.path.exists(weaker):
+            if 0 < self.settings["weaker_after"] <= self.progress["step"] and os.path.exists(weaker):
                 console.say(f"guided: {sample_more} --model {self.path} --weaker {weaker} --guidance 1.5")
         else:
             first = shlex.quote(checkpoint.classes_of(self.model)[0])
