@@ -17,6 +17,7 @@ DIR/report.md at once, so that a cut-off loses nothing; the same command again c
 
 import argparse
 import collections
+import csv
 import dataclasses
 import functools
 import gc
@@ -99,6 +100,13 @@ def training(size, folder, *words, **more):
                "--sample-steps", 5)  # fmt: skip
     beta = ("--beta2", 0.5) if size.T < 1000 else ()
     return script("diffusion_model.py", *setting, *beta, *words, folder=folder, **more)
+
+
+def gpu_preset(size):
+    """Options that replace those of the slides in `training` by those of the preset gpu-16gb."""
+    from support.settings import PRESETS
+
+    return "--preset", "gpu-16gb", "--n-feat", PRESETS["gpu-16gb"]["n_feat"] if size.full else 8
 
 
 def expect(status, printed, wanted=0):
@@ -204,6 +212,19 @@ def sample_with_my_sample(size):
         return {"seconds, 4 images, start included": round(time.monotonic() - start, 1)}
 
 
+@check("runs", 180)
+def sample_guided_by_an_early_copy(size):
+    """The network `unet` trained with Muon in bfloat16, and guided by the copy after its first step."""
+    with tempfile.TemporaryDirectory() as folder:
+        words = ("--n-epochs", 1, "--weaker-after", 1, "--optimizer", "muon")
+        status, printed, _ = training(size, folder, *gpu_preset(size), *words)
+        expect(status, printed)
+        guide = ("--weaker", "model-weaker.keras", "--guidance", 1.5)
+        start = time.monotonic()
+        expect(*script("reverse_diffusion.py", "--n-sample", 4, "--seed", 0, *guide, folder=folder)[:2])
+        return {"seconds, 4 images, start included": round(time.monotonic() - start, 1)}
+
+
 @check("runs", 300, needs=("tensorflow", "gpu"))
 def run_out_of_memory(size):
     """At an absurd batch size: one sentence, whose advice is followed until it fits."""
@@ -280,6 +301,23 @@ for precision, xla, parts in ("bfloat16", True, 1), ("tf32", True, 1), ("float32
     name = f"training_{precision}" + ("_xla" if xla else "_without_xla") + ("_in_two_parts" if parts > 1 else "")
     function = functools.partial(speed_of_training, precision=precision, xla=xla, parts=parts)
     CHECKS[name] = ("speed", 60, ("tensorflow",), function)
+
+
+def speed_of_gpu_preset(size, optimizer):
+    """The preset gpu-16gb with one optimizer or the other, from the table that training writes."""
+    with tempfile.TemporaryDirectory() as folder:
+        status, printed, _ = training(size, folder, *gpu_preset(size), "--optimizer", optimizer, "--n-epochs", 20)
+        expect(status, printed)
+        with open(os.path.join(folder, "model.csv"), newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        speed = statistics.median(float(row["images_per_second"]) for row in rows[10:])
+        return {"images per second": round(speed, 1), "ms a step": round(1e3 * size.batch / speed, 2)}
+
+
+for optimizer in "adam", "muon":
+    CHECKS[f"training_gpu_16gb_with_{optimizer}"] = (
+        "speed", 120, ("tensorflow",), functools.partial(speed_of_gpu_preset, optimizer=optimizer)
+    )  # fmt: skip
 
 
 def speed_of_torch(size, precision, compiled):
