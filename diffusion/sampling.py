@@ -81,7 +81,7 @@ def make_plan(
     Raises:
         ValueError: for what these refuse, a spacing without steps, and a corrector, `snr` or guidance that cannot be.
     """
-    if not (isinstance(guidance, numbers.Real) and abs(guidance) < np.finfo(np.float32).max):
+    if not (isinstance(guidance, numbers.Real) and abs(guidance) < float(np.finfo(np.float32).max)):
         raise ValueError(f"guidance must be a finite number, got {guidance}")
     first, last = (0, n_steps(sched)) if guidance_interval is None else _as_interval(guidance_interval)
     if not (isinstance(corrector, numbers.Integral) and 0 <= corrector < MOST_DRAWS):

@@ -148,6 +148,12 @@ def check_guide(guide: keras.Model, path: str, model: keras.Model, classifier: b
             f"{path} was trained with another noise schedule than this model; train one with the same --T, --schedule, "
             "--beta1, --beta2 and --zero-snr"
         )
+    names, wanted = classes_of(guide), classes_of(model)
+    if not classifier and names and wanted and names != wanted:
+        raise ValueError(
+            f"{path} was trained with the classes {', '.join(names)}, and this model with {', '.join(wanted)}; they must "
+            "be the same in the same order"
+        )
 
 
 @contextlib.contextmanager

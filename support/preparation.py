@@ -16,7 +16,7 @@ from evaluation.validation import split_held_out
 from support import advice, checkpoint, device, files
 from support.console import say
 from support.settings import DIFFUSION, FOR_GPU, NOTHING_DONE, PRESETS, STEPS, as_fraction, choose_settings, complete
-from support.training_run import TrainingRun
+from support.training_run import TrainingRun, copies_early, is_early_copy
 from unet import NaiveUnet
 
 
@@ -77,7 +77,19 @@ def prepare(options: dict, path: str) -> tuple[keras.Model, Images, Images | Non
     parts = options.get("parts", 1 if xla else device.parts_for(settings["batch_size"]))
     parts = min(parts, settings["batch_size"])
     checkpoint.compile_for_run(model, optimizer, settings["precision"], xla, parts, settings["ema_warmup"])
+    if copies_early(model):
+        check_early_copy(model, files.weaker_name(path))
     return model, images, held_out
+
+
+def check_early_copy(model: keras.Model, weaker: str) -> None:
+    """Raises ValueError or OSError if the early copy of a model cannot be saved, or would replace another file."""
+    files.check_writable(weaker)
+    if os.path.exists(weaker) and not is_early_copy(weaker, model):
+        raise ValueError(
+            f"{weaker} exists, and is no early copy of this training, which would replace it; move it, or add "
+            "--weaker-after 0"
+        )
 
 
 def build_optimizer(settings: dict) -> keras.optimizers.Optimizer:
@@ -92,6 +104,8 @@ def check_network_options(settings: dict, typed: dict) -> None:
     """Raises ValueError for options, typed ones, that belong to another network."""
     if settings["network"] == "classifier" and not settings["classes"]:
         raise ValueError("--network classifier learns classes; add --classes")
+    if settings["network"] == "classifier" and typed.get("weaker_after"):
+        raise ValueError("--weaker-after is of networks that sample images; omit it")
     for name in ("widths", "blocks", "attention", "patch") if settings["network"] == "naive" else ():
         if name in typed:
             raise ValueError(f"--{name} is of --network unet and classifier; add one of them, or omit --{name}")
@@ -301,9 +315,10 @@ def describe(model: keras.Model, path: str, labels: np.ndarray | None = None) ->
     say(f"training  {s['n_epochs']} epochs of {steps:,} steps of {s['batch_size']} images, {rate}")
     written = [path]
     if not checkpoint.is_classifier(model):
-        copied = done["step"] < s["weaker_after"] <= s["n_epochs"] * steps
-        written += [files.grid_name(path), *([files.weaker_name(path)] if copied else [])]
+        written += [files.grid_name(path), *([files.weaker_name(path)] if copies_early(model) else [])]
     say(f"files     {', '.join(written)}")
+    if s["weaker_after"] and len(written) == 2 and not is_early_copy(files.weaker_name(path), model):
+        say(f"no early copy is saved: step {s['weaker_after']:,} of --weaker-after is not among the steps to come")
     if done["step"]:
         say(f"resuming after {done['epoch']} epochs, {done['step']:,} steps")
     if device.has_gpu() and d["source"] == "drawings" and not os.path.exists(data.CATS):

@@ -66,14 +66,20 @@ class Checkpoints:
         self.seconds += self.saved_at - start
         return self.place() == self.saved
 
-    def attempt(self, path: str, write: Callable[[], None]) -> bool:
-        """Calls what writes the file `path`. Returns whether it could; the first failure in a row is reported."""
+    def attempt(self, path: str, write: Callable[[], None], again: bool = True) -> bool:
+        """Calls what writes the file `path`. Returns whether it could; the first failure in a row is reported.
+
+        Args:
+            path: of the file.
+            write: raises OSError if it cannot write it.
+            again: whether later calls will try again.
+        """
         try:
             write()
         except OSError as error:
             if path not in self.failing:
                 why = f"diffusion_model.py: {path} cannot be saved ({error.strerror or error})"
-                self.warn(f"{why}; the old file stays, training goes on and tries again")
+                self.warn(f"{why}; the old file stays, training goes on {'and tries again' if again else 'without it'}")
             self.failing.add(path)
             return False
         self.failing.discard(path)

@@ -142,7 +142,7 @@ class TrainingRun:
             console.say(f"{all_done}; their images: {files.grid_name(self.path)}")
             console.say(f"more: {sample_more} --model {self.path} --n-sample 64 --out more.png")
             weaker = files.weaker_name(self.path)
-            if 0 < self.settings["weaker_after"] <= self.progress["step"] and os.path.exists(weaker):
+            if is_early_copy(weaker, self.model):
                 console.say(f"guided: {sample_more} --model {self.path} --weaker {weaker} --guidance 1.5")
         else:
             first = shlex.quote(checkpoint.classes_of(self.model)[0])
@@ -162,7 +162,7 @@ class TrainingRun:
         """Saves a copy of the model as it is early in its training; a run that is resumed from before does it again."""
         path = files.weaker_name(self.path)
         with self.interruption.busy:
-            self.checkpoints.attempt(path, lambda: checkpoint.save(self.model, path))
+            self.checkpoints.attempt(path, lambda: checkpoint.save(self.model, path), again=False)
         self.steps.lap()
 
     def make_grid(self, name: str) -> None:
@@ -219,6 +219,25 @@ def steps_to_go(settings: dict, progress: dict, count: int) -> int:
     this_epoch = math.ceil((count - progress["images"]) / settings["batch_size"])
     later_epochs = settings["n_epochs"] - progress["epoch"] - 1
     return this_epoch + later_epochs * math.ceil(count / settings["batch_size"])
+
+
+def copies_early(model: keras.Model) -> bool:
+    """Whether the steps to come include the one after which the early copy is saved."""
+    book = checkpoint.metadata(model)
+    settings, progress = book["settings"], book["progress"]
+    last = progress["step"] + steps_to_go(settings, progress, book["data"]["count"])
+    return not checkpoint.is_classifier(model) and progress["step"] < settings["weaker_after"] <= last
+
+
+def is_early_copy(path: str, model: keras.Model) -> bool:
+    """Whether a file is the early copy of this training, or of an earlier one of the same images in the same way."""
+    try:
+        other = checkpoint.metadata(checkpoint.open_model(path))
+    except (OSError, ValueError):
+        return False
+    book = checkpoint.metadata(model)
+    alike = all(other.get(name) == book[name] for name in ("data", "diffusion"))
+    return alike and other.get("progress", {}).get("step") == book["settings"]["weaker_after"]
 
 
 class Grids:

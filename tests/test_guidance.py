@@ -251,6 +251,23 @@ def test_a_weaker_model_guides_my_sample_and_must_fit_the_model(of_cats_and_dogs
             rd.my_sample(model=model, **how, **wrong)
 
 
+def test_autoguidance_follows_the_label_and_what_each_model_predicts():
+    how = {"n_sample": 2, "seed": 0, "steps": 5, "clip": False, "verbose": 0}
+    one, two, four = (conditional([k * c for c in CONSTANTS], ["cat", "dog"]) for k in (1, 2, 4))
+    for label in "cat", "dog":
+        guided = rd.my_sample(model=two, weaker=one, guidance=3, label=label, **how)
+        np.testing.assert_array_equal(guided, rd.my_sample(model=four, label=label, **how))
+    with pytest.raises(ValueError, match="classes dog, cat, and this model with cat, dog"):
+        rd.my_sample(model=two, weaker=conditional(CONSTANTS, ["dog", "cat"]), guidance=3, label="cat", **how)
+    with pytest.raises(ValueError, match="classes cat, and this model"):
+        rd.my_sample(model=two, weaker=conditional(CONSTANTS[:2], ["cat"]), guidance=3, label="cat", **how)
+    for targets in ("eps", "x0"), ("v", "eps"):
+        model, weaker = (unconditional(0.1, target=target) for target in targets)
+        guided = rd.my_sample(model=model, weaker=weaker, guidance=0, **how)
+        np.testing.assert_array_equal(guided, rd.my_sample(model=weaker, **how))
+        assert np.any(guided != rd.my_sample(model=model, **how))
+
+
 def conditional(constants, names=None, T=20):
     """ε̂ = x_t / 2 + a constant for each label, 0 included; with `names` the model carries metadata."""
     image, t, label = keras.Input((2, 2, 1)), keras.Input((1,)), keras.Input((1,), dtype="int32")
@@ -263,9 +280,9 @@ def conditional(constants, names=None, T=20):
     return keras.Model([image, t, label], eps)
 
 
-def unconditional(constant, T=20):
+def unconditional(constant, T=20, target="eps"):
     image, t = keras.Input((2, 2, 1)), keras.Input((1,))
-    entries = {"diffusion": {"beta1": 1e-3, "beta2": 0.5, "T": T}}
+    entries = {"diffusion": {"beta1": 1e-3, "beta2": 0.5, "T": T, "target": target}}
     t_image = keras.layers.Reshape((1, 1, 1))(Logbook(entries)(t))
     eps = keras.layers.Add()([keras.layers.Rescaling(0.5, constant)(image), keras.layers.Rescaling(0.0)(t_image)])
     return keras.Model([image, t], eps)

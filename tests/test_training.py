@@ -112,12 +112,34 @@ def test_a_copy_of_the_early_model_is_kept_to_guide_the_finished_one(train_tiny)
     assert "files     at-once.keras, at-once-samples.png, at-once-weaker.keras\n" in said
     assert "--model at-once.keras --weaker at-once-weaker.keras --guidance 1.5" in said
     shutil.copy("at-once.keras", "model-weaker.keras")  # of an older run
-    assert "weaker" not in train_tiny(*options, "--n-epochs", "1", "--weaker-after", "4")
+    said = train_tiny(*options, "--n-epochs", "1", "--weaker-after", "4")
+    assert "weaker.keras" not in said and "no early copy is saved: step 4 of --weaker-after is not among" in said
     os.remove("model-weaker.keras")
     train_tiny(*options, "--n-epochs", "3")  # the file keeps the setting
     train_tiny(*options, "--n-epochs", "2", "--model", "ended.keras")
     assert_equal_to_the_bit("model-weaker.keras", "ended.keras")
     assert_equal_to_the_bit("model.keras", "at-once.keras")
+
+
+def test_an_early_copy_replaces_no_other_file(train_tiny):
+    options = (*TINY, "--n-epochs", "1", "--weaker-after", "2")
+    with open("model-weaker.keras", "w") as file:
+        file.write("mine")
+    with pytest.raises(ValueError, match="model-weaker.keras exists, and is no early copy of this training"):
+        train_tiny(*options)
+    with open("model-weaker.keras") as file:
+        assert file.read() == "mine" and not os.path.exists("model.keras")
+    os.remove("model-weaker.keras")
+    os.mkdir("model-weaker.keras")
+    with pytest.raises(ValueError, match="is a folder"):
+        train_tiny(*options)
+    os.rmdir("model-weaker.keras")
+    train_tiny(*options)
+    os.remove("model.keras")  # trained once more, the copy may be replaced
+    train_tiny(*options)
+    os.rename("model-weaker.keras", "another-weaker.keras")  # with another schedule
+    with pytest.raises(ValueError, match="another-weaker.keras exists"):
+        train_tiny(*options, "--model", "another.keras", "--T", "30")
 
 
 def test_a_run_with_muon_resumes_in_the_same_bits_and_keeps_to_it(train_tiny):

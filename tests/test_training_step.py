@@ -385,6 +385,17 @@ def test_muon_orthogonalizes_the_momentum_of_kernels_and_leaves_the_rest_to_adam
     assert min(spreads) > 0.6 and max(spreads) < 1.3
 
 
+def test_muon_trains_wide_kernels_and_decays_nothing():
+    shapes = (3, 3, 16, 16), (1, 1, 16, 64), (3, 3, 16, 15), (1, 1, 15, 64), (3, 3, 32, 3), (64, 64), (64,)
+    assert [execution.is_wide_kernel(shape) for shape in shapes] == [True, True, *[False] * 5]
+    optimizer = preparation.build_optimizer({"optimizer": "muon", "learning_rate": 1e-3, "ema": 0.9})
+    assert optimizer.weight_decay is None and optimizer.adam_weight_decay is None
+    layer = unet.ClassLayer(4, 32)
+    layer.build((None, 1))
+    optimizer.build(layer.trainable_variables)
+    assert layer.trainable_variables and all(v is not None for v in optimizer.adam_velocities)
+
+
 def flat(model):
     return np.concatenate([w.ravel() for w in model.get_weights()])
 
