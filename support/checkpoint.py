@@ -151,7 +151,7 @@ def check_guide(guide: keras.Model, path: str, model: keras.Model, classifier: b
     names, wanted = classes_of(guide), classes_of(model)
     if not classifier and names and wanted and names != wanted:
         raise ValueError(
-            f"{path} was trained with the classes {', '.join(names)}, and this model with {', '.join(wanted)}; they must "
+            f"{path} was trained with the classes {', '.join(names)}, this model with {', '.join(wanted)}; they must "
             "be the same in the same order"
         )
 
