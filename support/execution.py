@@ -202,7 +202,7 @@ def ema_momentum(done: int | tf.Tensor, most: float) -> tf.Tensor:
 def is_wide_kernel(shape: Sequence[int]) -> bool:
     """Whether a weight is the kernel of a convolution that Muon trains as a matrix; Keras leaves all of them to Adam.
 
-    Its rows are the values that it sees, its columns the channels that it makes.
+    Its rows are the values that it sees, its columns the channels that it makes; in a transposed one vice versa.
     """
     return len(shape) == 4 and min(math.prod(shape[:-1]), shape[-1]) >= NARROWEST
 

@@ -112,7 +112,7 @@ OPTIONS = (
     setting("batch_size", "images per step", 64, type=integer(1), metavar="N"),
     setting("n_epochs", "epochs in total, those of earlier runs included", 300, default="as many as make {steps}",
             type=integer(1), metavar="N"),
-    setting("optimizer", "adam, or muon: that learns more in a step, and trains with Adam what is no matrix", "adam",
+    setting("optimizer", "adam, or muon, which learns more in a step and leaves biases and the like to Adam", "adam",
             fixed=True, choices=("adam", "muon")),
     setting("learning_rate", "highest learning rate of the optimizer", 1e-3, type=number(1e-12),
             metavar="RATE"),

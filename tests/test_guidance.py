@@ -360,6 +360,7 @@ def test_a_number_that_is_the_name_of_a_class_means_that_class(names, label, num
         ({"label": True}, "got True"),
         ({"label": [0, 1, 0]}, "each of the 2 images, got 3"),
         ({"label": 0, "guidance": float("nan")}, "guidance must be a finite number, got nan"),
+        ({"label": 0, "guidance": 1e39}, "guidance must be a finite number, got 1e.39"),
         ({"label": 0, "guidance": float("inf")}, "finite"),
         ({"guidance": 2.0}, "needs a label"),
         ({"label": 0, "guidance_interval": (9, 3)}, "guidance_interval must be"),
