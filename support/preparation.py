@@ -313,11 +313,10 @@ def describe(model: keras.Model, path: str, labels: np.ndarray | None = None) ->
                 say(sentence)
     say(f"network   {s['network']}, n_feat {s['n_feat']}, {model.count_params():,} parameters")
     say(f"training  {s['n_epochs']} epochs of {steps:,} steps of {s['batch_size']} images, {rate}")
-    written = [path]
-    if not checkpoint.is_classifier(model):
-        written += [files.grid_name(path), *([files.weaker_name(path)] if copies_early(model) else [])]
-    say(f"files     {', '.join(written)}")
-    if s["weaker_after"] and len(written) == 2 and not is_early_copy(files.weaker_name(path), model):
+    grid = [] if checkpoint.is_classifier(model) else [files.grid_name(path)]
+    copy = [files.weaker_name(path)] if copies_early(model) else []
+    say(f"files     {', '.join([path, *grid, *copy])}")
+    if grid and s["weaker_after"] and not copy and not is_early_copy(files.weaker_name(path), model):
         say(f"no early copy is saved: step {s['weaker_after']:,} of --weaker-after is not among the steps to come")
     if done["step"]:
         say(f"resuming after {done['epoch']} epochs, {done['step']:,} steps")

@@ -114,6 +114,7 @@ def test_a_copy_of_the_early_model_is_kept_to_guide_the_finished_one(train_tiny)
     shutil.copy("at-once.keras", "model-weaker.keras")  # of an older run
     said = train_tiny(*options, "--n-epochs", "1", "--weaker-after", "4")
     assert "weaker.keras" not in said and "no early copy is saved: step 4 of --weaker-after is not among" in said
+    assert_equal_to_the_bit("model-weaker.keras", "at-once.keras")  # no copy was made
     os.remove("model-weaker.keras")
     train_tiny(*options, "--n-epochs", "3")  # the file keeps the setting
     train_tiny(*options, "--n-epochs", "2", "--model", "ended.keras")
