@@ -3,9 +3,10 @@
     pip install -r requirements-optional.txt -r benchmarks/requirements.txt
     python benchmarks/recipes.py --data FOLDER --minutes 8                          screening: all recipes, hours
     python benchmarks/recipes.py --data FOLDER --minutes 25 --recipes unet-48,ddpp --seeds 0,1 --test HELD-OUT
-    python benchmarks/recipes.py --data drawings --test new-drawings --epochs 37 --recipes naive,naive-v,unet
+    python benchmarks/recipes.py --data drawings --test new-drawings --epochs 37 --recipes naive,naive-v,unet-x0-minsnr
 
-A recipe is a line of options of `diffusion_model.py`. `ddpp` is denoising-diffusion-pytorch, the network of its README
+A recipe is a line of options of `diffusion_model.py`, named by what it starts from and what is changed, `unet-48-muon`,
+see `BASES` and `CHANGES`. `ddpp` is denoising-diffusion-pytorch, the network of its README
 with its defaults, on the same images. First the time of a training step is measured in turn, on an otherwise idle
 machine; then every row trains for as many steps as fit into the minutes (ours for whole epochs, to the nearest one), so
 what else the machine does later changes no result. With --epochs all of ours train for as many instead. Without --test
@@ -28,57 +29,55 @@ import time
 
 import common
 
-COMMON = "--preset slides --batch-size 16 --learning-rate 2e-3 --lr-decay cosine --warmup 200 --ema 0.999 --n-feat 32"
-UNET = COMMON + " --network unet --patch 2 --target v --schedule cosine"
-RECIPES = {
-    "slides": COMMON,
-    "unet": UNET,
-    "unet-bf16": UNET + " --precision bfloat16",
-    "unet-48": UNET + " --n-feat 48",
-    "unet-64": UNET + " --n-feat 64",
-    "unet-patch1": UNET + " --patch 1",
-    "unet-blocks2": UNET + " --blocks 2",
-    "unet-wide": UNET + " --widths 1,2,4",
-    "unet-deep": UNET + " --widths 1,2,2,2",
-    "unet-attention2": UNET + " --attention 2",
-    "unet-muon": UNET + " --optimizer muon",
-    "unet-deep-muon": UNET + " --widths 1,2,2,2 --optimizer muon",
-    "unet-48-muon": UNET + " --n-feat 48 --optimizer muon",
-    "unet-eps": UNET + " --target eps",
-    "unet-x0": UNET + " --target x0 --weighting min-snr",
-    "unet-min-snr": UNET + " --weighting min-snr",
-    "unet-logsnr": UNET + " --t-sampling logsnr",
-    "unet-linear": UNET + " --schedule linear",
-    "unet-sigmoid": UNET + " --schedule sigmoid",
-    "unet-rate1": UNET + " --learning-rate 1e-3",
-    "unet-rate4": UNET + " --learning-rate 4e-3",
-    "unet-ema99": UNET + " --ema 0.99",
-    "unet-ema9995": UNET + " --ema 0.9995",
-    "unet-batch8": UNET + " --batch-size 8",
-    "unet-batch32": UNET + " --batch-size 32",
-    "unet-batch64": UNET + " --batch-size 64",
-    "ddpp": None,
+COMMON = "--preset slides --batch-size 16 --lr-decay cosine"
+BASES = {
+    "slides": COMMON + " --learning-rate 2e-3 --warmup 200 --ema 0.999 --n-feat 32",
+    "unet": COMMON + " --learning-rate 2e-3 --warmup 200 --ema 0.999 --n-feat 32 --network unet --patch 2 --target v"
+    " --schedule cosine",
+    "naive": COMMON + " --learning-rate 4e-3 --warmup 50 --ema 0.99 --n-feat 16",  # the first run, the slides' network
 }
-NAIVE = "--preset slides --n-feat 16 --batch-size 16 --learning-rate 4e-3 --lr-decay cosine --warmup 50 --ema 0.99"
-RECIPES |= {  # the first run with the slides' network, and one change each
-    "naive": NAIVE,
-    "naive-cosine": NAIVE + " --schedule cosine",
-    "naive-sigmoid": NAIVE + " --schedule sigmoid",
-    "naive-x0": NAIVE + " --target x0",
-    "naive-v": NAIVE + " --target v",
-    "naive-v-zero-snr": NAIVE + " --target v --zero-snr",
-    "naive-v-cosine": NAIVE + " --target v --schedule cosine",
-    "naive-min-snr": NAIVE + " --weighting min-snr",
-    "naive-x0-min-snr": NAIVE + " --target x0 --weighting min-snr",
-    "naive-x0-snr": NAIVE + " --target x0 --weighting snr",
-    "naive-logsnr": NAIVE + " --t-sampling logsnr",
-    "naive-constant-no-ema": NAIVE + " --lr-decay none --ema 0",
-    "naive-constant-ema999-no-warmup": NAIVE + " --lr-decay none --ema 0.999 --no-ema-warmup",
-    "naive-constant-ema999": NAIVE + " --lr-decay none --ema 0.999",
+CHANGES = {
+    "48": "--n-feat 48",
+    "64": "--n-feat 64",
+    "patch1": "--patch 1",
+    "blocks2": "--blocks 2",
+    "wide": "--widths 1,2,4",
+    "deep": "--widths 1,2,2,2",
+    "attention2": "--attention 2",
+    "muon": "--optimizer muon",
+    "eps": "--target eps",
+    "x0": "--target x0",
+    "v": "--target v",
+    "snr": "--weighting snr",
+    "minsnr": "--weighting min-snr",
+    "logsnr": "--t-sampling logsnr",
+    "linear": "--schedule linear",
+    "cosine": "--schedule cosine",
+    "sigmoid": "--schedule sigmoid",
+    "zerosnr": "--zero-snr",
+    "rate1": "--learning-rate 1e-3",
+    "rate4": "--learning-rate 4e-3",
+    "constant": "--lr-decay none",
+    "warmup1000": "--warmup 1000",
+    "ema0": "--ema 0",
+    "ema99": "--ema 0.99",
+    "ema999": "--ema 0.999",
+    "ema9995": "--ema 0.9995",
+    "noemawarmup": "--no-ema-warmup",
+    "batch8": "--batch-size 8",
+    "batch32": "--batch-size 32",
+    "batch64": "--batch-size 64",
 }
+SCREENED = ["slides", "unet", *(f"unet-{change}" for change in CHANGES)]
 EARLY = 16  # the weaker copy is saved after one in so many of the steps
 TIMED = 60  # steps of which the median is taken, after as many that warm up
 PARTS = "bits,overfitting,kid,frechet,precision,recall,copies"
+
+
+def words_of(recipe):
+    """The options of `diffusion_model.py` for a recipe; KeyError for a part that is not known."""
+    base, *changes = recipe.split("-")
+    return [*BASES[base].split(), *(word for change in changes for word in CHANGES[change].split())]
 
 
 class Timer:
@@ -142,7 +141,7 @@ class Search:
         """The options of `diffusion_model.py` for a row."""
         o = self.options
         words = ["--data", o.data, "--image-size", str(o.image_size), "--precision", o.precision]
-        words += [*RECIPES[name].split(), "--seed", str(seed), "--sample-every", "0", "--sample-steps", "50"]
+        words += [*words_of(name), "--seed", str(seed), "--sample-every", "0", "--sample-steps", "50"]
         return words + ([] if o.test else ["--validation", "0.1", "--validate-every", "1000"])
 
     def step_times(self):
@@ -196,7 +195,7 @@ class Search:
         """The options for how long a row trains."""
         if self.options.epochs:
             return ["--n-epochs", str(self.options.epochs)]
-        words = RECIPES[name].split()
+        words = words_of(name)
         batch = int(words[len(words) - words[::-1].index("--batch-size")])
         seconds, count = times[name]
         epoch = -(-count // batch)
@@ -317,7 +316,7 @@ def main():
     add = parser.add_argument
     add("--data", required=True, metavar="SOURCE", help="training images")
     add("--test", metavar="SOURCE", help="images to compare samples with, none of them trained on (a tenth of --data)")
-    add("--recipes", metavar="NAMES", help="some of the recipes, with commas between them (all)")
+    add("--recipes", metavar="NAMES", help="recipes, with commas between them (unet with each change alone)")
     add("--seeds", default="0", help="seeds, with commas between them: each is a row (0)")
     add("--minutes", type=float, default=8, help="of training (8)")
     add("--epochs", type=int, metavar="N", help="train as many epochs instead")
@@ -337,12 +336,14 @@ def main():
     add("--time-only", action="store_true", help="measure the times of steps, which later calls use, and stop")
     add("--out", default="recipes", metavar="FOLDER", help="where models, samples and numbers go (recipes)")
     options = parser.parse_args()
-    ours = [name for name in RECIPES if name != "ddpp"]
-    options.recipes = options.recipes.split(",") if options.recipes else ours + ["ddpp"] * (not options.epochs)
+    options.recipes = options.recipes.split(",") if options.recipes else SCREENED + ["ddpp"] * (not options.epochs)
     options.recipes.sort(key=lambda name: name == "ddpp")  # last, as it is measured with the metadata of ours
     for name in options.recipes:
-        if name not in RECIPES:
-            parser.error(f"unknown recipe {name}; there are {', '.join(RECIPES)}")
+        base, *changes = name.split("-")
+        if name != "ddpp" and (base not in BASES or set(changes) - CHANGES.keys()):
+            parser.error(
+                f"unknown recipe {name}; there are ddpp, and {', '.join(BASES)} with changes of {', '.join(CHANGES)}"
+            )
     if options.guidance != 1 and options.epochs:
         parser.error("--guidance needs --minutes: only such rows have a weaker copy")
     if "ddpp" in options.recipes and (options.epochs or options.recipes[0] == "ddpp"):

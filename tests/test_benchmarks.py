@@ -34,17 +34,17 @@ def test_recipes_are_options_and_train_as_long_as_their_minutes(tmp_path):
         precision="bfloat16",
     )
     search = recipes.Search(options)
-    for name, recipe in recipes.RECIPES.items():
-        if recipe:
-            typed = settings.parse_options("", search.options_of(name, 3))
-            chosen = settings.choose_settings(typed, {}, "", None)
-            assert (
-                chosen["precision"] == "bfloat16"
-                and chosen["seed"] == 3
-                and chosen["preset"] == "slides"
-                and chosen["validation"] == "0.1"
-            )
-            assert (chosen["network"] == "unet") == name.startswith("unet")
+    for name in *recipes.SCREENED, "naive", "naive-v-zerosnr", "unet-48-muon":
+        typed = settings.parse_options("", search.options_of(name, 3))
+        chosen = settings.choose_settings(typed, {}, "", None)
+        assert (
+            chosen["precision"] == "bfloat16"
+            and chosen["seed"] == 3
+            and chosen["preset"] == "slides"
+            and chosen["validation"] == "0.1"
+        )
+        assert (chosen["network"] == "unet") == name.startswith("unet")
+    assert (chosen["n_feat"], chosen["optimizer"], chosen["target"]) == (48, "muon", "v")
     # 10 minutes are 6,000 steps of 0.1 s, and 9,000 images are 563 batches of 16, or 282 of 32
     times = {"unet": (0.1, 9000), "unet-batch32": (0.1, 9000)}
     for name, batches in ("unet", 563), ("unet-batch32", 282):
@@ -102,6 +102,20 @@ def test_the_peer_trains_on_the_images_of_our_rows_of_the_same_seed(tmp_path):
         (("--recipes", "ddpp"), "one of our recipes"),
         (("--recipes", "unet,ddpp", "--epochs", "3"), "one of our recipes"),
         (("--recipes", "unet", "--epochs", "3", "--guidance", "2"), "only such rows have a weaker copy"),
+        (
+            (
+                "--recipes",
+                "unet-muon-moon",
+            ),
+            "unknown recipe unet-muon-moon; there are ddpp, and slides",
+        ),
+        (
+            (
+                "--recipes",
+                "muon",
+            ),
+            "unknown recipe muon",
+        ),
     ],
 )
 def test_rows_that_cannot_be_compared_are_refused(monkeypatch, capsys, words, why):
