@@ -134,9 +134,10 @@ def main():
         if extract:
             samples = generate_samples(model, weaker, options, cache) if samples is None else samples
             rows |= sample_rows(samples, training, held_out, extract, options, cache)
+        how = None if options.samples else options.how | {"weaker": options.weaker}  # of a file it is not known
         with files.replacing(options.out) as draft, open(draft, "w", encoding="utf-8") as file:
             json.dump({"model": options.model, "data": options.data, "step": book["progress"]["step"],
-                       "features": options.features, "sampler": options.how | {"weaker": options.weaker}, **rows},
+                       "features": options.features, "samples": options.samples, "sampler": how, **rows},
                       file, indent=1)  # fmt: skip
         show(rows)
         say(f"written to {options.out}")

@@ -148,7 +148,11 @@ def my_sample(
     if weaker and guidance == 1:
         raise ValueError("with guidance 1 a weaker model has no effect; 1.5 to 2 is usual")
     if label is None and not weaker and (guidance != 1 or classifier):
-        raise ValueError(f"{'a classifier' if classifier else f'guidance {guidance}'} needs a label to guide to")
+        raise ValueError(
+            "a classifier needs a label to guide to"
+            if classifier
+            else f"guidance {guidance} needs a label to guide to, or a weaker model to lead away from"
+        )
     sched, steps_for = reverse_steps(model, classifier, weaker)
     more = {"spacing": spacing, "eta": eta, "corrector": corrector, "snr": snr}
     more |= {"guidance": guidance, "guidance_interval": guidance_interval}

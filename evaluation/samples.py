@@ -63,8 +63,9 @@ def sampler_name(
     """What files of samples are called after: nothing for the default, `ddim-50-` for 50 steps of DDIM and so on."""
     parts = [sampler if sampler != "ddpm" else "", variance if variance != "beta" else "", str(steps or ""),
              spacing or "", f"eta{eta}" if eta else "",
-             f"corrector{corrector}-{snr}" if corrector else "", f"guidance{guidance}" if guidance != 1 else "",
-             "-".join(map(str, guidance_interval or ()))]  # fmt: skip
+             f"corrector{corrector}-{snr}" if corrector else "",
+             f"guidance{guidance}" if guidance != 1 else "",
+             "-".join(map(str, guidance_interval)) if guidance_interval and guidance != 1 else ""]  # fmt: skip
     return "".join(f"{part}-" for part in parts if part)
 
 

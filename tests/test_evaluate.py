@@ -11,6 +11,7 @@ import pytest
 import tensorflow as tf
 from conftest import Oracle, generate
 from PIL import Image
+from test_guidance import unconditional
 
 import data
 import ddpm
@@ -77,6 +78,45 @@ def test_samples_guided_by_a_weaker_model_are_measured(run, model_folder):
     for wrong in options, (*options[:-2], "--weaker", "weaker.keras"):
         process = run("evaluate.py", *wrong)
         assert process.returncode == 2 and "go together" in process.stderr
+    longer = checkpoint.open_model(weaker)
+    checkpoint.metadata(longer)["diffusion"]["T"] = 30
+    longer.save(model_folder / "longer.keras")
+    for wrong, words in (
+        (("--weaker", "longer.keras"), "longer.keras was trained with another noise schedule"),
+        (("--weaker", "weaker.keras", "--out", "weaker.keras"), "--out weaker.keras would overwrite another file"),
+    ):
+        process = run("evaluate.py", *options, *wrong)
+        assert process.returncode == 2 and words in process.stderr and len(process.stderr.splitlines()) == 1
+
+
+def test_the_weaker_model_predicts_what_its_own_file_says(tmp_path):
+    """With guidance 0 the samples are those of the weaker model alone."""
+    how = {"sampler": "ddim", "steps": 5, "spacing": None, "eta": 0.0, "variance": "beta", "corrector": 0, "snr": 0.16,
+           "guidance": 0.0, "guidance_interval": None}  # fmt: skip
+    options = types.SimpleNamespace(n_sample=4, how=how)
+    model, weaker = (unconditional(0.1, target=target) for target in ("v", "eps"))
+    guided = samples_module.generate_samples(model, weaker, options, None)
+    alone = types.SimpleNamespace(n_sample=4, how=how | {"guidance": 1.0})
+    np.testing.assert_array_equal(guided, samples_module.generate_samples(weaker, None, alone, None))
+    assert np.any(guided != samples_module.generate_samples(model, None, alone, None))
+
+
+def test_samples_of_a_file_are_noted_without_a_sampler(model_folder, monkeypatch, capsys):
+    monkeypatch.chdir(model_folder)
+    np.save("held-out.npy", drawings.draw_cats(32, count=30, seed=1))
+    words = ["--data", "held-out.npy", "--samples", "images.npy", "--only", "kid", "--features", "pixels"]
+    monkeypatch.setattr("sys.argv", ["evaluate.py", *words])
+    evaluate.main()
+    numbers = json.loads((model_folder / "model-evaluation.json").read_text())
+    assert numbers["samples"] == "images.npy" and numbers["sampler"] is None
+
+
+def test_an_interval_of_guidance_makes_other_samples_only_with_guidance():
+    how = {"sampler": "ddpm", "steps": 50, "spacing": None, "eta": 0.0, "variance": "beta", "corrector": 0, "snr": 0.16}
+    name = samples_module.sampler_name
+    assert name(**how, guidance=1.0, guidance_interval=(50, 120)) == name(**how, guidance=1.0, guidance_interval=None)
+    assert name(**how, guidance=1.5, guidance_interval=(50, 120)) == "50-guidance1.5-50-120-"
+    assert name(**how, guidance=1.5, guidance_interval=None) == "50-guidance1.5-"
 
 
 @pytest.mark.parametrize(
