@@ -256,6 +256,38 @@ def log_snr_probabilities(sched, mean=0.0, scale=0.5, uniform=0.1):
     return (1 - uniform) * (below[:-1] - below[1:]) + uniform / len(of_t)
 
 
+def bound_weights(t, sched, target="eps"):
+    """What `hybrid_error` needs of each image to know its term of the bound: log(β_t / β̃_t), and k, (batch, 1, 1, 2).
+
+    With an error e of the target the mean of a reverse step is wrong by (μ_q - μ_θ)² / β̃_t = k e².
+
+    Args:
+        t: (batch,) int, 1 … T.
+    """
+    check_choice("target", target, TARGETS)
+    ab = sched.alphabar
+    of_x_0 = {"eps": (1 - ab) / np.where(ab > 0, ab, 1), "x0": np.ones(len(ab)), "v": 1 - ab}[target]
+    log_ratio = log_variance_range(sched)
+    smallest = np.append(1.0, sched["beta_t"][1:]) * np.exp(-log_ratio)
+    k = sched["posterior_mean_coef1"] ** 2 / smallest * of_x_0
+    return tf.gather(tf.constant(np.stack([log_ratio, k], axis=1), tf.float32), t)[:, None, None, :]
+
+
+def hybrid_error(squared_error, u, weight, log_ratio, k):
+    """The error that teaches a network the variance u of a step too: `weight` e² plus its term of the bound, in bits.
+
+    L_simple + λ L_vlb of Nichol & Dhariwal 2021, arXiv 2102.09672, equation 16, λ = 1 / T. As there only u learns from
+    the bound, not what the network predicts. At t = 1 the term is that of a Gaussian of variance β̃_2 about x_0, in
+    place of the pixel's bin.
+
+    Args:
+        squared_error, u: (batch, height, width, channels) float32, e² of the target; see `log_variance_ratio`.
+        weight, log_ratio, k: (batch, 1, 1, 1) float32, see `loss_weight` and `bound_weights`.
+    """
+    of_bound = divergence(k * tf.stop_gradient(squared_error), log_ratio * u)
+    return weight * squared_error + of_bound / np.log(2)
+
+
 WEIGHTINGS = ("none", "min-snr", "snr")
 
 
@@ -295,7 +327,8 @@ def p_sample(x_t, t, eps, z, sched, variance="beta", clip=True):
         z: like `x_t`, fresh noise from N(0, 1). It is not added at t = 1, the step that ends in x_0.
         sched: what `ddpm_schedule` returned.
         variance: σ_t², `'beta'` for β_t as on the slides, `'posterior'` for β̃_t. DDPM section 3.2: the first is
-            optimal for data from N(0, 1), the second for data that are a single point.
+            optimal for data from N(0, 1), the second for data that are a single point. Or u, like `x_t`, of a network
+            that has learned where between them it lies, see `log_variance_ratio`.
         clip: clips the estimate of x_0 that follows from `eps` to [-1, 1], as the code of the paper does; without it
             colours drift. False gives the formula of the slides, equation 11. Both agree where nothing is clipped.
 
@@ -305,7 +338,8 @@ def p_sample(x_t, t, eps, z, sched, variance="beta", clip=True):
     Raises:
         ValueError: for another `variance`.
     """
-    return p_mean(x_t, t, eps, sched, clip) + _at(_sigma(sched, variance), t, x_t) * z
+    sigma = _at(np.sqrt(sched["posterior_variance"]), t, x_t) * tf.exp(log_variance_ratio(x_t, t, variance, sched) / 2)
+    return p_mean(x_t, t, eps, sched, clip) + sigma * z
 
 
 def p_mean(x_t, t, eps, sched, clip=True):
@@ -324,11 +358,36 @@ def q_mean(x_0, x_t, t, sched):
 VARIANCES = ("beta", "posterior")
 
 
-def _sigma(sched, variance):
-    """The table of σ_t, 0 at t = 1: the step that ends in x_0 adds no noise."""
-    check_choice("variance", variance, VARIANCES)
-    sigma = sched["sqrt_beta_t"] if variance == "beta" else np.sqrt(sched["posterior_variance"])
-    return np.where(np.arange(len(sigma)) > 1, sigma, 0)
+def log_variance_ratio(x_t, t, variance, sched):
+    """log(σ_t² / β̃_t) of the variance σ_t² of a reverse step, to multiply or add to `x_t`.
+
+    Args:
+        x_t: (batch, height, width, channels) float.
+        t: (batch,) int, 0 … T.
+        variance: `'beta'` for σ_t² = β_t, `'posterior'` for β̃_t, or u, like `x_t`, for β_t^u β̃_t^(1 - u), which a
+            network can learn (Nichol & Dhariwal 2021, arXiv 2102.09672, equation 15).
+
+    Raises:
+        ValueError: for another `variance`.
+    """
+    if isinstance(variance, str):
+        check_choice("variance", variance, VARIANCES)
+        variance = float(variance == "beta")
+    return _at(log_variance_range(sched), t, x_t) * variance
+
+
+def log_variance_range(sched):
+    """log(β_t / β̃_t), float64 (T + 1,), with β̃_2 in place of β̃_1, which is 0, as in the code of DDPM."""
+    noise, of_t = 1 - sched.alphabar, np.zeros(len(sched.alphabar))
+    of_t[2:] = np.log(noise[2:] / noise[1:-1])
+    if len(of_t) > 2:  # T = 1 has β_1 alone
+        of_t[1] = np.log(noise[2] / (1 - sched.alphabar[2] / sched.alphabar[1]))
+    return of_t
+
+
+def divergence(squared_distance, log_ratio):
+    """The divergence of N(m, β̃) from N(m', β̃ e^log_ratio), in nats, for (m - m')² / β̃; elementwise."""
+    return 0.5 * (squared_distance * tf.exp(-log_ratio) + tf.math.expm1(-log_ratio) + log_ratio)
 
 
 def bound_prior(x_0, sched):
@@ -362,10 +421,9 @@ def bound_term(x_0, x_t, t, estimate, sched, variance="beta"):
     Returns:
         (batch,) float32, bits per dimension.
     """
-    sigma_p = np.maximum(_sigma(sched, variance), 1e-30)  # 0 for t < 2, where this term is not defined
-    ratio = np.sqrt(np.maximum(sched["posterior_variance"], 1e-30), dtype=np.float64) / sigma_p
-    distance = (q_mean(x_0, x_t, t, sched) - q_mean(estimate, x_t, t, sched)) / _at(sigma_p, t, x_t)
-    return _bits(0.5 * (tf.square(distance) + _at(ratio**2 - 1 - 2 * np.log(ratio), t, x_t)))
+    sigma_q = np.sqrt(np.maximum(sched["posterior_variance"], 1e-30))  # 0 for t < 2, where this term is not defined
+    distance = (q_mean(x_0, x_t, t, sched) - q_mean(estimate, x_t, t, sched)) / _at(sigma_q, t, x_t)
+    return _bits(divergence(tf.square(distance), log_variance_ratio(x_t, t, variance, sched)))
 
 
 def bound_decoder(x_0, x_1, estimate, sched, variance="beta"):
@@ -374,11 +432,10 @@ def bound_decoder(x_0, x_1, estimate, sched, variance="beta"):
     Arguments and result as in `bound_term`; pixel p is given as p / 127.5 - 1. The variance is β_1, or β̃_2 in place of
     β̃_1, which is 0, as in the code of the paper.
     """
-    check_choice("variance", variance, VARIANCES)
     t = tf.ones(tf.shape(x_0)[:1], tf.int32)
-    beta = variance == "beta" or n_steps(sched) == 1
-    sigma = np.sqrt(sched["beta_t"][1] if beta else sched["posterior_variance"][2])
-    return _bits(-_log_probability_of_pixel(x_0, q_mean(estimate, x_1, t, sched), sigma))
+    smallest = sched["posterior_variance"][2] if n_steps(sched) > 1 else sched["beta_t"][1]
+    sigma = np.sqrt(smallest) * tf.exp(log_variance_ratio(x_1, t, variance, sched) / 2)
+    return _bits(-_log_probability_of_pixel(x_0, q_mean(estimate, x_1, t, sched), tf.cast(sigma, tf.float64)))
 
 
 def _log_probability_of_pixel(x, mean, sigma):

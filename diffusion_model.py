@@ -102,7 +102,8 @@ def train(model, images, run):
     book = checkpoint.metadata(model)
     settings, progress = book["settings"], book["progress"]
     sched, predicted = checkpoint.diffusion_of(model)
-    noisy = noising(sched, settings["seed"], predicted, settings["weighting"], settings["t_sampling"])
+    learned = not checkpoint.is_classifier(model) and checkpoint.learns_variance(model)
+    noisy = noising(sched, settings["seed"], predicted, settings["weighting"], settings["t_sampling"], learned)
     for i in range(progress["epoch"], settings["n_epochs"]):
         run.before_epoch()
         train_data = data.batches(
@@ -127,7 +128,7 @@ def train(model, images, run):
     run.at_the_end()
 
 
-def noising(sched, seed, target="eps", weighting="none", t_sampling="uniform"):
+def noising(sched, seed, target="eps", weighting="none", t_sampling="uniform", variance_learned=False):
     """The noise of a training step: a function of the images x_0 and the step → x_t, t/T, target, weight of each image.
 
     Draws depend on the seed and the step alone, so that a resumed run draws what it would have drawn.
@@ -135,10 +136,11 @@ def noising(sched, seed, target="eps", weighting="none", t_sampling="uniform"):
     Args:
         target, weighting: see `ddpm.training_target` and `ddpm.loss_weight`.
         t_sampling: `'uniform'` as on the slides, `'logsnr'` for `ddpm.log_snr_probabilities`.
+        variance_learned: whether the weights have `ddpm.bound_weights` beside them.
     """
     import tensorflow as tf
 
-    from ddpm import log_snr_probabilities, loss_weight, n_steps, network_time, q_sample, training_target
+    from ddpm import bound_weights, log_snr_probabilities, loss_weight, n_steps, network_time, q_sample, training_target
 
     T, cumulative = n_steps(sched), np.cumsum(log_snr_probabilities(sched))
 
@@ -157,7 +159,10 @@ def noising(sched, seed, target="eps", weighting="none", t_sampling="uniform"):
         t_ind = draw_t(this_size[:1], key - [0, 1])
         x_t = q_sample(image_batch, t_ind, eps, sched)
         wanted = training_target(image_batch, t_ind, eps, sched, target)
-        return x_t, network_time(t_ind, sched), wanted, loss_weight(t_ind, sched, target, weighting)
+        weight = loss_weight(t_ind, sched, target, weighting)
+        if variance_learned:
+            weight = tf.concat([weight, bound_weights(t_ind, sched, target)], axis=-1)
+        return x_t, network_time(t_ind, sched), wanted, weight
 
     return noisy
 

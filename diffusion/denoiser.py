@@ -2,7 +2,8 @@
 
     denoise(x_t, t, label) → (x̂_0, ε̂)       x_t, x̂_0, ε̂: (batch, height, width, channels) float32, t: (batch,) int
 
-The two estimates belong together: √ᾱ_t x̂_0 + √(1 - ᾱ_t) ε̂ = x_t. The label, (batch,) int, is 0 for "no class" and k + 1
+The two estimates belong together: √ᾱ_t x̂_0 + √(1 - ᾱ_t) ε̂ = x_t. A network that has learned the variance of a step too
+adds a third, u, see `ddpm.log_variance_ratio`. The label, (batch,) int, is 0 for "no class" and k + 1
 for class k; without it, None, the denoiser is that of all images. Samplers, the bound, evaluation and figures know
 only this, and no network.
 
@@ -12,7 +13,7 @@ noise on it is another one. In both, g = 0 ignores the class, and g = 1 follows 
 class: it leads away from what a weaker network would draw.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
@@ -29,7 +30,7 @@ from ddpm import (
     predict_x0,
 )
 
-Denoiser = Callable[..., tuple[tf.Tensor, tf.Tensor]]
+Denoiser = Callable[..., tuple[tf.Tensor, ...]]
 
 
 def denoiser(network: Callable, sched: Schedule, target: str = "eps") -> Denoiser:
@@ -37,7 +38,7 @@ def denoiser(network: Callable, sched: Schedule, target: str = "eps") -> Denoise
 
     Args:
         network: a function of [x_t, t/T], t/T (batch, 1) float32, or of [x_t, t/T, label], label (batch, 1) int, that
-            returns its prediction like x_t.
+            returns its prediction like x_t, or with twice the channels, see `split_output`.
         sched: the schedule that it was trained with.
         target: what it predicts, `'eps'`, `'x0'` or `'v'`.
 
@@ -49,19 +50,33 @@ def denoiser(network: Callable, sched: Schedule, target: str = "eps") -> Denoise
         raise ValueError("a network that predicts the noise cannot have zero terminal SNR; x0 and v can")
 
     def denoise(x_t, t, label=None):
-        predicted = network([x_t, network_time(t, sched), *([] if label is None else [label[:, None]])])
+        output = network([x_t, network_time(t, sched), *([] if label is None else [label[:, None]])])
+        predicted, *u = split_output(output, x_t.shape[-1])
         if target == "eps":
-            return predict_x0(x_t, t, predicted, sched), predicted
+            return predict_x0(x_t, t, predicted, sched), predicted, *u
         if target == "x0":
-            return predicted, predict_eps(x_t, t, predicted, sched)
-        return estimates_from_velocity(x_t, t, predicted, sched)
+            return predicted, predict_eps(x_t, t, predicted, sched), *u
+        return *estimates_from_velocity(x_t, t, predicted, sched), *u
 
     return denoise
+
+
+def split_output(output: tf.Tensor, channels: int) -> list[tf.Tensor]:
+    """What a network predicts and, of twice the channels, u, of which the others are 2u - 1, as in improved DDPM."""
+    if output.shape[-1] == channels:
+        return [output]
+    predicted, rest = tf.split(output, 2, axis=-1)
+    return [predicted, (rest + 1) / 2]
 
 
 def score(denoise: Denoiser, sched: Schedule) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
     """The same network as a model of the score: a function of (x_t, t), t ≥ 1, that returns ∇ log p(x_t), like x_t."""
     return lambda x_t, t: predict_score(t, denoise(x_t, t)[1], sched)
+
+
+def lead(start: Sequence[tf.Tensor], towards: Sequence[tf.Tensor], g: tf.Tensor) -> tuple[tf.Tensor, ...]:
+    """The estimates of a denoiser moved g times as far as others are; a learned variance is that of the others."""
+    return *(a + g * (b - a) for a, b in zip(start[:2], towards[:2], strict=True)), *towards[2:]
 
 
 def classifier_free(denoise: Denoiser, g: tf.Tensor) -> Denoiser:
@@ -80,8 +95,8 @@ def classifier_free(denoise: Denoiser, g: tf.Tensor) -> Denoiser:
 
         def ask_for_both():
             of_both = denoise(*(tf.concat(pair, axis=0) for pair in ((x_t, x_t), (t, t), (label, nothing))))
-            (x_0, x_0_of_all), (eps, eps_of_all) = (tf.split(estimate, 2) for estimate in of_both)
-            return x_0_of_all + g * (x_0 - x_0_of_all), eps_of_all + g * (eps - eps_of_all)
+            of_class, of_all = zip(*(tf.split(estimate, 2) for estimate in of_both), strict=True)
+            return lead(of_all, of_class, g)
 
         def ask_for_one():
             return denoise(x_t, t, tf.where(g == 0, nothing, label))
@@ -109,8 +124,9 @@ def with_classifier(denoise: Denoiser, classify: Callable, sched: Schedule, g: t
                 of_class = tf.reduce_sum(tf.gather(log_p, label - 1, batch_dims=1))
             return tf.ensure_shape(tape.gradient(of_class, x_t), x_t.shape)
 
-        x_0, eps = denoise(x_t, t)
-        return add_to_score(x_0, t, eps, g * tf.cond(g == 0, lambda: tf.zeros_like(x_t), gradient), sched)
+        x_0, eps, *u = denoise(x_t, t)
+        added = g * tf.cond(g == 0, lambda: tf.zeros_like(x_t), gradient)
+        return *add_to_score(x_0, t, eps, added, sched), *u
 
     return guided
 
@@ -129,11 +145,7 @@ def autoguided(denoise: Denoiser, weaker: Denoiser, g: tf.Tensor) -> Denoiser:
 
     def guided(x_t, t, label=None):
         better = denoise(x_t, t, label)
-
-        def lead_away():
-            return tuple(bad + g * (good - bad) for good, bad in zip(better, weaker(x_t, t, label), strict=True))
-
-        return tf.cond(g == 1, lambda: better, lead_away)
+        return tf.cond(g == 1, lambda: better, lambda: lead(weaker(x_t, t, label), better, g))
 
     return guided
 
@@ -145,7 +157,7 @@ def clipped(denoise: Denoiser, sched: Schedule) -> Denoiser:
     """
 
     def denoise_and_clip(x_t, t, label=None):
-        x_0, _ = denoise(x_t, t, label)
-        return clip_estimate(x_t, t, x_0, sched)
+        x_0, _, *u = denoise(x_t, t, label)
+        return *clip_estimate(x_t, t, x_0, sched), *u
 
     return denoise_and_clip

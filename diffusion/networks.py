@@ -81,6 +81,7 @@ def Unet(
     blocks: int = 1,
     attention: int = 1,
     patch: int = 1,
+    learn_variance: bool = False,
 ) -> keras.Model:
     """A U-Net of residual blocks, in every one of which time and class scale and shift the features.
 
@@ -93,6 +94,8 @@ def Unet(
         attention: how many of the lowest levels have self-attention.
         patch: height and width of the patches of pixels that the network sees as one: with 2 a quarter of the pixels
             with four times the channels, and so a fraction of the work.
+        learn_variance: whether the output has twice the channels, of which the second half says how much noise a
+            reverse step adds, see `diffusion.denoiser.split_output`.
 
     Returns:
         A Keras model: inputs [image (batch, height, width, channels), t/T (batch, 1)], and with classes an integer
@@ -122,7 +125,8 @@ def Unet(
         fine = GROUPS * max(1, n_feat // (2 * GROUPS))
         x = kl.Concatenate(axis=-1)([DepthToSpace(patch)(convolution(patch**2 * fine)(x)), convolution(fine)(image)])
         x = GroupNormalization(GROUPS)(ResidualBlock(fine, GROUPS)([x, embedding]), silu=True)
-    out = convolution(input_shape[-1], kernel_initializer="zeros", dtype="float32")(x)
+    channels = input_shape[-1] * (2 if learn_variance else 1)
+    out = convolution(channels, kernel_initializer="zeros", dtype="float32")(x)
     return keras.Model(inputs=[image, t, *labels], outputs=out)
 
 

@@ -1,12 +1,12 @@
 """One step from x_t to x_s for each sampler, as one formula:
 
-    x_s = a x̂_0 + b ε̂ + σ z + c (x̂_0 - x̂_0 of the step before)      z from N(0, 1), (x̂_0, ε̂) from a denoiser
+    x_s = a x̂_0 + b ε̂ + σ e^{ρu} z + c (x̂_0 - x̂_0 of the step before)      z from N(0, 1), (x̂_0, ε̂, u) from a denoiser
 
 and for a Langevin step of a corrector, whose size κ depends on the image: x_s = a x̂_0 + b (1 - κ) ε̂ + σ √(2κ) z with
-κ = r ‖z‖² / ‖ε̂‖².
+κ = r ‖z‖² / ‖ε̂‖². There is a u only of networks that have learned the variance of a step, and a ρ where it is wanted.
 
-The coefficients a, b, σ, c, r are computed here in float64 and passed to the step, so that a compiled step serves all
-samplers, numbers of steps, spacings, η and correctors.
+The coefficients a, b, σ, c, r, and ρ, are computed here in float64 and passed to the step, so that a compiled step
+serves all samplers, numbers of steps, spacings, η and correctors.
 """
 
 import numbers
@@ -63,7 +63,7 @@ def choose_times(sched: Schedule, steps: int, spacing: str = "uniform", repeats:
 def coefficients(
     sched: Schedule, times: np.ndarray, sampler: str = "ddpm", variance: str = "beta", eta: float = 0.0
 ) -> np.ndarray:
-    """a, b, σ, c, r of every step, (S, 5) float32.
+    """a, b, σ, c, r of every step, (S, 5) float32; with a learned variance (S, 6), and ρ.
 
     Args:
         sched: the noise schedule.
@@ -72,15 +72,16 @@ def coefficients(
             arXiv 2010.02502, equation 12); `'dpm++'`, DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, algorithm 2),
             of first order in the first step and in the one to 0, where log-SNR is infinite; `'langevin'`, see
             `langevin_coefficients`.
-        variance: of ddpm, `'beta'` for 1 - ᾱ_t / ᾱ_s, the slides' β_t, or `'posterior'` for the variance of
-            q(x_s | x_t, x_0), β̃_t. It is 0 in the step that ends in x_0.
+        variance: of ddpm, `'beta'` for 1 - ᾱ_t / ᾱ_s, the slides' β_t, `'posterior'` for the variance of
+            q(x_s | x_t, x_0), β̃_t, or `'learned'` for β_t^u β̃_t^(1 - u) of a network that has learned u (improved DDPM,
+            arXiv 2102.09672, equation 15). It is 0 in the step that ends in x_0.
         eta: of ddim, 0 for no noise, 1 for the variance of q(x_s | x_t, x_0).
 
     Raises:
         ValueError: for another `sampler` or `variance`, an `eta` outside [0, 1], or one of a sampler that has none.
     """
     check_choice("sampler", sampler, SAMPLERS)
-    check_choice("variance", variance, VARIANCES)
+    check_choice("variance", variance, (*VARIANCES, "learned"))
     if not (isinstance(eta, numbers.Real) and 0 <= eta <= 1):
         raise ValueError(f"eta must lie between 0 and 1, got {eta}")
     if eta and sampler != "ddim":
@@ -93,13 +94,21 @@ def coefficients(
     direction = {"ddpm": posterior, "ddim": eta**2 * posterior, "dpm++": 0 * posterior}[sampler]
     noise = beta if sampler == "ddpm" and variance == "beta" else direction
     a, b = np.sqrt(ab_s), np.sqrt(np.maximum(1 - ab_s - direction, 0))
-    sigma = np.where(np.asarray(times[1:]) > 0, np.sqrt(noise), 0)
+    ends = np.asarray(times[1:]) == 0
+    sigma = np.where(ends, 0, np.sqrt(noise))
+    if sampler == "ddpm" and variance == "learned":
+        return np.c_[_rows(a, b, sigma), np.float32(0.5 * np.log(beta / np.where(ends, beta, posterior)))]
     return _rows(a, b, sigma, c=_second_order(ab_t, ab_s) if sampler == "dpm++" else 0)
 
 
 def _rows(a, b, sigma, c=0.0, r=0.0):
     """Coefficients of steps, (S, 5) float32, from arrays or numbers."""
     return np.stack(np.broadcast_arrays(a, b, sigma, c, r), axis=1).astype(np.float32)
+
+
+def with_columns(coefficients: np.ndarray, columns: int) -> np.ndarray:
+    """Coefficients, (S, 5) or (S, 6), with a ρ of 0 where `columns` is 6 and they have none."""
+    return np.pad(coefficients, ((0, 0), (0, columns - coefficients.shape[1])))
 
 
 def _second_order(ab_t, ab_s):
@@ -170,9 +179,10 @@ def with_corrector(
     """
     t = times[1:-1]
     ab, alpha = sched.alphabar[t], sched.alphabar[t] / sched.alphabar[t - 1]
-    steps = _rows(np.sqrt(ab), np.sqrt(1 - ab), np.sqrt(1 - ab), r=2 * alpha * snr**2)
+    columns = coefficients.shape[1]
+    steps = with_columns(_rows(np.sqrt(ab), np.sqrt(1 - ab), np.sqrt(1 - ab), r=2 * alpha * snr**2), columns)
     both = np.concatenate([coefficients[:-1, None], np.repeat(steps[:, None], count, axis=1)], axis=1)
-    both = np.concatenate([both.reshape(-1, 5), coefficients[-1:]])
+    both = np.concatenate([both.reshape(-1, columns), coefficients[-1:]])
     return np.concatenate([times[:1], np.repeat(t, count + 1), times[-1:]]), both
 
 
@@ -191,15 +201,16 @@ def step(
         denoise: see `diffusion/denoiser.py`.
         x_t, z, before: (batch, height, width, channels) float32; x̂_0 of the step before.
         t, label: (batch,) int.
-        coefficients: (5,) float32, a, b, σ, c, r.
+        coefficients: (5,) float32, a, b, σ, c, r, or (6,), and ρ.
     """
 
     def norm2(x):  # of each image, so that none depends on the others of its batch
         return tf.reduce_sum(tf.square(x), axis=(1, 2, 3), keepdims=True)
 
-    x_0, eps = denoise(x_t, t, label)
-    a, b, sigma, c, r = tf.unstack(coefficients)
+    x_0, eps, *u = denoise(x_t, t, label)
+    a, b, sigma, c, r, *rho = tf.unstack(coefficients)
     corrects = r > 0
     kappa = tf.math.divide_no_nan(r * norm2(z), norm2(eps))
+    sigma = sigma * tf.exp(rho[0] * u[0]) if rho else sigma
     x_s = a * x_0 + b * (1 - kappa) * eps + sigma * tf.where(corrects, tf.sqrt(2 * kappa), 1) * z
     return x_s + c * (x_0 - before), tf.where(corrects, before, x_0)

@@ -36,7 +36,7 @@ def standard_normal(
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """The steps of a reverse process: `times` (S + 1,) int32 and `coefficients` (S, 5) float32.
+    """The steps of a reverse process: `times` (S + 1,) int32 and `coefficients` (S, 5) or (S, 6) float32.
 
     Where a time is repeated, a step stays at it. `guidance` is that of all steps or of each, (S,).
     """

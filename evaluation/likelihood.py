@@ -2,6 +2,7 @@
 
 import argparse
 import os
+from collections.abc import Sequence
 
 import keras
 import numpy as np
@@ -15,6 +16,7 @@ from support import checkpoint, console, device, execution, files
 
 MEMORISED_BELOW = 0.8  # training loss / held-out loss below this is reported as memorisation
 WAYS = [(variance, clip) for variance in ("beta", "posterior") for clip in (True, False)]  # to take a reverse step
+LEARNED = [("learned", True), ("learned", False)]  # of a network that has learned the variance
 
 
 def likelihood_rows(
@@ -25,7 +27,7 @@ def likelihood_rows(
     options: argparse.Namespace,
     cache: str | None,
 ) -> dict[str, dict]:
-    """Rows: bits per dimension of the bound for all four reverse steps, loss in tenths of t, overfitting.
+    """Rows: bits per dimension of the bound for all reverse steps, loss in tenths of t, overfitting.
 
     Args:
         book: the metadata of the model.
@@ -35,8 +37,10 @@ def likelihood_rows(
     (sched, target), batch_size = checkpoint.diffusion_of(model), execution.even_batches(model, len(held_out))[1]
     denoise = execution.denoiser_of(model, sched, target, device.parts_for(batch_size))
 
+    ways = WAYS + LEARNED * checkpoint.learns_variance(model)
+
     def measure(images, name):
-        return measure_denoising(denoise, sched, images, options.draws, batch_size, cache and f"{cache}-{name}")
+        return measure_denoising(denoise, sched, images, options.draws, batch_size, cache and f"{cache}-{name}", ways)
 
     on_held_out = measure(held_out, "bits.npz")
     rows = bound_rows(on_held_out) if "bits" in options.only else {}
@@ -48,10 +52,10 @@ def likelihood_rows(
 
 
 def bound_rows(measurements: dict[str, np.ndarray]) -> dict[str, dict]:
-    """Rows: bits per dimension for each of `WAYS`, and L_T."""
-    rows = {}
-    for (variance, clip), bits in zip(WAYS, measurements["bits"].T + measurements["prior"], strict=True):
-        name = f"bits/dim, {'β' if variance == 'beta' else 'β̃'}, {'clipped' if clip else 'not clipped'}"
+    """Rows: bits per dimension for each of `WAYS`, and of `LEARNED` where they were measured, and L_T."""
+    rows, names = {}, {"beta": "β", "posterior": "β̃", "learned": "learned"}
+    for (variance, clip), bits in zip(WAYS + LEARNED, measurements["bits"].T + measurements["prior"], strict=False):
+        name = f"bits/dim, {names[variance]}, {'clipped' if clip else 'not clipped'}"
         rows[name] = mean_row(bits)
     rows["… of it L_T"] = mean_row(measurements["prior"], "x_T compared with pure noise")
     return rows
@@ -105,7 +109,13 @@ def tenths(measurements: dict[str, np.ndarray], sched: Schedule) -> dict[tuple[i
 
 
 def measure_denoising(
-    denoise: Denoiser, sched: Schedule, images: np.ndarray, draws: int, batch_size: int, cache: str | None = None
+    denoise: Denoiser,
+    sched: Schedule,
+    images: np.ndarray,
+    draws: int,
+    batch_size: int,
+    cache: str | None = None,
+    ways: Sequence[tuple[str, bool]] = tuple(WAYS),
 ) -> dict[str, np.ndarray]:
     """Measures the error of ε̂ and the terms of the bound at some steps t of every image.
 
@@ -117,9 +127,10 @@ def measure_denoising(
         images: uint8 (N, height, width, channels).
         draws: how many steps t, 0 for all.
         cache: a file into which everything is written after every batch, and from which a later call resumes.
+        ways: to take a reverse step, its variance and whether it is clipped.
 
     Returns:
-        A dict of arrays: `bits` (N, 4), L_{T-1} + … + L_0 for each of `WAYS`; `prior` (N,), L_T; `t` and `error`
+        A dict of arrays: `bits` (N, ways), L_{T-1} + … + L_0 for each of them; `prior` (N,), L_T; `t` and `error`
         (N, draws), the step and the squared error of ε̂ for each image.
     """
 
@@ -128,19 +139,17 @@ def measure_denoising(
         """Squared error of ε̂ and the terms of the bound at t, each way, of every image; `last`: all t are 1."""
         eps = tf.random.stateless_normal(tf.shape(x_0), seed)
         x_t = q_sample(x_0, t, eps, sched)
-        estimate, predicted = denoise(x_t, t)
+        estimate, predicted, *u = denoise(x_t, t)
         estimates = {False: estimate, True: clip_estimate(x_t, t, estimate, sched)[0]}
-        if last:
-            bits = [bound_decoder(x_0, x_t, estimates[clip], sched, variance) for variance, clip in WAYS]
-        else:
-            bits = [bound_term(x_0, x_t, t, estimates[clip], sched, variance) for variance, clip in WAYS]
+        each = [(estimates[clip], sched, u[0] if variance == "learned" else variance) for variance, clip in ways]
+        bits = [bound_decoder(x_0, x_t, *way) if last else bound_term(x_0, x_t, t, *way) for way in each]
         return tf.reduce_mean(tf.square(predicted - eps), axis=(1, 2, 3)), tf.stack(bits, axis=1)
 
     T = n_steps(sched)
     draws = T - 1 if draws == 0 else min(draws, T - 1)
     edges = 2 + np.arange(draws + 1) * (T - 1) / draws  # of the intervals of 2 … T
     columns = draws + (draws == T - 1)  # all images at t = 1 would be too many in the mean over only some t
-    measurements = {"bits": np.empty((0, len(WAYS))), "prior": np.empty(0)}
+    measurements = {"bits": np.empty((0, len(ways))), "prior": np.empty(0)}
     measurements |= {"t": np.empty((0, columns), int), "error": np.empty((0, columns))}
     key = f"{data.digest(images)} {draws}, a row for each image"  # which caches of earlier versions had not
     if cache and os.path.exists(cache):

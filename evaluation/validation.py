@@ -46,8 +46,7 @@ class Validation:
         classify, denoise = predictor(model, parts), denoiser_of(model, sched, target, parts)
 
         def of_noise(x_t, t, eps, label):
-            _, predicted = denoise(x_t, t, label + 1)
-            return {"loss": tf.reduce_mean(tf.square(predicted - eps), axis=(1, 2, 3))}
+            return {"loss": tf.reduce_mean(tf.square(denoise(x_t, t, label + 1)[1] - eps), axis=(1, 2, 3))}
 
         def of_classes(x_t, t, eps, label):
             logits = classify([x_t, network_time(t, sched)])

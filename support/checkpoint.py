@@ -58,6 +58,9 @@ def sampler_of(
     Args:
         sampler, steps, variance: as of `make_plan`; None for what the file recommends. It recommends nothing, which is
             ddpm with all steps and variance β, to those who choose a sampler or a variance.
+
+    Raises:
+        ValueError: for a variance that the model has not learned.
     """
     default = {"sampler": "ddpm", "steps": None, "variance": "beta"}
     if sampler is None and variance is None:
@@ -65,7 +68,22 @@ def sampler_of(
     if default["steps"]:
         default["steps"] = min(default["steps"], n_steps(diffusion_of(model)[0]))
     asked = {"sampler": sampler, "steps": steps, "variance": variance}
-    return {name: default[name] if value is None else value for name, value in asked.items()}
+    chosen = {name: default[name] if value is None else value for name, value in asked.items()}
+    if chosen["variance"] == "learned":
+        check_variance(model)
+    return chosen
+
+
+def learns_variance(model: keras.Model) -> bool:
+    """Whether a model, of images, says how much noise a step adds, see `diffusion.denoiser.split_output`."""
+    return model.outputs[0].shape[-1] == 2 * model.inputs[0].shape[-1]
+
+
+def check_variance(model: keras.Model) -> None:
+    """Raises ValueError if a model has not learned the variance of a step."""
+    if is_classifier(model) or not learns_variance(model):
+        raise ValueError("variance learned needs a network that learns it, which is a new one of --network unet "
+                         "--variance learned")  # fmt: skip
 
 
 def classes_of(model: keras.Model) -> list[str] | None:
@@ -130,7 +148,8 @@ def check_network(model: keras.Model, path: str, classifier: bool = False) -> No
         return
     if is_classifier(model):
         raise ValueError(f"{path} is a classifier, which samples no images but guides a model; give it as classifier")
-    if len(model.inputs) not in (2, 3) or tuple(model.inputs[0].shape) != tuple(model.outputs[0].shape):
+    shape, of_output = tuple(model.inputs[0].shape), tuple(model.outputs[0].shape)
+    if len(model.inputs) not in (2, 3) or of_output not in (shape, (*shape[:-1], 2 * (shape[-1] or 0))):
         raise ValueError(f"{path} is a model, but not one that takes [image, t/T] and predicts the noise")
 
 

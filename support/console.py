@@ -299,7 +299,7 @@ def add_sampler_options(parser: argparse.ArgumentParser) -> None:
     add("--eta", type=number(0, 1), default=0.0, help="noise of ddim, 0 to 1 (0)")
     add(
         "--variance",
-        choices=("beta", "posterior"),
+        choices=("beta", "posterior", "learned"),
         help="variance of the noise in a step of ddpm (what the file recommends with its sampler, else beta)",
     )
     add("--corrector", type=integer(0, 4095), default=0, metavar="N", help="Langevin steps after each step (0)")

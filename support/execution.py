@@ -13,9 +13,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from ddpm import Schedule
+from ddpm import Schedule, hybrid_error
 from diffusion import samplers
-from diffusion.denoiser import Denoiser, autoguided, classifier_free, clipped, denoiser, with_classifier
+from diffusion.denoiser import Denoiser, autoguided, classifier_free, clipped, denoiser, split_output, with_classifier
 from diffusion.sampling import standard_normal
 from support import device
 
@@ -119,6 +119,7 @@ class ReverseSteps:
         weaker: tuple[keras.Model, str] | None = None,
     ):
         shape = tuple(model.inputs[0].shape[1:])
+        self._columns = 6 if model.outputs[0].shape[-1] > shape[-1] else 5
         xla = device.has_gpu() or batch_size == 1 if xla is None else xla  # a single image cannot be divided
         parts = 1 if xla else device.parts_for(batch_size)
         of_model, classify = denoiser_of(model, sched, target, parts), classifier and predictor(classifier, parts)
@@ -140,7 +141,12 @@ class ReverseSteps:
             return tf.TensorSpec(shape, dtype)
 
         x = spec(tf.float32, batch_size, *shape)
-        of_steps = spec(tf.int32, None), spec(tf.int32, None), spec(tf.float32, None, 5), spec(tf.float32, None)
+        of_steps = (
+            spec(tf.int32, None),
+            spec(tf.int32, None),
+            spec(tf.float32, None, self._columns),
+            spec(tf.float32, None),
+        )
         of_images = spec(tf.int32, batch_size), spec(tf.int64), spec(tf.int64, batch_size)
 
         @tf.function(input_signature=[x, x, *of_steps, *of_images], autograph=False)
@@ -178,7 +184,7 @@ class ReverseSteps:
             The images after them, and their last estimate x̂_0, which is the `memory` of the next call.
         """
         start = time.perf_counter()
-        label = tf.cast(label, tf.int32)
+        label, coefficients = tf.cast(label, tf.int32), samplers.with_columns(coefficients, self._columns)
         x_t, memory = self._take(x_t, memory, times, draws, coefficients, guidance, label, *_as_int64(seed, index))
         quick = time.perf_counter() - start < self.QUICK * len(times)
         self.at_once, self.compiled = self.MOST_AT_ONCE if quick else 1, True
@@ -268,9 +274,17 @@ def _fused(optimizer, ema_warmup):
             delattr(optimizer, name)
 
 
-def squared_errors(predicted: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
-    """Of every value of the images, (batch, height, width, channels)."""
-    return tf.square(predicted - target)
+def squared_errors(output: tf.Tensor, target: tf.Tensor, weight: tf.Tensor) -> tf.Tensor:
+    """Of every value of the images, (batch, height, width, channels), times the weight of its image.
+
+    Args:
+        output: of the network; where that learns the variance of a step too, see `ddpm.hybrid_error`.
+        target: (batch, height, width, channels).
+        weight: (batch, 1, 1, 1), or (batch, 1, 1, 3) with `ddpm.bound_weights`.
+    """
+    predicted, *learned = split_output(output, target.shape[-1])
+    errors = tf.square(predicted - target)
+    return hybrid_error(errors, *learned, *tf.split(weight, 3, axis=-1)) if learned else weight * errors
 
 
 def cross_entropies(logits: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
@@ -285,7 +299,8 @@ def divide_training(model: keras.Model, parts: int, ema_warmup: bool = False) ->
     Each part has its own gradient, so that none waits for the others before the weights change. One trace serves
     batches of all sizes: otherwise the order in which sizes come would decide which graph computes them, and a resumed
     run would differ in the last bits. The loss is the mean of the errors, squared ones of images or the cross
-    entropy of classes, each multiplied by the `sample_weight` of its image, (batch, 1, 1, 1), if given.
+    entropy of classes, each multiplied by the `sample_weight` of its image, (batch, 1, 1, 1), if given; a network that
+    learns the variance of a step needs one, see `squared_errors`.
 
     Args:
         model: compiled, with an optimizer that keeps EMA weights.
@@ -293,18 +308,21 @@ def divide_training(model: keras.Model, parts: int, ema_warmup: bool = False) ->
         ema_warmup: whether their momentum is that of `ema_momentum`, instead of the same in every step.
     """
     model.parts = parts
-    errors_of = squared_errors if len(model.output.shape) == 4 else cross_entropies
+    of_images = len(model.output.shape) == 4
     optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)  # in float16 it is wrapped
     inputs = [tf.TensorSpec([None, *tensor.shape[1:]], tensor.dtype) for tensor in model.inputs]
-    target = inputs[0] if errors_of is squared_errors else tf.TensorSpec([None], tf.int32)
-    signature = [*inputs, target, tf.TensorSpec([None, 1, 1, 1])]
+    target = inputs[0] if of_images else tf.TensorSpec([None], tf.int32)
+    learns_variance = of_images and model.output.shape != model.inputs[0].shape
+    signature = [*inputs, target, tf.TensorSpec([None, 1, 1, 3 if learns_variance else 1])]
+
+    def errors_of(output, target, weight):
+        return squared_errors(output, target, weight) if of_images else weight * cross_entropies(output, target)
 
     @tf.function(reduce_retracing=True, autograph=False)  # traced once for all pieces
     def of_piece(*piece):
         *inputs, target, sample_weight, factor = piece
         with tf.GradientTape() as tape:
-            errors = errors_of(model(inputs, training=True), target)
-            loss = tf.reduce_sum(errors * sample_weight) * factor
+            loss = tf.reduce_sum(errors_of(model(inputs, training=True), target, sample_weight)) * factor
             scaled = model.optimizer.scale_loss(loss)  # in float16
         return loss, tape.gradient(scaled, model.trainable_weights)
 

@@ -64,6 +64,8 @@ def prepare(options: dict, path: str) -> tuple[keras.Model, Images, Images | Non
         optimizer = build_optimizer(settings)
         optimizer.build(model.trainable_variables)
         book["progress"] = dict(NOTHING_DONE)
+    if settings["variance"] == "learned":
+        checkpoint.check_variance(model)
     book["diffusion"] = {name: settings[name] for name in DIFFUSION}
     book["sampling"] = {
         "sampler": settings["sampler"],
@@ -116,10 +118,11 @@ def build_network(settings: dict, classes: int) -> keras.Model:
     shape = (settings["image_size"], settings["image_size"], settings["channels"])
     if settings["network"] == "naive":
         return NaiveUnet(shape, settings["n_feat"], classes)
-    network = {"unet": Unet, "classifier": Classifier}[settings["network"]]
     widths = [int(width) for width in settings["widths"].split(",")]
-    more = {name: settings[name] for name in ("blocks", "attention", "patch")}
-    return network(shape, settings["n_feat"], classes, widths, **more)
+    more = {"widths": widths, **{name: settings[name] for name in ("blocks", "attention", "patch")}}
+    if settings["network"] == "classifier":
+        return Classifier(shape, settings["n_feat"], classes, **more)
+    return Unet(shape, settings["n_feat"], classes, **more, learn_variance=settings["variance"] == "learned")
 
 
 def start_from(model: keras.Model, path: str) -> None:

@@ -152,8 +152,8 @@ OPTIONS = (
             default="once, half-way", type=integer(0), metavar="EPOCHS"),
     setting("sampler", "sampler of the grids, and of my_sample where no other is asked for", "ddpm",
             choices=("ddpm", "ddim", "dpm++")),
-    setting("variance", "of the noise in a step of the sampler ddpm: β, or that of the posterior for few steps", "beta",
-            choices=("beta", "posterior")),
+    setting("variance", "of the noise in a step of the sampler ddpm: β, that of the posterior for few steps, or "
+            "learned, which a new unet then learns", "beta", choices=("beta", "posterior", "learned")),
     setting("sample_steps", "its number of steps", default="T", type=integer(1), metavar="N"),
     setting("weaker_after", "steps after which a copy NAME-weaker.keras is saved, which guides the finished model away "
             "from early mistakes, see --weaker of reverse_diffusion.py; 0 for none", 0, type=integer(0),
