@@ -55,6 +55,7 @@ CHANGES = {
     "cosine": "--schedule cosine",
     "sigmoid": "--schedule sigmoid",
     "zerosnr": "--zero-snr",
+    "learned": "--variance learned",
     "rate1": "--learning-rate 1e-3",
     "rate4": "--learning-rate 4e-3",
     "constant": "--lr-decay none",
@@ -240,7 +241,9 @@ class Search:
         else:
             command = ["diffusion_model.py", *self.options_of(name, seed), "--model", of_model]
             self.run(*command, *self.length(name, times))
-        how = ["--sampler", o.sampler, "--steps", str(o.steps), *(["--variance", "posterior"] * (o.sampler == "ddpm"))]
+        how = ["--sampler", o.sampler, "--steps", str(o.steps)]
+        if o.sampler == "ddpm":
+            how += ["--variance", "learned" if "learned" in name.split("-") else "posterior"]
         if guided:
             from support import files
 
@@ -286,7 +289,7 @@ def cells(numbers):
         value("frechet", 0),
         value("precision", 2),
         value("recall", 2),
-        value("bits/dim, β, clipped", 2),
+        value("bits/dim, learned, clipped", 2) or value("bits/dim, β, clipped", 2),
         value("loss, training / held-out", 2),
         value(f"nearness to training, {features}", 2),
         value(f"near-copies, {features}", 3),
@@ -328,7 +331,12 @@ def main():
         help="of the layers of ours; bfloat16 where the processor has it (float32)",
     )
     add("--n-sample", type=int, default=1000, metavar="N", help="samples of each row, and images to compare (1000)")
-    add("--sampler", choices=("ddim", "ddpm", "dpm++"), default="ddim", help="ddpm is that with variance β̃ (ddim)")
+    add(
+        "--sampler",
+        choices=("ddim", "ddpm", "dpm++"),
+        default="ddim",
+        help="ddpm is that with variance β̃, or learned (ddim)",
+    )
     add("--steps", type=int, default=50, metavar="N", help="of the sampler (50)")
     add("--guidance", type=float, default=1.0, metavar="G", help="of ours by their weaker copies, see evaluate.py (1)")
     add("--features", default="efficientnet", help="see evaluate.py (efficientnet)")

@@ -58,6 +58,7 @@ def on_loss(settings: dict, source: str, epoch: int, loss: float) -> str | None:
         loss: the mean over its steps.
     """
     as_measured = source == "drawings" and settings["n_epochs"] == max(MEASURED) + 1 and not settings["flip"]
+    as_measured = as_measured and settings["variance"] != "learned"  # whose loss has another part
     if not as_measured or any(settings[name] != PRESETS["first"][name] for name in OF_LOSS) or epoch not in MEASURED:
         return None
     higher = loss > HIGH * MEASURED[epoch]
