@@ -1,0 +1,294 @@
+"""The variance of a reverse step that a network learns: its formula, its loss, samples, bits, files."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import TINY, Oracle
+from test_training import assert_equal_to_the_bit
+
+import ddpm
+import reverse_diffusion as rd
+from diffusion import sampling
+from diffusion.denoiser import autoguided, classifier_free, clipped, denoiser, with_classifier
+from diffusion.networks import Unet
+from evaluation import likelihood
+from support import advice, checkpoint, execution
+from support.settings import PRESETS
+
+SCHED = ddpm.ddpm_schedule(1e-3, 0.5, 20)
+BETA = np.linspace(1e-3, 0.5, 20)
+ALPHABAR = np.concatenate([[1], np.cumprod(1 - BETA)])
+TILDE = BETA * (1 - ALPHABAR[:-1]) / (1 - ALPHABAR[1:])  # β̃_t of t = 1 … T is TILDE[t - 1]
+DEVIATION = 0.5  # of images from N(0, 0.25)
+
+
+def random_images(*seeds, size=4):
+    return [np.random.default_rng(seed).standard_normal((20, size, size, 1)).astype(np.float32) for seed in seeds]
+
+
+def of_every_t(values):
+    """One number for each of t = 1 … T, to multiply images."""
+    return np.asarray(values)[:, None, None, None]
+
+
+EVERY_T = tf.range(1, 21)
+
+
+# --- the formula ------------------------------------------------------------------------------------------------------
+
+
+def test_u_leads_from_one_variance_to_the_other_and_the_last_step_adds_no_noise():
+    x_t, eps, z, u = random_images(0, 1, 2, 3)
+    steps = [ddpm.p_sample(x_t, EVERY_T, eps, z, SCHED, variance, clip=False) for variance in ("posterior", "beta")]
+    for value, expected in zip((0.0, 1.0), steps, strict=True):
+        got = ddpm.p_sample(x_t, EVERY_T, eps, z, SCHED, np.full_like(u, value), clip=False)
+        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
+    mean = ddpm.p_mean(x_t, EVERY_T, eps, SCHED, clip=False)
+    sigma = of_every_t(TILDE**0.5) * of_every_t(BETA / np.maximum(TILDE, 1e-30)) ** (u / 2)
+    got = ddpm.p_sample(x_t, EVERY_T, eps, z, SCHED, u, clip=False) - mean
+    np.testing.assert_allclose(got[1:], sigma[1:] * z[1:], rtol=1e-4, atol=1e-5)
+    assert not np.any(got[0])
+
+
+@pytest.mark.parametrize("T, zero_snr", [(1, False), (2, False), (1000, False), (1000, True)])
+def test_the_range_of_the_variance_is_finite_for_every_schedule(T, zero_snr):
+    sched = ddpm.ddpm_schedule(0.01, 0.01 if T == 1 else 0.02, T, zero_snr=zero_snr)
+    beta, tilde = (sched[name].astype(np.float64) for name in ("beta_t", "posterior_variance"))
+    tilde[1] = tilde[2] if T > 1 else beta[1]
+    found = ddpm.log_variance_range(sched)
+    np.testing.assert_allclose(found[1:], np.log(beta[1:] / tilde[1:]), atol=1e-5)
+    assert found[0] == 0 and np.all(found >= 0)
+
+
+def test_a_term_of_the_bound_knows_the_variance_of_every_pixel():
+    x_0, x_t, estimate, u = (images.astype(np.float64) for images in random_images(0, 1, 2, 3))
+    beta, before = of_every_t(BETA[1:]), of_every_t(ALPHABAR[1:-1])
+    mab, tilde = of_every_t(1 - ALPHABAR[2:]), of_every_t(TILDE[1:])
+    distance = before**0.5 * beta / mab * (x_0 - estimate)[1:]
+    of_p = beta ** u[1:] * tilde ** (1 - u[1:])
+    nats = 0.5 * (np.log(of_p / tilde) + (tilde + distance**2) / of_p - 1)
+    got = ddpm.bound_term(x_0[1:], x_t[1:], EVERY_T[1:], estimate[1:], SCHED, u[1:])
+    np.testing.assert_allclose(got, nats.mean(axis=(1, 2, 3)) / np.log(2), rtol=1e-4)
+
+
+def test_the_decoder_shares_all_probability_among_256_values_whatever_the_variance():
+    values = tf.reshape(tf.range(256, dtype=tf.float32) / 127.5 - 1, (256, 1, 1, 1))
+    bits, x_1, slides = [], 0.1 + 0 * values, ddpm.ddpm_schedule()
+    for u in 0.0, 0.4, 1.0:
+        of_u = ddpm.bound_decoder(values, x_1, x_1, slides, tf.fill(values.shape, u)).numpy()
+        assert np.sum(2.0**-of_u) == pytest.approx(1, abs=1e-5)
+        bits.append(of_u.min())
+    assert bits == sorted(bits) and bits[0] < bits[2] - 0.1
+    fixed = [ddpm.bound_decoder(values, x_1, x_1, slides, name).numpy().min() for name in ("posterior", "beta")]
+    assert bits[::2] == pytest.approx(fixed, rel=1e-5)
+
+
+# --- the loss ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("target", ["eps", "x0", "v"])
+def test_the_loss_is_the_term_of_the_bound_beside_the_squared_error(target):
+    x_0, eps, predicted, u = random_images(0, 1, 2, 3)
+    x_t = ddpm.q_sample(x_0, EVERY_T, eps, SCHED)
+    wanted = ddpm.training_target(x_0, EVERY_T, eps, SCHED, target)
+    estimate = denoiser(lambda inputs: predicted, SCHED, target)(x_t, EVERY_T)[0]
+    bits = ddpm.bound_term(x_0, x_t, EVERY_T, estimate, SCHED, u)
+    weights = tf.split(ddpm.bound_weights(EVERY_T, SCHED, target), 2, axis=-1)
+    errors = tf.square(predicted - wanted)
+    of_bound = ddpm.hybrid_error(errors, u, tf.zeros((20, 1, 1, 1)), *weights)
+    np.testing.assert_allclose(tf.reduce_mean(of_bound, axis=(1, 2, 3))[1:], bits[1:], rtol=1e-3)
+    with_weight = ddpm.hybrid_error(errors, u, tf.fill((20, 1, 1, 1), 3.0), *weights)
+    np.testing.assert_allclose(with_weight, of_bound + 3 * errors, rtol=1e-5)
+
+
+@pytest.mark.parametrize("target", ["eps", "x0", "v"])
+def test_least_is_the_loss_of_the_variance_that_the_reverse_step_of_a_gaussian_has(target):
+    """x_0 given x_t has the variance V; its reverse step that of β̃ and of the mean, which is linear in x_0."""
+    ab = ALPHABAR[1:]
+    V = DEVIATION**2 * (1 - ab) / (ab * DEVIATION**2 + 1 - ab)
+    error = {"x0": V, "eps": ab / (1 - ab) * V, "v": V / (1 - ab)}[target]
+    u = tf.linspace(-0.5, 1.5, 20001)
+    weights = ddpm.bound_weights(EVERY_T, SCHED, target).numpy().reshape(20, 2)
+    for t in range(2, 21):
+        loss = ddpm.hybrid_error(tf.fill(u.shape, np.float32(error[t - 1])), u, 0.0, *weights[t - 1])
+        assert float(u[np.argmin(loss)]) == pytest.approx(exact_u()[t - 1], abs=0.01)
+
+
+def exact_u():
+    """u of the reverse step from t = 1 … T for images from N(0, 0.25)."""
+    ab, before = ALPHABAR[1:], ALPHABAR[:-1]
+    V = DEVIATION**2 * (1 - ab) / (ab * DEVIATION**2 + 1 - ab)
+    variance = TILDE + (before**0.5 * BETA / (1 - ab)) ** 2 * V
+    return np.append(0.0, np.log(variance[1:] / TILDE[1:]) / np.log(BETA[1:] / TILDE[1:]))
+
+
+def test_only_the_variance_learns_from_the_bound():
+    predicted, wanted, u = (tf.constant(images) for images in random_images(0, 1, 2))
+    weight = tf.concat([tf.fill((20, 1, 1, 1), 0.7), ddpm.bound_weights(EVERY_T, SCHED, "v")], axis=-1)
+    with tf.GradientTape() as tape:
+        tape.watch([predicted, u])
+        output = tf.concat([predicted, 2 * u - 1], axis=-1)
+        loss = tf.reduce_sum(execution.squared_errors(output, wanted, weight))
+    of_predicted, of_u = tape.gradient(loss, [predicted, u])
+    np.testing.assert_allclose(of_predicted, 2 * 0.7 * (predicted - wanted), rtol=1e-5)
+    ratio, k = (weight[..., k : k + 1].numpy().astype(np.float64) for k in (1, 2))
+    error = k * np.square(predicted.numpy() - wanted.numpy(), dtype=np.float64)
+    slope = 0.5 * ratio * (1 - (1 + error) * np.exp(-ratio * u.numpy())) / np.log(2)
+    np.testing.assert_allclose(of_u, slope, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_training_step_takes_that_loss(parts):
+    x_t, wanted = random_images(0, 1, size=8)
+    keras.utils.set_random_seed(0)
+    model = Unet((8, 8, 1), 8, learn_variance=True)
+    model.set_weights([weight + 0.1 for weight in model.get_weights()])
+    optimizer = keras.optimizers.SGD(0.0, use_ema=True)
+    optimizer.build(model.trainable_variables)
+    checkpoint.compile_for_run(model, optimizer, "float32", False, parts)
+    weight = np.concatenate([np.random.default_rng(2).random((20, 1, 1, 1)),
+                             ddpm.bound_weights(EVERY_T, SCHED, "eps")], axis=-1).astype(np.float32)  # fmt: skip
+    inputs = [x_t, np.linspace(0.05, 1, 20, dtype=np.float32)[:, None]]
+    output = np.asarray(model(inputs), np.float64)
+    (w, ratio, k), error = np.split(weight.astype(np.float64), 3, axis=-1), (output[..., :1] - wanted) ** 2
+    log_ratio = ratio * (output[..., 1:] + 1) / 2
+    bits = 0.5 * (np.exp(-log_ratio) * (1 + k * error) - 1 + log_ratio) / np.log(2)
+    assert model.train_on_batch(inputs, wanted, sample_weight=weight) == pytest.approx(
+        np.mean(w * error + bits), rel=1e-4
+    )
+
+
+# --- samples and bits -------------------------------------------------------------------------------------------------
+
+
+def oracle(u_of, shape=(32, 32, 1)):
+    """ε̂ of images from N(0, 0.25), exact, and a u for each t = 1 … T, as a network of twice the channels gives them."""
+
+    def predict(inputs):
+        x_t, t = inputs[0], tf.cast(tf.round(inputs[1][:, 0] * 20), tf.int32)
+        ab = tf.gather(tf.constant(ALPHABAR, tf.float32), t)[:, None, None, None]
+        u = tf.gather(tf.constant(np.append(0, u_of), tf.float32), t)[:, None, None, None] + 0 * x_t
+        return tf.concat([(1 - ab) ** 0.5 * x_t / (ab * DEVIATION**2 + 1 - ab), 2 * u - 1], axis=-1)
+
+    found = Oracle(predict, shape)
+    found.outputs = [np.empty((1, *shape[:2], 2 * shape[2]))]
+    return found
+
+
+def end(network, batch=32, **how):
+    steps = execution.ReverseSteps(network, SCHED, batch, clip=False, xla=False)
+    return list(sampling.sample(steps, sampling.make_plan(SCHED, **how), 0, range(batch)))[-1][1].numpy()
+
+
+def test_samples_with_the_learned_variance_have_the_variance_of_the_images():
+    """β is too much, β̃ too little; the last step, to the mean of x_0 given x_1, leaves out what is between them."""
+    network = oracle(exact_u())
+    expected = DEVIATION**2 - DEVIATION**2 * (1 - ALPHABAR[1]) / (ALPHABAR[1] * DEVIATION**2 + 1 - ALPHABAR[1])
+    found = {variance: end(network, variance=variance).var() for variance in ("beta", "posterior", "learned")}
+    assert found["learned"] == pytest.approx(expected, rel=0.02)
+    assert found["posterior"] < 0.95 * expected and found["beta"] > 1.05 * expected
+
+
+@pytest.mark.parametrize("how", [{}, {"steps": 7}, {"steps": 5, "corrector": 1}])
+def test_a_constant_u_is_one_of_the_fixed_variances_for_strides_too(how):
+    for u, variance in (0, "posterior"), (1, "beta"):
+        network = oracle(np.full(20, u))
+        got, expected = (end(network, 4, variance=name, **how) for name in ("learned", variance))
+        np.testing.assert_allclose(got, expected, atol=1e-4)
+        assert np.any(end(oracle(np.full(20, 0.5)), 4, variance="learned", **how) != expected)
+
+
+def test_other_samplers_leave_a_learned_variance_alone():
+    for how in {"sampler": "ddim"}, {"sampler": "dpm++", "steps": 9}, {"sampler": "langevin"}, {"variance": "beta"}:
+        np.testing.assert_array_equal(*(end(oracle(np.full(20, u)), 4, **how) for u in (0.2, 0.7)))
+
+
+def test_guidance_moves_the_estimates_and_keeps_the_variance_of_the_class():
+    x_t, t, label = tf.constant(random_images(0)[0]), EVERY_T, tf.fill(20, 1)
+
+    def network(inputs):
+        of_class = tf.cast(inputs[2], tf.float32)[:, :, None, None] if len(inputs) > 2 else tf.zeros((20, 1, 1, 1))
+        return tf.concat([inputs[0] * (0.1 + 0.2 * of_class), 0.5 + of_class + 0 * inputs[0]], axis=-1)
+
+    def plain(inputs):
+        return network(inputs)[..., :1]
+
+    g, weaker = tf.constant(2.0), denoiser(lambda inputs: 0.3 * inputs[0], SCHED)
+    classify = lambda inputs: 3 * inputs[0][:, 0, 0] * [1.0, -1.0]  # noqa: E731
+    both = [denoiser(function, SCHED) for function in (network, plain)]
+    for wrap, u in (
+        (lambda denoise: classifier_free(denoise, g), 1.25),
+        (lambda denoise: with_classifier(denoise, classify, SCHED, g), 0.75),
+        (lambda denoise: autoguided(denoise, weaker, g), 1.25),
+    ):
+        (*estimates, learned), expected = (clipped(wrap(denoise), SCHED)(x_t, t, label) for denoise in both)
+        for got, wanted in zip(estimates, expected, strict=True):
+            np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(learned, u + 0 * x_t)
+
+
+def test_bits_of_a_gaussian_are_fewest_with_the_learned_variance():
+    pixels = np.clip(np.rint(127.5 * (1 + DEVIATION * np.random.default_rng(0).standard_normal((40, 8, 8, 1)))), 0, 255)
+    ways = likelihood.WAYS + likelihood.LEARNED
+    denoise = denoiser(oracle(exact_u()), SCHED)
+    found = likelihood.measure_denoising(denoise, SCHED, pixels.astype(np.uint8), 0, 20, ways=ways)
+    rows = likelihood.bound_rows(found)
+    for clip in "clipped", "not clipped":
+        bits = {name: rows[f"bits/dim, {name}, {clip}"]["value"] for name in ("β", "β̃", "learned")}
+        assert bits["learned"] < min(bits["β"], bits["β̃"]) - 0.05
+    assert len(likelihood.bound_rows(found | {"bits": found["bits"][:, :4]})) == 5
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+LEARNED = (*TINY, "--network", "unet", "--n-feat", "8", "--variance", "learned", "--target", "v", "--sample-steps", "5")
+
+
+def test_a_network_learns_it_and_its_file_recommends_it(train_tiny, tmp_path):
+    train_tiny(*LEARNED, "--n-epochs", "2", "--model", "two.keras")
+    model = checkpoint.open_model("two.keras")
+    assert model.outputs[0].shape[-1] == 2 and checkpoint.sampler_of(model)["variance"] == "learned"
+    how = {"model": "two.keras", "seed": 0, "n_sample": 2, "verbose": 0}
+    np.testing.assert_array_equal(rd.my_sample(**how), rd.my_sample(**how, steps=5, variance="learned"))
+    assert np.any(rd.my_sample(**how) != rd.my_sample(**how, steps=5, variance="beta"))
+
+    train_tiny("--variance", "posterior", "--n-epochs", "3", "--model", "two.keras")  # of grids, and it learns on
+    model = checkpoint.open_model("two.keras")
+    assert model.outputs[0].shape[-1] == 2 and checkpoint.sampler_of(model)["variance"] == "posterior"
+
+
+def test_a_resumed_run_ends_in_the_same_bits(train_tiny):
+    more = (*LEARNED, "--lr-decay", "none", "--precision", "bfloat16")
+    for epochs, model in ("2", "whole.keras"), ("1", "resumed.keras"), ("2", "resumed.keras"):
+        keras.backend.clear_session()  # TensorFlow adds gradients up in the order of the layers' automatic names
+        train_tiny(*more, "--n-epochs", epochs, "--model", model)
+    assert_equal_to_the_bit("whole.keras", "resumed.keras")
+
+
+def test_what_has_not_learned_it_is_refused(train_tiny):
+    train_tiny(*TINY, "--n-epochs", "1", "--model", "plain.keras")
+    for words in ("--model", "plain.keras", "--n-epochs", "2"), ("--model", "new.keras", "--n-epochs", "1"):
+        with pytest.raises(ValueError, match="variance learned needs a network that learns it"):
+            train_tiny(*TINY, *words, "--variance", "learned")
+    with pytest.raises(ValueError, match="variance learned needs a network that learns it"):
+        rd.my_sample(model="plain.keras", variance="learned", verbose=0)
+    with pytest.raises(ValueError, match="variance must be one of beta, posterior"):
+        ddpm.p_sample(*random_images(0), EVERY_T, *random_images(1, 2), SCHED, "learned")
+
+
+def test_an_evaluation_has_a_row_for_it(run, tmp_path, train_tiny):
+    train_tiny(*LEARNED, "--n-epochs", "1", "--model", "model.keras")
+    np.save("new.npy", np.random.default_rng(1).integers(0, 256, (20, 8, 8)).astype(np.uint8))
+    process = run("evaluate.py", "--data", "new.npy", "--only", "bits,loss", "--draws", "2")
+    assert process.returncode == 0, process.stderr
+    numbers = json.loads((tmp_path / "model-evaluation.json").read_text())
+    assert np.isfinite(numbers["bits/dim, learned, clipped"]["value"])
+
+
+def test_no_loss_is_expected_of_a_network_that_learns_it():
+    settings = PRESETS["first"] | {"preset": "first", "n_epochs": 32, "flip": False}
+    assert advice.on_loss(settings, "drawings", 0, 1.0)
+    assert advice.on_loss(settings | {"variance": "learned"}, "drawings", 0, 1.0) is None
