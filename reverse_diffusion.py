@@ -89,7 +89,8 @@ def my_sample(
             [x_t, t/T, label] and predicts the noise. The noise schedule comes from the metadata of the model; without
             metadata it is that of the slides.
         seed: an integer; image k of a seed is the same however many are sampled. None for different ones every time.
-        variance, clip: see `ddpm.p_sample`; None for the variance that the file recommends with its sampler, else β.
+        variance, clip: see `ddpm.p_sample`, and variance `'learned'` for what the network has learned; None for the
+            variance that the file recommends with its sampler, else β.
         verbose: 0 for silence, 1 for a bar that counts t down.
         sampler: `'ddpm'`, `'ddim'`, `'dpm++'` or `'langevin'`, see `diffusion.samplers.coefficients`; None for what the
             file recommends; ddpm with all steps if it recommends nothing or `variance` is chosen.
