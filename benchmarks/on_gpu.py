@@ -225,6 +225,18 @@ def sample_guided_by_an_early_copy(size):
         return {"seconds, 4 images, start included": round(time.monotonic() - start, 1)}
 
 
+@check("runs", 180)
+def sample_with_a_learned_variance(size):
+    """The network `unet` learns the variance of a step in bfloat16, and samples with it."""
+    with tempfile.TemporaryDirectory() as folder:
+        words = ("--n-epochs", 1, "--variance", "learned", "--weaker-after", 0)
+        status, printed, _ = training(size, folder, *gpu_preset(size), *words)
+        expect(status, printed)
+        start = time.monotonic()
+        expect(*script("reverse_diffusion.py", "--n-sample", 4, "--seed", 0, folder=folder)[:2])
+        return {"seconds, 4 images, start included": round(time.monotonic() - start, 1)}
+
+
 @check("runs", 300, needs=("tensorflow", "gpu"))
 def run_out_of_memory(size):
     """At an absurd batch size: one sentence, whose advice is followed until it fits."""
