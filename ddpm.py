@@ -256,38 +256,6 @@ def log_snr_probabilities(sched, mean=0.0, scale=0.5, uniform=0.1):
     return (1 - uniform) * (below[:-1] - below[1:]) + uniform / len(of_t)
 
 
-def bound_weights(t, sched, target="eps"):
-    """What `hybrid_error` needs of each image to know its term of the bound: log(β_t / β̃_t), and k, (batch, 1, 1, 2).
-
-    With an error e of the target the mean of a reverse step is wrong by (μ_q - μ_θ)² / β̃_t = k e².
-
-    Args:
-        t: (batch,) int, 1 … T.
-    """
-    check_choice("target", target, TARGETS)
-    ab = sched.alphabar
-    of_x_0 = {"eps": (1 - ab) / np.where(ab > 0, ab, 1), "x0": np.ones(len(ab)), "v": 1 - ab}[target]
-    log_ratio = log_variance_range(sched)
-    smallest = np.append(1.0, sched["beta_t"][1:]) * np.exp(-log_ratio)
-    k = sched["posterior_mean_coef1"] ** 2 / smallest * of_x_0
-    return tf.gather(tf.constant(np.stack([log_ratio, k], axis=1), tf.float32), t)[:, None, None, :]
-
-
-def hybrid_error(squared_error, u, weight, log_ratio, k):
-    """The error that teaches a network the variance u of a step too: `weight` e² plus its term of the bound, in bits.
-
-    L_simple + λ L_vlb of Nichol & Dhariwal 2021, arXiv 2102.09672, equation 16, λ = 1 / T. As there only u learns from
-    the bound, not what the network predicts. At t = 1 the term is that of a Gaussian of variance β̃_2 about x_0, in
-    place of the pixel's bin.
-
-    Args:
-        squared_error, u: (batch, height, width, channels) float32, e² of the target; see `log_variance_ratio`.
-        weight, log_ratio, k: (batch, 1, 1, 1) float32, see `loss_weight` and `bound_weights`.
-    """
-    of_bound = divergence(k * tf.stop_gradient(squared_error), log_ratio * u)
-    return weight * squared_error + of_bound / np.log(2)
-
-
 WEIGHTINGS = ("none", "min-snr", "snr")
 
 
@@ -359,7 +327,7 @@ VARIANCES = ("beta", "posterior")
 
 
 def log_variance_ratio(x_t, t, variance, sched):
-    """log(σ_t² / β̃_t) of the variance σ_t² of a reverse step, to multiply or add to `x_t`.
+    """log(σ_t² / β̃_t) of the variance σ_t² of a reverse step, one number per image or like `x_t`.
 
     Args:
         x_t: (batch, height, width, channels) float.
@@ -436,6 +404,38 @@ def bound_decoder(x_0, x_1, estimate, sched, variance="beta"):
     smallest = sched["posterior_variance"][2] if n_steps(sched) > 1 else sched["beta_t"][1]
     sigma = np.sqrt(smallest) * tf.exp(log_variance_ratio(x_1, t, variance, sched) / 2)
     return _bits(-_log_probability_of_pixel(x_0, q_mean(estimate, x_1, t, sched), tf.cast(sigma, tf.float64)))
+
+
+def bound_weights(t, sched, target="eps"):
+    """What `hybrid_error` needs of each image to know its term of the bound: log(β_t / β̃_t), and k, (batch, 1, 1, 2).
+
+    With an error e of the target the mean of a reverse step is wrong by (μ_q - μ_θ)² / β̃_t = k e².
+
+    Args:
+        t: (batch,) int, 1 … T.
+    """
+    check_choice("target", target, TARGETS)
+    ab = sched.alphabar
+    of_x_0 = {"eps": (1 - ab) / np.where(ab > 0, ab, 1), "x0": np.ones(len(ab)), "v": 1 - ab}[target]
+    log_ratio = log_variance_range(sched)
+    smallest = np.append(1.0, sched["beta_t"][1:]) * np.exp(-log_ratio)
+    k = sched["posterior_mean_coef1"] ** 2 / smallest * of_x_0
+    return tf.gather(tf.constant(np.stack([log_ratio, k], axis=1), tf.float32), t)[:, None, None, :]
+
+
+def hybrid_error(squared_error, u, weight, log_ratio, k):
+    """The error that teaches a network the variance u of a step too: `weight` e² plus its term of the bound, in bits.
+
+    L_simple + λ L_vlb of Nichol & Dhariwal 2021, arXiv 2102.09672, equation 16, λ = 1 / T. As there only u learns from
+    the bound, not what the network predicts. At t = 1 the term is that of a Gaussian of variance β̃_2 about x_0, in
+    place of the pixel's bin.
+
+    Args:
+        squared_error, u: (batch, height, width, channels) float32, e² of the target; see `log_variance_ratio`.
+        weight, log_ratio, k: (batch, 1, 1, 1) float32, see `loss_weight` and `bound_weights`.
+    """
+    of_bound = divergence(k * tf.stop_gradient(squared_error), log_ratio * u)
+    return weight * squared_error + of_bound / np.log(2)
 
 
 def _log_probability_of_pixel(x, mean, sigma):

@@ -98,12 +98,13 @@ def train(model, images, run):
     import tensorflow as tf
 
     from support import checkpoint
+    from support.execution import learns_variance
 
     book = checkpoint.metadata(model)
     settings, progress = book["settings"], book["progress"]
     sched, predicted = checkpoint.diffusion_of(model)
-    learned = not checkpoint.is_classifier(model) and checkpoint.learns_variance(model)
-    noisy = noising(sched, settings["seed"], predicted, settings["weighting"], settings["t_sampling"], learned)
+    more = settings["weighting"], settings["t_sampling"], learns_variance(model)
+    noisy = noising(sched, settings["seed"], predicted, *more)
     for i in range(progress["epoch"], settings["n_epochs"]):
         run.before_epoch()
         train_data = data.batches(

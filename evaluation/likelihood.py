@@ -37,7 +37,7 @@ def likelihood_rows(
     (sched, target), batch_size = checkpoint.diffusion_of(model), execution.even_batches(model, len(held_out))[1]
     denoise = execution.denoiser_of(model, sched, target, device.parts_for(batch_size))
 
-    ways = WAYS + LEARNED * checkpoint.learns_variance(model)
+    ways = WAYS + LEARNED * execution.learns_variance(model)
 
     def measure(images, name):
         return measure_denoising(denoise, sched, images, options.draws, batch_size, cache and f"{cache}-{name}", ways)

@@ -27,7 +27,7 @@ import numpy as np
 from ddpm import Schedule, ddpm_schedule, n_steps
 from diffusion.layers import ClassLayer, Logbook
 from support import files
-from support.execution import divide_training
+from support.execution import divide_training, learns_variance
 from unet import TimeLayer
 
 
@@ -74,14 +74,9 @@ def sampler_of(
     return chosen
 
 
-def learns_variance(model: keras.Model) -> bool:
-    """Whether a model, of images, says how much noise a step adds, see `diffusion.denoiser.split_output`."""
-    return model.outputs[0].shape[-1] == 2 * model.inputs[0].shape[-1]
-
-
 def check_variance(model: keras.Model) -> None:
     """Raises ValueError if a model has not learned the variance of a step."""
-    if is_classifier(model) or not learns_variance(model):
+    if not learns_variance(model):
         raise ValueError("variance learned needs a network that learns it, which is a new one of --network unet "
                          "--variance learned")  # fmt: skip
 
@@ -148,8 +143,9 @@ def check_network(model: keras.Model, path: str, classifier: bool = False) -> No
         return
     if is_classifier(model):
         raise ValueError(f"{path} is a classifier, which samples no images but guides a model; give it as classifier")
-    shape, of_output = tuple(model.inputs[0].shape), tuple(model.outputs[0].shape)
-    if len(model.inputs) not in (2, 3) or of_output not in (shape, (*shape[:-1], 2 * (shape[-1] or 0))):
+    same = tuple(model.inputs[0].shape[:-1]) == tuple(model.outputs[0].shape[:-1])
+    same = same and (learns_variance(model) or model.inputs[0].shape[-1] == model.outputs[0].shape[-1])
+    if len(model.inputs) not in (2, 3) or not same:
         raise ValueError(f"{path} is a model, but not one that takes [image, t/T] and predicts the noise")
 
 

@@ -39,6 +39,12 @@ def even_batches(model: keras.Model, count: int) -> tuple[int, int]:
     return batches, math.ceil(count / batches)
 
 
+def learns_variance(model: keras.Model) -> bool:
+    """Whether a network also says how much noise a step adds, see `diffusion.denoiser.split_output`."""
+    shape, of_output = model.inputs[0].shape, model.outputs[0].shape
+    return len(of_output) == len(shape) and of_output[-1] == 2 * shape[-1]
+
+
 def for_inference(model: Callable) -> Callable[..., tf.Tensor]:
     """A network as a function of its inputs, for batches of all sizes.
 
@@ -119,7 +125,7 @@ class ReverseSteps:
         weaker: tuple[keras.Model, str] | None = None,
     ):
         shape = tuple(model.inputs[0].shape[1:])
-        self._columns = 6 if model.outputs[0].shape[-1] > shape[-1] else 5
+        columns = self._columns = 6 if learns_variance(model) else 5
         xla = device.has_gpu() or batch_size == 1 if xla is None else xla  # a single image cannot be divided
         parts = 1 if xla else device.parts_for(batch_size)
         of_model, classify = denoiser_of(model, sched, target, parts), classifier and predictor(classifier, parts)
@@ -141,12 +147,7 @@ class ReverseSteps:
             return tf.TensorSpec(shape, dtype)
 
         x = spec(tf.float32, batch_size, *shape)
-        of_steps = (
-            spec(tf.int32, None),
-            spec(tf.int32, None),
-            spec(tf.float32, None, self._columns),
-            spec(tf.float32, None),
-        )
+        of_steps = spec(tf.int32, None), spec(tf.int32, None), spec(tf.float32, None, columns), spec(tf.float32, None)
         of_images = spec(tf.int32, batch_size), spec(tf.int64), spec(tf.int64, batch_size)
 
         @tf.function(input_signature=[x, x, *of_steps, *of_images], autograph=False)
@@ -312,8 +313,7 @@ def divide_training(model: keras.Model, parts: int, ema_warmup: bool = False) ->
     optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)  # in float16 it is wrapped
     inputs = [tf.TensorSpec([None, *tensor.shape[1:]], tensor.dtype) for tensor in model.inputs]
     target = inputs[0] if of_images else tf.TensorSpec([None], tf.int32)
-    learns_variance = of_images and model.output.shape != model.inputs[0].shape
-    signature = [*inputs, target, tf.TensorSpec([None, 1, 1, 3 if learns_variance else 1])]
+    signature = [*inputs, target, tf.TensorSpec([None, 1, 1, 3 if learns_variance(model) else 1])]
 
     def errors_of(output, target, weight):
         return squared_errors(output, target, weight) if of_images else weight * cross_entropies(output, target)
