@@ -304,7 +304,7 @@ def p_sample(x_t, t, eps, z, sched, variance="beta", clip=True):
         x_{t-1}, of the shape and type of `x_t`.
 
     Raises:
-        ValueError: for another `variance`.
+        ValueError: for another name of a `variance`.
     """
     sigma = _at(np.sqrt(sched["posterior_variance"]), t, x_t) * tf.exp(log_variance_ratio(x_t, t, variance, sched) / 2)
     return p_mean(x_t, t, eps, sched, clip) + sigma * z
@@ -406,36 +406,43 @@ def bound_decoder(x_0, x_1, estimate, sched, variance="beta"):
     return _bits(-_log_probability_of_pixel(x_0, q_mean(estimate, x_1, t, sched), tf.cast(sigma, tf.float64)))
 
 
-def bound_weights(t, sched, target="eps"):
-    """What `hybrid_error` needs of each image to know its term of the bound: log(β_t / β̃_t), and k, (batch, 1, 1, 2).
+SHARE = 1e-3  # of a term of the bound in the hybrid error
 
-    With an error e of the target the mean of a reverse step is wrong by (μ_q - μ_θ)² / β̃_t = k e².
+
+def bound_weights(t, sched, target="eps"):
+    """What `hybrid_error` needs of each image to know its term of the bound, (batch, 1, 1, 3) float32.
+
+    log(β_t / β̃_t), k and d: with an error e of the target the mean of a reverse step is wrong by (μ_q - μ_θ)² / β̃_t =
+    k e². d corrects that at t = 1, where the term is that of a pixel's bin, of variance (2/255)² / 12, not that of a
+    Gaussian of variance β̃; else it is 0.
 
     Args:
         t: (batch,) int, 1 … T.
     """
     check_choice("target", target, TARGETS)
-    ab = sched.alphabar
+    ab, log_ratio = sched.alphabar, log_variance_range(sched)
+    before = np.append(1.0, ab[:-1])
+    mab, beta = np.append(1.0, 1 - ab[1:]), 1 - ab / before
     of_x_0 = {"eps": (1 - ab) / np.where(ab > 0, ab, 1), "x0": np.ones(len(ab)), "v": 1 - ab}[target]
-    log_ratio = log_variance_range(sched)
-    smallest = np.append(1.0, sched["beta_t"][1:]) * np.exp(-log_ratio)
-    k = sched["posterior_mean_coef1"] ** 2 / smallest * of_x_0
-    return tf.gather(tf.constant(np.stack([log_ratio, k], axis=1), tf.float32), t)[:, None, None, :]
+    k = before * beta * np.exp(log_ratio) / mab**2 * of_x_0
+    d = np.where(np.arange(len(ab)) == 1, (2 / 255) ** 2 / 12 * np.exp(log_ratio) / np.append(1.0, beta[1:]) - 1, 0)
+    return tf.gather(tf.constant(np.stack([log_ratio, k, d], axis=1), tf.float32), t)[:, None, None, :]
 
 
-def hybrid_error(squared_error, u, weight, log_ratio, k):
-    """The error that teaches a network the variance u of a step too: `weight` e² plus its term of the bound, in bits.
+def hybrid_error(squared_error, u, weight, log_ratio, k, d):
+    """The error that teaches a network the variance u of a step too: `weight` e² and `SHARE` of its bound, in bits.
 
-    L_simple + λ L_vlb of Nichol & Dhariwal 2021, arXiv 2102.09672, equation 16, λ = 1 / T. As there only u learns from
-    the bound, not what the network predicts. At t = 1 the term is that of a Gaussian of variance β̃_2 about x_0, in
-    place of the pixel's bin.
+    L_simple + λ L_vlb of Nichol & Dhariwal 2021, arXiv 2102.09672, equation 16. As there the bound teaches u alone, and
+    not what is predicted. Its share is a thousandth of the paper's for T = 1000: the layers before the output are the
+    same for both, and a new network that predicts x_0 has a bound of thousands of bits. Optimizers like Adam scale the
+    steps of those weights that only u has.
 
     Args:
         squared_error, u: (batch, height, width, channels) float32, e² of the target; see `log_variance_ratio`.
-        weight, log_ratio, k: (batch, 1, 1, 1) float32, see `loss_weight` and `bound_weights`.
+        weight, log_ratio, k, d: (batch, 1, 1, 1) float32, see `loss_weight` and `bound_weights`.
     """
-    of_bound = divergence(k * tf.stop_gradient(squared_error), log_ratio * u)
-    return weight * squared_error + of_bound / np.log(2)
+    of_bound = divergence(k * tf.stop_gradient(squared_error) + d, log_ratio * u)
+    return weight * squared_error + SHARE * of_bound / np.log(2)
 
 
 def _log_probability_of_pixel(x, mean, sigma):

@@ -89,8 +89,9 @@ def my_sample(
             [x_t, t/T, label] and predicts the noise. The noise schedule comes from the metadata of the model; without
             metadata it is that of the slides.
         seed: an integer; image k of a seed is the same however many are sampled. None for different ones every time.
-        variance, clip: see `ddpm.p_sample`, and variance `'learned'` for what the network has learned; None for the
-            variance that the file recommends with its sampler, else β.
+        variance: of a step of ddpm, `'beta'`, `'posterior'` or `'learned'`, see `diffusion.samplers.coefficients`; None
+            for what the file recommends with its sampler, else β.
+        clip: whether estimates of x_0 are clipped, see `ddpm.p_sample`.
         verbose: 0 for silence, 1 for a bar that counts t down.
         sampler: `'ddpm'`, `'ddim'`, `'dpm++'` or `'langevin'`, see `diffusion.samplers.coefficients`; None for what the
             file recommends; ddpm with all steps if it recommends nothing or `variance` is chosen.

@@ -43,7 +43,7 @@ def likelihood_rows(
         return measure_denoising(denoise, sched, images, options.draws, batch_size, cache and f"{cache}-{name}", ways)
 
     on_held_out = measure(held_out, "bits.npz")
-    rows = bound_rows(on_held_out) if "bits" in options.only else {}
+    rows = bound_rows(on_held_out, ways) if "bits" in options.only else {}
     rows |= loss_rows(on_held_out, sched, held_out) if "loss" in options.only else {}
     if "overfitting" in options.only:
         on_training = measure(random_subset(training, len(held_out)), "training-bits.npz")
@@ -51,10 +51,10 @@ def likelihood_rows(
     return rows
 
 
-def bound_rows(measurements: dict[str, np.ndarray]) -> dict[str, dict]:
-    """Rows: bits per dimension for each of `WAYS`, and of `LEARNED` where they were measured, and L_T."""
+def bound_rows(measurements: dict[str, np.ndarray], ways: Sequence[tuple[str, bool]] = tuple(WAYS)) -> dict[str, dict]:
+    """Rows: bits per dimension for each of the `ways` that were measured, and L_T."""
     rows, names = {}, {"beta": "β", "posterior": "β̃", "learned": "learned"}
-    for (variance, clip), bits in zip(WAYS + LEARNED, measurements["bits"].T + measurements["prior"], strict=False):
+    for (variance, clip), bits in zip(ways, measurements["bits"].T + measurements["prior"], strict=True):
         name = f"bits/dim, {names[variance]}, {'clipped' if clip else 'not clipped'}"
         rows[name] = mean_row(bits)
     rows["… of it L_T"] = mean_row(measurements["prior"], "x_T compared with pure noise")

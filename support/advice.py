@@ -60,7 +60,7 @@ def on_loss(settings: dict, source: str, epoch: int, loss: float) -> str | None:
         epoch: its number, from 0.
         loss: the mean over its steps.
     """
-    if source != "drawings" or settings["flip"] or settings["variance"] == "learned":  # whose loss has another part
+    if source != "drawings" or settings["flip"]:
         return None
     for preset, losses in MEASURED.items():
         as_measured = settings["n_epochs"] == STEPS[preset] // EPOCH and epoch in losses

@@ -281,11 +281,11 @@ def squared_errors(output: tf.Tensor, target: tf.Tensor, weight: tf.Tensor) -> t
     Args:
         output: of the network; where that learns the variance of a step too, see `ddpm.hybrid_error`.
         target: (batch, height, width, channels).
-        weight: (batch, 1, 1, 1), or (batch, 1, 1, 3) with `ddpm.bound_weights`.
+        weight: (batch, 1, 1, 1), or (batch, 1, 1, 4) with `ddpm.bound_weights`.
     """
     predicted, *learned = split_output(output, target.shape[-1])
     errors = tf.square(predicted - target)
-    return hybrid_error(errors, *learned, *tf.split(weight, 3, axis=-1)) if learned else weight * errors
+    return hybrid_error(errors, *learned, *tf.split(weight, 4, axis=-1)) if learned else weight * errors
 
 
 def cross_entropies(logits: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
@@ -313,7 +313,7 @@ def divide_training(model: keras.Model, parts: int, ema_warmup: bool = False) ->
     optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)  # in float16 it is wrapped
     inputs = [tf.TensorSpec([None, *tensor.shape[1:]], tensor.dtype) for tensor in model.inputs]
     target = inputs[0] if of_images else tf.TensorSpec([None], tf.int32)
-    signature = [*inputs, target, tf.TensorSpec([None, 1, 1, 3 if learns_variance(model) else 1])]
+    signature = [*inputs, target, tf.TensorSpec([None, 1, 1, 4 if learns_variance(model) else 1])]
 
     def errors_of(output, target, weight):
         return squared_errors(output, target, weight) if of_images else weight * cross_entropies(output, target)

@@ -108,6 +108,8 @@ def check_network_options(settings: dict, typed: dict) -> None:
         raise ValueError("--network classifier learns classes; add --classes")
     if settings["network"] == "classifier" and typed.get("weaker_after"):
         raise ValueError("--weaker-after is of networks that sample images; omit it")
+    if typed.get("variance") == "learned" and settings["network"] != "unet":
+        raise ValueError("--variance learned is of --network unet; add that, or choose another variance")
     for name in ("widths", "blocks", "attention", "patch") if settings["network"] == "naive" else ():
         if name in typed:
             raise ValueError(f"--{name} is of --network unet and classifier; add one of them, or omit --{name}")

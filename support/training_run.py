@@ -13,7 +13,7 @@ from ddpm import to_pixels
 from diffusion.sampling import make_plan, sample
 from evaluation.validation import Validation, overfitting_warning
 from support import advice, checkpoint, console, files
-from support.execution import ReverseSteps
+from support.execution import ReverseSteps, learns_variance
 from support.history import History
 from support.saving import Checkpoints
 from support.signals import Interruption
@@ -92,7 +92,8 @@ class TrainingRun:
         speed, rate = self.count / max(seconds, 1e-9), float(self.model.optimizer.learning_rate)
         row = progress["epoch"], progress["step"], progress["loss"], mean, f"{seconds:.3f}", f"{speed:.1f}", rate
         source = checkpoint.metadata(self.model)["data"]["source"]
-        if sentence := advice.on_loss(self.settings, source, progress["epoch"], mean):
+        sentence = advice.on_loss(self.settings, source, progress["epoch"], mean)
+        if sentence and not learns_variance(self.model):  # whose loss has another part
             self.steps.say(sentence)
         held_out = self.validate()
         self.table.rows.append((*row, *(held_out or [""] * 5)))

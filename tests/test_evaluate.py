@@ -90,7 +90,7 @@ def test_samples_guided_by_a_weaker_model_are_measured(run, model_folder):
 
 
 def test_the_weaker_model_predicts_what_its_own_file_says(tmp_path):
-    """With guidance 0 the samples are those of the weaker model alone."""
+    """With guidance 0 the samples are those of the weaker model alone, where no variance is learned."""
     how = {"sampler": "ddim", "steps": 5, "spacing": None, "eta": 0.0, "variance": "beta", "corrector": 0, "snr": 0.16,
            "guidance": 0.0, "guidance_interval": None}  # fmt: skip
     options = types.SimpleNamespace(n_sample=4, how=how)
