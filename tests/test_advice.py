@@ -143,3 +143,11 @@ def test_the_loss_of_the_first_run_is_compared_with_the_measured_one():
     ):
         assert advice.on_loss(first | other, "drawings", 2, 0.034) is None
     assert settings.STEPS["first"] // 128 == 32  # of 2,048 drawings
+
+
+def test_so_is_that_of_an_hour_on_the_drawings():
+    hour = {**settings.PRESETS["cpu-hour"], "n_epochs": settings.STEPS["cpu-hour"] // 128, "flip": False}
+    assert advice.on_loss(hour, "drawings", 8, 1.0).endswith("expected 0.0935: it should be lower")
+    assert advice.on_loss(hour | {"n_epochs": 32}, "drawings", 8, 1.0) is None
+    assert advice.on_loss(hour | {"n_feat": 32}, "drawings", 8, 1.0) is None
+    assert advice.on_loss(hour, "/home/me/cats", 8, 1.0) is None
