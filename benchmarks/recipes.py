@@ -6,10 +6,10 @@
     python benchmarks/recipes.py --data drawings --test new-drawings --epochs 37 --recipes naive,naive-v,unet-x0-minsnr
 
 A recipe is a line of options of `diffusion_model.py`, named by what it starts from and what is changed, `unet-48-muon`,
-see `BASES` and `CHANGES`. `ddpp` is denoising-diffusion-pytorch, the network of its README
-with its defaults, on the same images. First the time of a training step is measured in turn, on an otherwise idle
-machine; then every row trains for as many steps as fit into the minutes (ours for whole epochs, to the nearest one), so
-what else the machine does later changes no result. With --epochs all of ours train for as many instead. Without --test
+see `BASES` and `CHANGES`. `ddpp` is denoising-diffusion-pytorch, the network of its README with its defaults, on the
+same images. First the time of a training step is measured in turn, on an otherwise idle machine; then every row trains
+for as many steps as fit into the minutes (ours for whole epochs, to the nearest one), so what else the machine does
+later changes no result. With --epochs all of ours train for as many instead. Without --test
 a tenth of the images are held out and compared with, so that other images are left to look at once, in the end.
 
 Each of ours keeps a copy from a sixteenth of its steps; --guidance samples with that as its weaker model.
@@ -30,10 +30,10 @@ import time
 import common
 
 COMMON = "--preset slides --batch-size 16 --lr-decay cosine"
+SLIDES = COMMON + " --learning-rate 2e-3 --warmup 200 --ema 0.999 --n-feat 32"
 BASES = {
-    "slides": COMMON + " --learning-rate 2e-3 --warmup 200 --ema 0.999 --n-feat 32",
-    "unet": COMMON + " --learning-rate 2e-3 --warmup 200 --ema 0.999 --n-feat 32 --network unet --patch 2 --target v"
-    " --schedule cosine",
+    "slides": SLIDES,
+    "unet": SLIDES + " --network unet --patch 2 --target v --schedule cosine",
     "naive": COMMON + " --learning-rate 4e-3 --warmup 50 --ema 0.99 --n-feat 16",  # the first run, the slides' network
 }
 CHANGES = {
@@ -69,7 +69,8 @@ CHANGES = {
     "batch32": "--batch-size 32",
     "batch64": "--batch-size 64",
 }
-SCREENED = ["slides", "unet", *(f"unet-{change}" for change in CHANGES)]
+CHANGED = [name for name, words in CHANGES.items() if f"{words} " not in BASES["unet"] + " "]  # what is not so already
+SCREENED = ["slides", "unet", *(f"unet-{name}" for name in CHANGED)]
 EARLY = 16  # the weaker copy is saved after one in so many of the steps
 TIMED = 60  # steps of which the median is taken, after as many that warm up
 PARTS = "bits,overfitting,kid,frechet,precision,recall,copies"
@@ -347,8 +348,10 @@ def main():
     options.recipes = options.recipes.split(",") if options.recipes else SCREENED + ["ddpp"] * (not options.epochs)
     options.recipes.sort(key=lambda name: name == "ddpp")  # last, as it is measured with the metadata of ours
     for name in options.recipes:
-        base, *changes = name.split("-")
-        if name != "ddpp" and (base not in BASES or set(changes) - CHANGES.keys()):
+        try:
+            if name != "ddpp":
+                words_of(name)
+        except KeyError:
             parser.error(
                 f"unknown recipe {name}; there are ddpp, and {', '.join(BASES)} with changes of {', '.join(CHANGES)}"
             )
