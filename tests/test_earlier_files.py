@@ -1,7 +1,9 @@
-"""A file of an earlier version, `fixtures/before-packages.keras`, resumes and samples as it did when it was written.
+"""Files of earlier versions, in `fixtures/`, resume and sample as they did when they were written.
 
-It was trained on 20 images in batches of 6, with T = 20 and β_T = 0.5, and saved after the first step of its fourth
-epoch. Beside it lie the images sampled from it then (seed 7), and the losses of its next steps.
+`before-packages.keras` was trained on 20 images in batches of 6, with T = 20 and β_T = 0.5, and saved after the first
+step of its fourth epoch. Beside it lie the images sampled from it then (seed 7), and the losses of its next steps.
+`learned-variance.keras` is a `unet` with three classes and a learned variance, trained with Muon, and saved after the
+first step of its fourth epoch.
 """
 
 import os
@@ -110,3 +112,34 @@ def test_a_typed_batch_size_counts_at_once_and_another_only_when_typed(source):
 def test_images_that_have_moved_are_asked_for():
     with pytest.raises(FileNotFoundError, match="/home/user/images.npy, which is not there.*--data NEW"):
         preparation.prepare({}, MODEL)
+
+
+@pytest.fixture(scope="module")
+def classes_then():
+    with np.load(os.path.join(FIXTURES, "learned-variance.npz")) as file:
+        return dict(file)
+
+
+LEARNED_VARIANCE = os.path.join(FIXTURES, "learned-variance.keras")
+
+
+@pytest.mark.parametrize(
+    "name, how",
+    [
+        ("default", {}),
+        ("guided", {"label": [0, 1, 2], "guidance": 2.0, "sampler": "ddim", "steps": 5}),
+        ("corrected", {"label": "b", "variance": "learned", "steps": 7, "corrector": 1}),
+    ],
+)
+def test_learned_variance_file_samples_the_same_images(classes_then, name, how):
+    images = rd.my_sample(n_sample=3, model=LEARNED_VARIANCE, seed=7, verbose=0, **how)
+    assert np.abs(images - classes_then[name]).max() <= 1
+
+
+def test_learned_variance_file_resumes_with_muon(classes_then, tmp_path):
+    path = tmp_path / "images.npz"
+    np.savez(path, images=classes_then["images"], labels=classes_then["labels"], class_names=["a", "b", "c"])
+    model, images, _ = preparation.prepare({"data": str(path), "parts": 2}, LEARNED_VARIANCE)
+    np.testing.assert_allclose(train(model, images), classes_then["losses"], rtol=1e-5)
+    weights = np.concatenate([w.ravel() for w in model.get_weights()])[::37]  # of the 56,494
+    np.testing.assert_allclose(weights, classes_then["weights"], rtol=1e-4, atol=1e-5)
