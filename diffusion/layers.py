@@ -1,6 +1,7 @@
 """The registered layers that are not on the slides.
 
-Only Keras operations are used, so that they run on Keras' other backends too.
+Only Keras operations are used, so that they run on Keras' other backends too. Every reshape names the batch size: -1
+in its place would let sizes that do not divide mix the images of a batch.
 """
 
 import copy
@@ -31,16 +32,16 @@ class GroupNormalization(kl.GroupNormalization):
     """
 
     def call(self, inputs, modulation=None, silu=False):
-        _, height, width, channels = inputs.shape
+        batch, (_, height, width, channels) = ops.shape(inputs)[0], inputs.shape
         members = channels // self.groups
 
         def total(x):  # (batch, height, width, channels) → (batch, 1, 1, channels)
             return ops.sum(x, axis=(1, 2), keepdims=True)
 
         def of_groups(sums):  # (batch, 1, 1, channels) → means over the pixels of a group, repeated for its channels
-            grouped = ops.reshape(sums, (-1, 1, 1, self.groups, members))
+            grouped = ops.reshape(sums, (batch, 1, 1, self.groups, members))
             means = ops.sum(grouped, axis=-1, keepdims=True) / (height * width * members)
-            return ops.reshape(means + ops.zeros_like(grouped), (-1, 1, 1, channels))
+            return ops.reshape(means + ops.zeros_like(grouped), (batch, 1, 1, channels))
 
         @ops.custom_gradient
         def normalize(inputs, gamma, beta):
@@ -73,7 +74,7 @@ class GroupNormalization(kl.GroupNormalization):
 
         gamma, beta = self.gamma + 0, self.beta + 0  # + 0: values, not variables
         if modulation is not None:
-            modulation = ops.reshape(ops.cast(modulation, "float32"), (-1, 1, 1, 2 * channels))
+            modulation = ops.reshape(ops.cast(modulation, "float32"), (batch, 1, 1, 2 * channels))
             scale, shift = ops.split(modulation, 2, axis=-1)
             gamma, beta = gamma * (1 + scale), beta * (1 + scale) + shift
         return normalize(inputs, gamma, beta)
@@ -144,7 +145,7 @@ class ResidualBlock(kl.Layer):
 class SelfAttention(kl.Layer):
     """Every pixel attends to all others, in heads of 32 channels (ADM, arXiv 2105.05233); a residual: shape unchanged.
 
-    The last projection begins with zeros.
+    Heads are larger, and fewer, where 32 does not divide the channels. The last projection begins with zeros.
     """
 
     def __init__(self, head=32, groups=8, **kwargs):
@@ -161,17 +162,18 @@ class SelfAttention(kl.Layer):
             layer.build(input_shape)
 
     def call(self, inputs):
-        _, height, width, channels = inputs.shape
-        heads = max(1, channels // self.head)
+        batch, (_, height, width, channels) = ops.shape(inputs)[0], inputs.shape
+        most = max(1, channels // self.head)
+        heads = max(count for count in range(1, most + 1) if channels % count == 0)
 
         def by_head(x):  # (batch, height, width, channels) → (batch, heads, pixels, channels of a head)
-            return ops.transpose(ops.reshape(x, (-1, height * width, heads, channels // heads)), (0, 2, 1, 3))
+            return ops.transpose(ops.reshape(x, (batch, height * width, heads, channels // heads)), (0, 2, 1, 3))
 
         query, key, value = map(by_head, ops.split(self.Projection_in(self.Norm(inputs)), 3, axis=-1))
         logits = ops.matmul(query, ops.swapaxes(key, 2, 3)) / (channels // heads) ** 0.5
         weights = ops.cast(ops.softmax(ops.cast(logits, "float32")), self.compute_dtype)
         mixed = ops.transpose(ops.matmul(weights, value), (0, 2, 1, 3))
-        return inputs + self.Projection_out(ops.reshape(mixed, (-1, height, width, channels)))
+        return inputs + self.Projection_out(ops.reshape(mixed, (batch, height, width, channels)))
 
     def get_config(self):
         return {**super().get_config(), "head": self.head, "groups": self.groups}
@@ -186,10 +188,10 @@ class SpaceToDepth(kl.Layer):
         self.patch = patch
 
     def call(self, inputs):
-        _, height, width, channels = inputs.shape
+        batch, (_, height, width, channels) = ops.shape(inputs)[0], inputs.shape
         h, w, p = height // self.patch, width // self.patch, self.patch
-        x = ops.transpose(ops.reshape(inputs, (-1, h, p, w, p, channels)), (0, 1, 3, 2, 4, 5))
-        return ops.reshape(x, (-1, h, w, p * p * channels))
+        x = ops.transpose(ops.reshape(inputs, (batch, h, p, w, p, channels)), (0, 1, 3, 2, 4, 5))
+        return ops.reshape(x, (batch, h, w, p * p * channels))
 
     def get_config(self):
         return {**super().get_config(), "patch": self.patch}
@@ -200,10 +202,9 @@ class DepthToSpace(SpaceToDepth):
     """The inverse of `SpaceToDepth`: (h, w, patch²·channels) → (patch·h, patch·w, channels)."""
 
     def call(self, inputs):
-        _, h, w, channels = inputs.shape
-        p = self.patch
-        x = ops.transpose(ops.reshape(inputs, (-1, h, w, p, p, channels // p**2)), (0, 1, 3, 2, 4, 5))
-        return ops.reshape(x, (-1, h * p, w * p, channels // p**2))
+        batch, (_, h, w, channels), p = ops.shape(inputs)[0], inputs.shape, self.patch
+        x = ops.transpose(ops.reshape(inputs, (batch, h, w, p, p, channels // p**2)), (0, 1, 3, 2, 4, 5))
+        return ops.reshape(x, (batch, h * p, w * p, channels // p**2))
 
 
 @ks.register_keras_serializable(package="MyLayers")

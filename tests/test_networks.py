@@ -80,7 +80,7 @@ def test_a_modulated_normalization_has_the_gradients_of_its_formula(precision, t
         np.testing.assert_allclose(of_ours, expected, atol=tolerance * np.abs(expected).max())
 
 
-@pytest.mark.parametrize("channels, heads", [(16, 1), (32, 1), (64, 2), (96, 3)])
+@pytest.mark.parametrize("channels, heads", [(16, 1), (32, 1), (64, 2), (96, 3), (112, 2), (176, 4), (232, 4)])
 def test_attention_is_the_formula_head_by_head(channels, heads):
     x, layer = random(2, 3, 4, channels), layers.SelfAttention()
     np.testing.assert_array_equal(layer(x), x)  # as it begins
@@ -98,6 +98,34 @@ def test_attention_is_the_formula_head_by_head(channels, heads):
     kernel, bias = layer.Projection_out.get_weights()
     expected = x + (mixed @ kernel + bias).reshape(x.shape)
     np.testing.assert_allclose(layer(x), expected, atol=1e-4 * np.abs(expected).max())
+
+
+def test_attention_leaves_the_images_of_a_batch_apart():
+    """111·112 is a multiple of three heads of 37 channels, into which 112 do not divide."""
+    layer, x = layers.SelfAttention(), random(111, 2, 2, 112)
+    layer(x[:1])
+    layer.set_weights([random(*weight.shape) for weight in layer.get_weights()])
+    changed = x.copy()
+    changed[50] += 1
+    differs = np.any(np.asarray(layer(x)) != np.asarray(layer(changed)), axis=(1, 2, 3))
+    np.testing.assert_array_equal(np.flatnonzero(differs), [50])
+
+
+@pytest.mark.parametrize("n_feat", range(8, 128, 8))
+def test_every_width_that_is_promised_can_be_built(n_feat):
+    """Rows of a batch stay apart in all of them; here where patches, levels and attention meet."""
+    x, t = some_inputs((8, 8, 3))
+    for model in Unet((8, 8, 3), n_feat, widths=(1, 3), patch=2), Classifier((8, 8, 3), n_feat, 4, widths=(3,)):
+        assert len(model([x, t])) == len(x)
+
+
+@pytest.mark.parametrize(
+    "layer, shape", [(layers.SpaceToDepth(2), (4, 5, 3, 4)), (layers.DepthToSpace(2), (4, 2, 2, 6))]
+)
+def test_what_does_not_divide_into_patches_is_refused(layer, shape):
+    """A batch of four could absorb the rest."""
+    with pytest.raises(Exception, match="[Rr]eshape|shape"):
+        layer(random(*shape))
 
 
 @pytest.mark.parametrize("patch", [2, 4])
