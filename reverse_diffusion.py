@@ -99,7 +99,8 @@ def my_sample(
             for ddim and dpm++.
         spacing: of the steps, `'uniform'` in t, `'quadratic'` or `'logsnr'`; None for what suits the sampler.
         eta: of ddim, 0 (no noise) … 1.
-        label: a class, as its name or its number from 0, or one for each image; None for images of all kinds.
+        label: a class, as its name, which is text, or its number from 0, an integer; or one for each image; None for
+            images of all kinds.
         guidance: how strongly the class guides: 0 ignores it, 1 follows it, 2 to 4 exaggerate it; or how far to lead
             away from what `weaker` estimates, 1.5 to 2; see `diffusion.denoiser`.
         guidance_interval: the first and the last t where `guidance` holds, else 1; None for all t.
@@ -246,23 +247,43 @@ def as_labels(label, n_sample, model, classifier=None):
 
 
 def class_number(label, names, count):
-    """The number of one of `count` classes from 0, given its name or number; `names` is None if they are not known.
-
-    A number that is the name of a class, as of a folder called 10, means that class.
-    """
-    names, known = names or [], ", ".join(names or [])
-    if isinstance(label, str) and label not in names and label.isdecimal():
-        label = int(label)  # as typed on a command line
-    if isinstance(label, bool) or not isinstance(label, str | numbers.Integral):
-        raise ValueError(f"label must be the name or the number of a class, got {label!r}")
-    if str(label) in names:
-        return names.index(str(label))
+    """The number of one of `count` classes, from 0, given as that integer or by name; `names` is None if unknown."""
+    known = ", ".join(names or [])
     if isinstance(label, str):
-        raise ValueError(f"there is no class {label!r}" + (f"; the classes are {known}" if known else
-                         ": this model knows its classes by number only"))  # fmt: skip
+        if label in (names or []):
+            return names.index(label)
+        why = f"; the classes are {known}" if known else ": this model knows its classes by number only"
+        raise ValueError(f"there is no class {label!r}{why}")
+    if isinstance(label, bool) or not isinstance(label, numbers.Integral):
+        raise ValueError(f"label must be the name or the number of a class, got {label!r}")
     if not 0 <= label < count:
         raise ValueError(f"label must be a class from 0 to {count - 1}{f' ({known})' if known else ''}, got {label}")
     return int(label)
+
+
+def read_label(word, names):
+    """A label as typed on a command line, where digits may be the name of a class, which goes first, or its number."""
+    from support.console import say
+
+    if not word.isdecimal():
+        return word
+    named = word in (names or [])
+    number = names.index(word) if named else int(word)
+    if named:
+        say(f"--label {word} is the class of that name, number {number}")
+    elif number < len(names or []):
+        say(f"--label {word} is the class with that number, {names[number]}")
+    return number
+
+
+def read_labels(words, model, classifier):
+    """The labels that were typed for a model, or for the classifier that guides it: one, or a list of several."""
+    from support import checkpoint
+
+    model, _ = open_model(model)
+    names = checkpoint.classes_of(open_guide("classifier", classifier, model) or model)
+    label_of = {word: read_label(word, names) for word in words}
+    return label_of[words[0]] if len(words) == 1 else [label_of[word] for word in words]
 
 
 def run_plan(steps_for, plan, model, n_sample, seed, clip, start, verbose, labels):
@@ -379,7 +400,12 @@ def parse_options(arguments=None):
         help="the trained network, or drawings, a pretrained one (model.keras)",
     )
     console.add_sampler_options(parser)
-    parser.add_argument("--label", nargs="+", metavar="CLASS", help="class of the images, or one for each (all kinds)")
+    parser.add_argument(
+        "--label",
+        nargs="+",
+        metavar="CLASS",
+        help="class of the images, by name or number from 0, or one for each (all kinds)",
+    )
     parser.add_argument(
         "--classifier", metavar="FILE.keras", help="a model of --network classifier that guides to the class (none)"
     )
@@ -406,7 +432,7 @@ def main():
         device.start_tensorflow(parts=min(options.n_sample, device.MOST_PARTS))
         how = console.sampler_options(options)
         how |= {name: getattr(options, name) for name in ("classifier", "weaker")}
-        label = options.label[0] if options.label and len(options.label) == 1 else options.label
+        label = options.label and read_labels(options.label, options.model, options.classifier)
         images = my_sample(None, options.n_sample, options.model, options.seed, label=label, **how)
         files.save_grid(images, options.out)
         if options.npy:

@@ -338,16 +338,45 @@ def test_a_model_without_metadata_takes_numbers_only():
 @pytest.mark.parametrize(
     "names, label, number",
     [
-        (["0", "1", "10", "2"], 2, 3),  # folders, in alphabetical order
-        (["0", "1", "10", "2"], "2", 3),
-        (["1", "2"], 1, 0),
-        (["1", "2"], 0, 0),
-        (["cat", "dog"], 1, 1),
-        (["cat", "dog"], "1", 1),
+        (["1", "2", "3"], [0, 1, 2], [0, 1, 2]),  # folders called so
+        (["1", "2", "3"], ["1", "2", "3"], [0, 1, 2]),
+        (["0", "1", "10", "2"], [2, "2", np.int64(3), np.str_("10")], [2, 3, 3, 2]),
+        (["cat", "dog"], 1, [1]),
     ],
 )
-def test_a_number_that_is_the_name_of_a_class_means_that_class(names, label, number):
-    assert rd.class_number(label, names, len(names)) == number
+def test_labels_are_positions_if_integers_and_names_if_text(names, label, number):
+    count = len(label) if isinstance(label, list) else 1
+    np.testing.assert_array_equal(rd.as_labels(label, count, conditional((0,) * 9, names)), np.add(number, 1))
+
+
+def test_labels_that_are_text_are_never_positions():
+    with pytest.raises(ValueError, match="no class '1'; the classes are cat, dog"):
+        rd.class_number("1", ["cat", "dog"], 2)
+
+
+@pytest.mark.parametrize(
+    "names, word, label, said",
+    [
+        (["1", "2", "3"], "1", 0, "--label 1 is the class of that name, number 0"),
+        (["1", "2", "3"], "0", 0, "--label 0 is the class with that number, 1"),
+        (["cat", "dog"], "1", 1, "--label 1 is the class with that number, dog"),
+        (["cat", "dog"], "dog", "dog", ""),
+        (["cat", "dog"], "2", 2, ""),  # which `my_sample` refuses
+        (None, "7", 7, ""),
+    ],
+)
+def test_typed_digits_are_a_name_first_and_it_is_said(capsys, names, word, label, said):
+    assert rd.read_label(word, names) == label
+    assert capsys.readouterr().out.strip() == said
+
+
+def test_the_script_takes_labels_of_the_classifier_that_guides(tmp_path):
+    conditional(CONSTANTS, ["cat", "dog"]).save(tmp_path / "m.keras")
+    unconditional(0.1).save(tmp_path / "u.keras")
+    classifier_of(names=("2", "1")).save(tmp_path / "c.keras")
+    model, other, guide = (str(tmp_path / name) for name in ("m.keras", "u.keras", "c.keras"))
+    assert rd.read_labels(["dog", "0"], model, None) == ["dog", 0]
+    assert rd.read_labels(["1"], other, guide) == 1
 
 
 @pytest.mark.parametrize(
