@@ -462,6 +462,20 @@ def _bits(nats):
     return tf.reduce_mean(nats, axis=(1, 2, 3)) / np.log(2)
 
 
+def check_finite(images):
+    """Raises FloatingPointError if values of images, an array or a tensor, are NaN or infinite."""
+    if not np.all(np.isfinite(images)):
+        raise FloatingPointError(
+            "the result has values that are NaN or infinite; the weights of the model, or guidance without clipping, "
+            "are too large"
+        )
+
+
 def to_pixels(x_0):
-    """Images in [-1, 1] as integers 0 … 255, rounded and clipped: an int16 array, as on the slides."""
+    """Images in [-1, 1] as integers 0 … 255, rounded and clipped: an int16 array, as on the slides.
+
+    Raises:
+        FloatingPointError: for values that are NaN or infinite, which stand for no grey level.
+    """
+    check_finite(x_0)
     return np.clip(np.rint((np.asarray(x_0) + 1) * 127.5), 0, 255).astype("int16")

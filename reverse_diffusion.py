@@ -117,6 +117,7 @@ def my_sample(
     Raises:
         FileNotFoundError: if there is no such model.
         ValueError: if the model cannot be used, or another argument is invalid.
+        FloatingPointError: if images come out with values that are NaN or infinite.
         ImportError: if a module of the same name is in the way of one of ours.
     """
     check_imports()
@@ -180,7 +181,7 @@ def invert(images, model="model.keras", steps=None, verbose=1, *, label=None):
         float32 array (n, height, width, channels).
 
     Raises:
-        FileNotFoundError, ValueError, ImportError: as `my_sample`.
+        FileNotFoundError, ValueError, FloatingPointError, ImportError: as `my_sample`.
     """
     check_imports()
     from support import device
@@ -189,6 +190,7 @@ def invert(images, model="model.keras", steps=None, verbose=1, *, label=None):
     import numpy as np
 
     import data
+    from ddpm import check_finite
     from diffusion.sampling import make_inversion
 
     model, shape = open_model(model)
@@ -200,7 +202,9 @@ def invert(images, model="model.keras", steps=None, verbose=1, *, label=None):
     x_0 = data.scaled(images) if integers else images
     labels, x_0 = as_labels(label, len(images), model), x_0.astype(np.float32)
     sched, steps_for = reverse_steps(model, None, None)
-    return run_plan(steps_for, make_inversion(sched, steps), model, len(images), 0, False, x_0, verbose, labels)
+    noise = run_plan(steps_for, make_inversion(sched, steps), model, len(images), 0, False, x_0, verbose, labels)
+    check_finite(noise)
+    return noise
 
 
 def as_images(name, images, shape, kinds="uif"):

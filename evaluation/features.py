@@ -51,6 +51,8 @@ def extractor(name: str) -> Callable[..., np.ndarray]:
         features = np.concatenate(parts).astype(np.float64)
         if features.ndim != 2 or len(features) != len(images):
             raise ValueError(f"--features {name} gives an array of shape {features.shape} for {len(images)} images")
+        if not np.all(np.isfinite(features)):
+            raise FloatingPointError(f"--features {name} gives values that are NaN or infinite")
         return features
 
     return extract

@@ -20,6 +20,7 @@ import math
 import os
 import warnings
 import zipfile
+from collections.abc import Iterable
 
 import keras
 import numpy as np
@@ -111,7 +112,7 @@ def open_model(path: str, compile: bool = False, classifier: bool | None = False
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is not a Keras model, damaged, or takes other inputs.
+        ValueError: if it is not a Keras model, damaged, has weights that are not finite, or takes other inputs.
     """
     path = locate(path)
     if not os.path.exists(path):
@@ -131,6 +132,9 @@ def open_model(path: str, compile: bool = False, classifier: bool | None = False
     except Exception as error:
         why = " ".join(str(error).split())[:200] or type(error).__name__
         raise ValueError(f"{path} cannot be loaded as a model, use another file or a backup: {why}") from error
+    optimizer = getattr(model, "optimizer", None)
+    if broken := first_not_finite([*model.variables, *(optimizer.variables if optimizer else [])]):
+        raise ValueError(f"{path} has the weight {broken}, which is not finite; use another file or a backup")
     check_network(model, path, is_classifier(model) if classifier is None else classifier)
     return model
 
@@ -252,6 +256,11 @@ def compile_for_run(
     divide_training(model, parts, ema_warmup)
 
 
+def first_not_finite(variables: Iterable[keras.Variable]) -> str | None:
+    """The path of the first variable with a value that is NaN or infinite, or None."""
+    return next((one.path for one in variables if not keras.ops.all(keras.ops.isfinite(one))), None)
+
+
 def save(model: keras.Model, path: str) -> None:
     """Writes the model in training to `path`, completely or not at all.
 
@@ -263,9 +272,8 @@ def save(model: keras.Model, path: str) -> None:
     if scaler is not optimizer:
         scale = {"scale": float(scaler.dynamic_scale), "age": int(scaler.step_counter)}
         metadata(model)["progress"]["loss_scale"] = scale
-    for variable in (*model.variables, *optimizer.variables):
-        if not keras.ops.all(keras.ops.isfinite(variable)):
-            raise FloatingPointError(f"{variable.path} is not finite")
+    if broken := first_not_finite([*model.variables, *optimizer.variables]):
+        raise FloatingPointError(f"{broken} is not finite")
 
     model.optimizer = optimizer
     set_precision(model, "float32")

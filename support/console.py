@@ -108,14 +108,15 @@ codecs.register_error("console.stand_ins", _stand_ins)
 def one_line_errors(program: str) -> Iterator[None]:
     """Ends the program with one sentence on stderr instead of a traceback.
 
-    ValueError and FileNotFoundError stand for wrong usage (exit status 2), other OSErrors and MemoryErrors for
-    failed work (1), KeyboardInterrupt for Ctrl-C (130). Everything else is a defect of ours, and keeps its traceback.
+    ValueError and FileNotFoundError stand for wrong usage (exit status 2), other OSErrors, MemoryError and
+    FloatingPointError, a result that is no number, for failed work (1), KeyboardInterrupt for Ctrl-C (130). Everything
+    else is a defect of ours, and keeps its traceback.
     """
     try:
         yield
     except (ValueError, FileNotFoundError) as error:
         leave(f"{program}: {_sentence(error)}", 2)
-    except (OSError, MemoryError) as error:
+    except (OSError, MemoryError, FloatingPointError) as error:
         leave(f"{program}: {_sentence(error)}", 1)
     except KeyboardInterrupt:
         leave(f"{program}: interrupted", 130)

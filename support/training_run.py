@@ -170,7 +170,11 @@ class TrainingRun:
         """Samples a grid of images from the EMA weights into a file."""
         if not self.grids.steps.compiled:
             self.save()  # a signal during compilation can only end the process, which must lose nothing
-        images = self.grids.sample()
+        try:
+            images = self.grids.sample()
+        except FloatingPointError as error:
+            self.steps.bar.warn(f"diffusion_model.py: {name} is not written: {error}")
+            return
         if self.interruption.stop:
             self.save_and_end()
         if self.checkpoints.attempt(name, lambda: files.save_grid(images, name)) and self.board:

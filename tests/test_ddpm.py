@@ -536,3 +536,9 @@ def test_betas_belong_to_the_linear_schedule_alone():
     with pytest.raises(ValueError, match="must be equal"):
         ddpm.ddpm_schedule(T=1)
     assert ddpm.ddpm_schedule(T=1, schedule="cosine").alphabar[1] == pytest.approx(0.001)  # β clipped at 0.999
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_pixels_are_made_of_finite_values_only(value):
+    with pytest.raises(FloatingPointError, match="NaN or infinite"):
+        ddpm.to_pixels(np.array([[[[0.0], [value]]]]))

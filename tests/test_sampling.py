@@ -239,6 +239,39 @@ def test_sampling_leaves_no_traces_behind_in_functions_that_stay(caplog):
     assert not hasattr(sampling.standard_normal, "experimental_get_tracing_count")
 
 
+def broken_model(constant=np.nan):
+    """`light_model` whose prediction is that constant everywhere."""
+    model = light_model()
+    for layer in model.layers:
+        if layer.weights:
+            kernel, bias = layer.get_weights()
+            layer.set_weights([0 * kernel, 0 * bias + constant])
+    return model
+
+
+def test_images_that_are_not_finite_are_failed_work():
+    for make in (
+        lambda: sample(broken_model(), 2),
+        lambda: sample(broken_model(1e20), 2, clip=False),
+        lambda: rd.invert(np.zeros((1, 8, 8, 1)), broken_model(), verbose=0),
+        lambda: sample(light_model(), 2, weaker=broken_model(1.0), guidance=1e38, clip=False),
+    ):
+        with pytest.raises(FloatingPointError, match="NaN or infinite"):
+            make()
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_files_with_weights_that_are_not_finite_are_refused(model, tmp_path, compiled):
+    changed = keras.models.load_model(model)
+    if compiled:  # the raw weights, from which training resumes
+        changed.optimizer.variables[-1].assign(np.full(changed.optimizer.variables[-1].shape, np.inf))
+    else:
+        changed.trainable_variables[3].assign(np.full(changed.trainable_variables[3].shape, np.nan))
+    changed.save(tmp_path / "m.keras")
+    with pytest.raises(ValueError, match="m.keras has the weight .*not finite; use another file"):
+        checkpoint.open_model(str(tmp_path / "m.keras"), compile=compiled)
+
+
 @pytest.mark.parametrize("name", rd.OURS)
 @pytest.mark.parametrize("how", ["beside the notebook", "imported before"])
 def test_a_module_of_the_user_in_the_way_of_ours_is_named(tmp_path, monkeypatch, name, how):

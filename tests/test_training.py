@@ -18,7 +18,7 @@ import ddpm
 import reverse_diffusion
 import unet
 from evaluation import validation
-from support import checkpoint, preparation, tensorboard
+from support import checkpoint, preparation, tensorboard, training_run
 
 EPOCH_LINE = re.compile(r"^Epoch :(\d+) loss :(\d+\.\d+(?:e-?\d+)?)$", re.MULTILINE)
 
@@ -120,6 +120,12 @@ def test_a_copy_of_the_early_model_is_kept_to_guide_the_finished_one(train_tiny)
     train_tiny(*options, "--n-epochs", "2", "--model", "ended.keras")
     assert_equal_to_the_bit("model-weaker.keras", "ended.keras")
     assert_equal_to_the_bit("model.keras", "at-once.keras")
+
+
+def test_a_grid_that_is_not_finite_ends_no_training(train_tiny, monkeypatch, capsys):
+    monkeypatch.setattr(training_run, "to_pixels", lambda x_0: ddpm.to_pixels(np.full((1, 8, 8, 1), np.nan)))
+    train_tiny(*TINY, "--n-epochs", "2", "--sample-every", "1")
+    assert iterations("model.keras") == 4 and not os.path.exists("samples.png")
 
 
 def test_an_early_copy_replaces_no_other_file(train_tiny):
