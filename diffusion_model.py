@@ -13,7 +13,7 @@ import math
 import numpy as np
 
 import data
-from support import console, device, files
+from support import console, device
 from support.console import say
 from support.lock import Lock
 from support.settings import parse_options
@@ -40,12 +40,12 @@ def train_model(options, path, interruption):
 
     from evaluation.validation import Validation
     from support import checkpoint
-    from support.preparation import describe, finished, prepare
+    from support.preparation import check_files, describe, finished, prepare
     from support.training_run import TrainingRun
 
     if options.get("deterministic"):  # XLA has no such promise
         tf.config.experimental.enable_op_determinism()
-    files.check_writable(path)  # better known now than after an hour
+    check_files(options, path)  # better known now than after an hour
     try:
         model, images, held_out = prepare(options, path)
     except tf.errors.ResourceExhaustedError:

@@ -75,29 +75,32 @@ def check_outputs(options, book):
     Raises:
         ValueError, OSError: if not.
     """
-    inputs = [
-        options.model,
-        options.weaker,
-        options.data,
-        options.train,
-        options.samples,
-        options.features,
-        book["data"]["source"],
-    ]
-    inputs += [book["validation"]["source"]] if book.get("validation") else []
-    taken = {os.path.realpath(path) for path in inputs if path}
-    for option, path in ("--out", options.out), ("--figure", options.figure):
-        if not path:
-            continue
-        if os.path.realpath(path) in taken:
-            raise ValueError(f"{option} {path} would overwrite another file of this command; choose another name")
-        taken.add(os.path.realpath(path))
-        try:
-            files.check_writable(path)
-        except FileNotFoundError as error:
-            raise FileNotFoundError(f"there is no folder for {option} {path}") from error
-        except OSError as error:
-            raise OSError(f"{path} cannot be written ({error.strerror.lower()}); choose another {option}") from error
+    files.check_outputs([("--out", options.out), ("--figure", options.figure)], inputs_of(options, book))
+
+
+def inputs_of(options, book):
+    """The files that an evaluation reads, and names of built-in sources, which are no files."""
+    from support import checkpoint
+
+    models = [checkpoint.locate(path) for path in (options.model, options.weaker) if path]
+    trained_on = [(book.get(images) or {}).get("source") for images in ("data", "validation")]
+    return [*models, options.data, options.train, options.samples, options.features, *trained_on]
+
+
+def check_caches(cache, options, book, weaker, training, generated):
+    """Checks that what is cached replaces neither an input nor a result; `generated` says whether samples are.
+
+    Raises:
+        ValueError: if it does.
+    """
+    from evaluation.likelihood import CACHES
+    from evaluation.samples import features_path, samples_path
+
+    caches = [f"{cache}-{name}" for name in CACHES]
+    caches += [samples_path(cache, options.how, weaker)] if generated else []
+    caches += [] if training is None else [features_path(cache, training, options.features)]
+    taken = [*inputs_of(options, book), options.out, options.figure]
+    files.check_distinct([("the cache", path) for path in caches], taken)
 
 
 def main():
@@ -128,6 +131,8 @@ def main():
         held_out, training, samples, extract = load_inputs(model, book, options)
 
         cache = cache_prefix(options, checkpoint.fingerprint(model))
+        if cache:
+            check_caches(cache, options, book, weaker, training, extract and samples is None)
         rows = {}
         if set(options.only) - set(OF_SAMPLES):
             rows |= likelihood_rows(model, book, held_out, training, options, cache)

@@ -335,17 +335,13 @@ def why_not(name, model, classifier):
     return None
 
 
-def prepare_files(folder, names):
-    """Makes the folder if it is missing. The path of each figure in it, checked to be writable, by name."""
+def prepare_files(folder, names, inputs):
+    """Makes the folder if it is missing. The path of each figure in it by name, checked to be writable and no input."""
     from support import files
 
-    try:
-        os.makedirs(folder, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise ValueError(f"--out must name a folder, and {error.filename} is a file") from error
+    files.make_folder("--out", folder)
     paths = {name: os.path.join(folder, name + (".gif" if name == "gif" else ".png")) for name in names}
-    for path in paths.values():
-        files.check_writable(path)
+    files.check_outputs([("--out", path) for path in paths.values()], inputs)
     return paths
 
 
@@ -363,14 +359,16 @@ def main():
         from support import checkpoint, files
 
         model, book = checkpoint.open_with_schedule(options.model)
-        table = os.path.splitext(options.model)[0] + ".csv"
+        table = files.table_name(options.model)
         classifier = options.classifier and checkpoint.open_model(options.classifier, classifier=True)
         if classifier:
             checkpoint.check_guide(classifier, options.classifier, model, classifier=True)
         names = choose_figures(options.only, model, classifier)
         if "training" in names and not os.path.exists(table):
             raise FileNotFoundError(f"there is no table {table} for the figure training; choose others with --only")
-        paths = prepare_files(options.out, names)  # better known now than after the work
+        models = [checkpoint.locate(path) for path in (options.model, options.classifier) if path]
+        inputs = [*models, table, options.data or book.get("data", {}).get("source")]
+        paths = prepare_files(options.out, names, inputs)  # better known now than after the work
 
         def some_image():
             size, _, channels = model.inputs[0].shape[1:]

@@ -428,12 +428,12 @@ def main():
 
     with console.one_line_errors("reverse_diffusion.py"):
         options = parse_options()
-        from support import files
-
-        for path in filter(None, (options.out, options.npy)):
-            files.check_writable(path)  # better known now than after the work
         console.say("reverse_diffusion.py: starting TensorFlow …")
         device.start_tensorflow(parts=min(options.n_sample, device.MOST_PARTS))
+        from support import checkpoint, files
+
+        models = [checkpoint.locate(path) for path in (options.model, options.classifier, options.weaker) if path]
+        files.check_outputs([("--out", options.out), ("--npy", options.npy)], models)
         how = console.sampler_options(options)
         how |= {name: getattr(options, name) for name in ("classifier", "weaker")}
         label = options.label and read_labels(options.label, options.model, options.classifier)

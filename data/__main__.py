@@ -50,14 +50,15 @@ def main() -> None:
     options = parse_options()
     skipped = []
     with console.one_line_errors(f"python -m data {options.command}"):
-        files.check_writable(options.out)  # fail before the work, not after it
+        archive = getattr(options, "archive", None)  # drawings have none
+        files.check_outputs([("--out", options.out)], [archive])  # fail before the work, not after it
         if options.command == "drawings":
             count = options.count
             images, labels = drawings.draw_cats(options.image_size, count), drawings.furs_of_cats(count)
             with files.replacing(options.out) as draft:
                 np.savez_compressed(draft, images=images, labels=labels, class_names=list(drawings.FURS))
         else:
-            archive = options.archive or cats.download(options.url)
+            archive = archive or cats.download(options.url)
             count, skipped = cats.prepare(archive, options.out, options.animals, options.image_size)
     if skipped:
         console.say(image_files.summarise_skipped(skipped))

@@ -17,6 +17,7 @@ from support import checkpoint, console, device, execution, files
 MEMORISED_BELOW = 0.8  # training loss / held-out loss below this is reported as memorisation
 WAYS = [(variance, clip) for variance in ("beta", "posterior") for clip in (True, False)]  # to take a reverse step
 LEARNED = [("learned", True), ("learned", False)]  # of a network that has learned the variance
+CACHES = "bits.npz", "training-bits.npz"  # how the names of cached measurements end
 
 
 def likelihood_rows(
@@ -42,11 +43,11 @@ def likelihood_rows(
     def measure(images, name):
         return measure_denoising(denoise, sched, images, options.draws, batch_size, cache and f"{cache}-{name}", ways)
 
-    on_held_out = measure(held_out, "bits.npz")
+    on_held_out = measure(held_out, CACHES[0])
     rows = bound_rows(on_held_out, ways) if "bits" in options.only else {}
     rows |= loss_rows(on_held_out, sched, held_out) if "loss" in options.only else {}
     if "overfitting" in options.only:
-        on_training = measure(random_subset(training, len(held_out)), "training-bits.npz")
+        on_training = measure(random_subset(training, len(held_out)), CACHES[1])
         rows |= overfitting_rows(on_training, on_held_out, sched)
     return rows
 

@@ -30,8 +30,7 @@ def generate_samples(
     """
     shape = model.inputs[0].shape[1:]
     how = options.how
-    guide = f"{checkpoint.fingerprint(weaker)}-" if weaker else ""
-    path = cache and f"{cache}-{sampler_name(**how)}{guide}samples.npy"
+    path = cache and samples_path(cache, how, weaker)
     samples = np.load(path) if path and os.path.exists(path) else np.empty((0, *shape), np.uint8)
     start, (sched, target) = len(samples), checkpoint.diffusion_of(model)
     plan = make_plan(sched, **how)
@@ -47,6 +46,12 @@ def generate_samples(
         if path:
             files.save_array(samples, path)  # a later run resumes from here
     return samples[: options.n_sample]
+
+
+def samples_path(cache: str, how: dict, weaker: keras.Model | None) -> str:
+    """Where samples are cached, see `generate_samples`."""
+    guide = f"{checkpoint.fingerprint(weaker)}-" if weaker else ""
+    return f"{cache}-{sampler_name(**how)}{guide}samples.npy"
 
 
 def sampler_name(

@@ -9,7 +9,8 @@ import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Iterator
+import unicodedata
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from PIL import Image, PngImagePlugin
@@ -85,6 +86,79 @@ class _Unwritten(Exception):
     pass
 
 
+def normalise_name(name: str) -> str:
+    """The name of a file or a class with composed accents (NFC); macOS, and archives from there, may store two signs."""
+    return unicodedata.normalize("NFC", name)
+
+
+def same_file(one: str | os.PathLike, other: str | os.PathLike) -> bool:
+    """Whether two paths are one file: by links, or by names that differ only in case or in the form of accents.
+
+    Where one of them is missing, the file system cannot be asked whether it tells such names apart; some do not.
+    """
+    if os.path.exists(one) and os.path.exists(other):
+        status = os.stat(one)
+        if status.st_ino:  # on some network drives every inode is 0
+            return os.path.samestat(status, os.stat(other))
+    names = (normalise_name(os.path.realpath(path)).casefold() for path in (one, other))
+    return len(set(names)) == 1
+
+
+def check_distinct(outputs: Iterable[tuple[str, str | None]], inputs: Iterable[str | None]) -> None:
+    """Checks that files to be written replace neither an input nor each other.
+
+    A folder of images is no such input, as files may be written into it.
+
+    Args:
+        outputs: pairs of what a file is, for example its option, and its path, or None for no file.
+        inputs: paths, those of models as `checkpoint.locate` returns them; None for none.
+
+    Raises:
+        ValueError: if one does; the sentence names it.
+    """
+    taken = [path for path in inputs if path and not os.path.isdir(path)]
+    for what, path in outputs:
+        for other in taken if path else ():
+            if same_file(path, other):
+                raise ValueError(
+                    f"{what} {path} would overwrite another file of this command, {other}; choose another name"
+                )
+        taken += [path] if path else []
+
+
+def check_outputs(outputs: Iterable[tuple[str, str | None]], inputs: Iterable[str | None]) -> None:
+    """Checks, before any work, that results replace neither an input nor each other, and can be written.
+
+    Args:
+        outputs, inputs: see `check_distinct`.
+
+    Raises:
+        ValueError, OSError: if not.
+    """
+    outputs = [(option, path) for option, path in outputs if path]
+    check_distinct(outputs, inputs)
+    for option, path in outputs:
+        try:
+            check_writable(path)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"there is no folder for {option} {path}") from error
+        except OSError as error:
+            why = (error.strerror or str(error)).lower()
+            raise OSError(f"{path} cannot be written ({why}); choose another {option}") from error
+
+
+def make_folder(option: str, folder: str) -> None:
+    """Makes a folder if it is missing.
+
+    Raises:
+        ValueError: if a file is in its place; the sentence names the option.
+    """
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ValueError(f"{option} must name a folder, and {error.filename} is a file") from error
+
+
 def _flush_file(path):
     """Puts the content of a file on the disk, where the file system can promise that."""
     handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)  # Windows flushes for writers only
@@ -154,6 +228,11 @@ def save_grid(images: np.ndarray, path: str, columns: int | None = None) -> None
         mark.add_text("Software", SAMPLES)
     with replacing(path) as draft:
         Image.fromarray(image.squeeze(axis=-1) if image.shape[-1] == 1 else image).save(draft, pnginfo=mark)
+
+
+def table_name(path: str) -> str:
+    """`model.csv` beside `model.keras`: the table of epochs."""
+    return os.path.splitext(path)[0] + ".csv"
 
 
 def weaker_name(path: str) -> str:

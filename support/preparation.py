@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import math
 import os
+from collections.abc import Sequence
 
 import keras
 import numpy as np
@@ -15,6 +16,7 @@ from diffusion.networks import Classifier, Unet
 from evaluation.validation import split_held_out
 from support import advice, checkpoint, device, files
 from support.console import say
+from support.saving import copied_epoch, copy_name
 from support.settings import DIFFUSION, FOR_GPU, NOTHING_DONE, PRESETS, STEPS, as_fraction, choose_settings, complete
 from support.training_run import TrainingRun, copies_early, is_early_copy
 from unet import NaiveUnet
@@ -80,12 +82,36 @@ def prepare(options: dict, path: str) -> tuple[keras.Model, Images, Images | Non
     parts = min(parts, settings["batch_size"])
     checkpoint.compile_for_run(model, optimizer, settings["precision"], xla, parts, settings["ema_warmup"])
     if copies_early(model):
-        check_early_copy(model, files.weaker_name(path))
+        check_early_copy(model, files.weaker_name(path), typed_inputs(options))
     return model, images, held_out
 
 
-def check_early_copy(model: keras.Model, weaker: str) -> None:
+def typed_inputs(options: dict) -> list[str]:
+    """The files that a run was told to start from, and what else those options take: a fraction, built-in drawings."""
+    init = [checkpoint.locate(options["init"])] if "init" in options else []
+    return init + [options[name] for name in ("data", "validation") if name in options]
+
+
+def check_files(options: dict, path: str) -> None:
+    """Checks, before anything is read, that the model can be written, and that no file of the run replaces an input.
+
+    Files other than the model may fail to be written: training goes on without them.
+
+    Raises:
+        ValueError, OSError: if not.
+    """
+    inputs = typed_inputs(options)
+    files.check_outputs([("--model", path)], inputs)
+    outputs = [("the table", files.table_name(path)), ("the grid", files.grid_name(path))]
+    if options.get("keep"):
+        epochs = [epoch for epoch in map(copied_epoch, inputs) if epoch is not None]  # only those could be replaced
+        outputs += [("the copy", copy_name(path, epoch)) for epoch in epochs]
+    files.check_distinct(outputs, [*inputs, path, options.get("tensorboard")])
+
+
+def check_early_copy(model: keras.Model, weaker: str, inputs: Sequence[str] = ()) -> None:
     """Raises ValueError or OSError if the early copy of a model cannot be saved, or would replace another file."""
+    files.check_distinct([("the early copy", weaker)], inputs)
     files.check_writable(weaker)
     if os.path.exists(weaker) and not is_early_copy(weaker, model):
         raise ValueError(

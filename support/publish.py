@@ -20,12 +20,10 @@ def main() -> None:
         options = parser.parse_args()
         if not options.out.endswith(".keras"):
             parser.error(f"the file to write must end in .keras, got {options.out}")
-        if os.path.realpath(options.out) == os.path.realpath(options.model):
-            raise ValueError(f"{options.out} would lose what training resumes from; choose another name")
-        files.check_writable(options.out)
         device.start_tensorflow()
         from support import checkpoint
 
+        files.check_outputs([("NEW.keras", options.out)], [checkpoint.locate(options.model)])
         model = checkpoint.open_model(options.model, classifier=None)
         book = checkpoint.metadata(model)
         for images in filter(None, (book.get("data"), book.get("validation"))):

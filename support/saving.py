@@ -13,6 +13,8 @@ import keras
 from support import checkpoint, files
 from support.history import History
 
+COPY = re.compile(r"-epoch(\d{4,})\.keras$")  # how the name of a copy ends
+
 
 class Checkpoints:
     """Saves a model in training. Model, table and copies are separate attempts; only the model decides what is saved.
@@ -90,14 +92,28 @@ class Checkpoints:
         epoch = self.progress["epoch"]
         if not self.keep or epoch == self.kept_epoch:
             return
-        stem = os.path.splitext(os.path.realpath(self.path))[0]
-        copy = f"{stem}-epoch{epoch:04d}.keras"
+        stem, copy = _stem(self.path), copy_name(self.path, epoch)
         if self.attempt(copy, lambda: _copy(os.path.realpath(self.path), copy)):
             self.kept_epoch = epoch
             # Copies of later epochs are from before the user went back to an earlier one, and stay.
             for old in sorted(number for number in _copies(stem) if number <= epoch)[: -self.keep]:
                 with contextlib.suppress(OSError):
                     os.remove(_copies(stem)[old])
+
+
+def copy_name(path: str, epoch: int) -> str:
+    """The copy of a model after so many epochs, `model-epoch0010.keras` beside the file itself."""
+    return f"{_stem(path)}-epoch{epoch:04d}.keras"
+
+
+def copied_epoch(path: str) -> int | None:
+    """The epoch of which a file is the copy of some model, by its name, or None."""
+    found = COPY.search(os.path.realpath(path))
+    return found and int(found[1])
+
+
+def _stem(path):
+    return os.path.splitext(os.path.realpath(path))[0]
 
 
 def _copy(source, target):
@@ -112,5 +128,5 @@ def _copy(source, target):
 def _copies(stem):
     """The copies of a model by epoch, {10: 'model-epoch0010.keras', …}; files with other names are the user's."""
     names = glob.glob(f"{glob.escape(stem)}-epoch*.keras")
-    found = {name: re.fullmatch(r"-epoch(\d{4,})\.keras", name.removeprefix(stem)) for name in names}
+    found = {name: COPY.fullmatch(name.removeprefix(stem)) for name in names}
     return {int(match[1]): name for name, match in found.items() if match}

@@ -13,6 +13,7 @@ import tensorflow as tf
 from PIL import Image
 
 from ddpm import Schedule, n_steps
+from support import files
 
 
 class Board:
@@ -24,12 +25,14 @@ class Board:
         sched: the noise schedule.
 
     Raises:
-        ValueError: if the package `tensorboard` is not installed, without which TensorFlow writes nothing.
+        ValueError: if the package `tensorboard` is not installed, without which TensorFlow writes nothing, or a file is
+            in the place of the folder.
     """
 
     def __init__(self, folder: str, model: keras.Model, sched: Schedule):
         if importlib.util.find_spec("tensorboard") is None:
             raise ValueError("--tensorboard needs the package tensorboard: pip install tensorboard")
+        files.make_folder("--tensorboard", folder)
         self.folder, self.writer = folder, tf.summary.create_file_writer(folder)
         new = not any(name.startswith("events") and os.path.getsize(os.path.join(folder, name)) > 1000
                       for name in os.listdir(folder))  # fmt: skip

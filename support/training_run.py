@@ -48,7 +48,7 @@ class TrainingRun:
         self.model, self.path, self.validation, self.board = model, path, validation, board
         book = checkpoint.metadata(model)
         self.settings, self.progress, self.count = book["settings"], book["progress"], book["data"]["count"]
-        self.table = History(os.path.splitext(path)[0] + ".csv", self.progress["epoch"])
+        self.table = History(files.table_name(path), self.progress["epoch"])
         self.steps = Steps(steps_to_go(self.settings, self.progress, self.count))
         self.checkpoints = Checkpoints(model, path, self.table, save_every, keep, self.steps.bar.warn)
         self.grids = None if checkpoint.is_classifier(model) else Grids(model, interruption)  # which has no images

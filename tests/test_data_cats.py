@@ -189,6 +189,14 @@ def test_wrong_options_are_refused(tmp_path, monkeypatch, run, options, said):
     assert os.listdir(tmp_path) == ["train.zip"]
 
 
+def test_the_archive_is_not_overwritten(tmp_path, monkeypatch, run):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, {"train.npz": kaggle()})  # an archive under a name of ours
+    done = run("cats", "--archive", "train.npz", "--out", "./train.npz")
+    assert_failed_in_a_sentence(done, 2)
+    assert "--out ./train.npz would overwrite" in done.stderr and zipfile.ZipFile("train.npz").namelist()[0] == "train/"
+
+
 @pytest.mark.parametrize("animals, name", [("cats", "cats64"), ("dogs", "dogs64"), ("both", "cats_and_dogs64")])
 def test_the_default_output_is_in_the_package(capsys, animals, name):
     out = command.parse_options(["cats", "--animals", animals]).out

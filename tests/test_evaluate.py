@@ -1,5 +1,6 @@
 """The evaluation script, run as a user runs it, and its estimate of the bound."""
 
+import contextlib
 import functools
 import json
 import os
@@ -21,7 +22,7 @@ from data import drawings
 from diffusion.denoiser import denoiser
 from evaluation import features, inputs, likelihood, metrics, validation
 from evaluation import samples as samples_module
-from support import checkpoint, execution
+from support import checkpoint, console, execution
 
 
 def measure(network, sched, *more, **named):
@@ -511,6 +512,27 @@ def test_results_replace_no_input_and_not_each_other(sources, options, words):
         evaluate.check_outputs(evaluate.parse_options([*more, *options]), book)
     for word in words:
         assert word in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "words, generated, refused",
+    [
+        (("--out", "PREFIX-samples.npy"), True, True),
+        (("--out", "./PREFIX-bits.npz"), False, True),
+        (("--train", "PREFIX-samples.npy"), True, True),
+        (("--figure", "features.png"), True, True),  # a link to those of the training images
+        (("--samples", "PREFIX-samples.npy"), False, False),
+        ((), True, False),
+    ],
+)
+def test_caches_replace_neither_inputs_nor_results(sources, words, generated, refused):
+    prefix = "model-step6-12345678"
+    words = [word.replace("PREFIX", prefix) for word in ("--data", "other.npy", "--features", "pixels", *words)]
+    os.symlink(samples_module.features_path(prefix, sources["training"], "pixels"), "features.png")
+    options, book = evaluate.parse_options(words), metadata(sources["all"], "all.npy", None)
+    options.how = console.sampler_options(options) | {"sampler": "ddpm", "variance": "beta"}
+    with pytest.raises(ValueError, match="the cache .* would overwrite") if refused else contextlib.nullcontext():
+        evaluate.check_caches(prefix, options, book, None, sources["training"], generated)
 
 
 def closed(monkeypatch, *beginnings):

@@ -51,6 +51,46 @@ def test_a_place_that_cannot_be_written_to_is_an_error(tmp_path):
         files.check_writable(tmp_path / "nowhere" / "a.txt")
 
 
+@pytest.fixture
+def outputs(tmp_path, monkeypatch):
+    """The current folder: a file in.npy, links to it, and a folder with an image."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in.npy").write_text("precious")
+    os.symlink("in.npy", "soft.json")
+    os.link("in.npy", "hard.json")
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.png").write_text("")
+
+
+@pytest.mark.parametrize("name", ["in.npy", "images/../in.npy", "soft.json", "hard.json", "IN.npy"])
+def test_outputs_that_are_an_input_are_refused(outputs, name):
+    with pytest.raises(ValueError, match=f"^--out {name} would overwrite .*, in.npy; choose another name$"):
+        files.check_outputs([("--npy", None), ("--out", name)], [None, "images", "in.npy"])
+
+
+@pytest.mark.parametrize("one, other", [("a.png", "./a.png"), ("a.png", "A.PNG"), ("\xe9.png", "e\u0301.png")])
+def test_outputs_that_are_one_file_are_refused(outputs, one, other):
+    """On some file systems, of which Linux has none, the names of the last two pairs are one."""
+    with pytest.raises(ValueError, match=f"--figure {other} would overwrite .*, {one};"):
+        files.check_outputs([("--out", one), ("--figure", other)], ["in.npy"])
+
+
+def test_outputs_may_lie_in_a_folder_of_images(outputs):
+    files.check_outputs([("--out", "images/samples.png"), ("--npy", "out.npy")], ["images", "in.npy", "nowhere", "0.1"])
+    with pytest.raises(ValueError, match="images is a folder"):
+        files.check_outputs([("--out", "images")], ["images"])
+    with pytest.raises(FileNotFoundError, match="no folder for --out nowhere/a.png"):
+        files.check_outputs([("--out", "nowhere/a.png")], [])
+    with pytest.raises(ValueError, match="--tensorboard must name a folder, and in.npy is a file"):
+        files.make_folder("--tensorboard", "in.npy")
+
+
+def test_names_are_compared_where_inodes_are_0(outputs, monkeypatch):
+    """As on some network drives, where all files would be one."""
+    monkeypatch.setattr(os, "stat", lambda path, stat=os.stat: os.stat_result([*stat(path)[:1], 0, *stat(path)[2:]]))
+    assert files.same_file("in.npy", "soft.json") and not files.same_file("in.npy", "images/a.png")
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_grid_shows_every_image_once(tmp_path, channels):
     images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, channels)).astype(np.int16)

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from conftest import TINY
 
+import evaluate
+import figures
 import reverse_diffusion as rd
-from support import checkpoint, publish, settings
+from support import checkpoint, preparation, publish, settings
 
 NOISE = {"n_sample": 2, "seed": 3, "verbose": 0}
 
@@ -89,6 +91,55 @@ def test_pretrained_models_are_found_by_their_names(model, monkeypatch, tmp_path
     assert rd.my_sample(model="cats", **NOISE).shape == (2, 8, 8, 1)
     with pytest.raises(FileNotFoundError, match="no model .*dogs"):
         rd.my_sample(model="dogs")
+
+
+def test_no_script_overwrites_its_model(tmp_path, monkeypatch, capsys):
+    """Which is known by the name `cats`, by its path and by links."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(checkpoint, "PRETRAINED", "models")
+    os.mkdir("models")
+    for name in "models/cats.keras", "own.keras":
+        with open(name, "w") as file:
+            file.write("weights")
+    for name in "link.png", "link.npy", "new.csv":
+        os.symlink("models/cats.keras", name)
+    for script, words in (
+        (publish, ("cats", "models/cats.keras")),
+        (rd, ("--model", "cats", "--out", "link.png")),
+        (rd, ("--model", "own.keras", "--classifier", "models/cats.keras", "--out", "link.png")),
+        (rd, ("--model", "own.keras", "--weaker", "cats", "--npy", "link.npy")),
+        (rd, ("--model", "own.keras", "--out", "a.png", "--npy", "link.npy", "--weaker", "cats")),
+    ):
+        monkeypatch.setattr(sys, "argv", ["script", *words])
+        with pytest.raises(SystemExit) as leaving:
+            script.main()
+        assert leaving.value.code == 2 and "would overwrite" in capsys.readouterr().err
+    for words in (
+        ("--model", "cats", "--out", "models/cats.keras"),
+        ("--model", "own.keras", "--weaker", "cats", "--guidance", "2", "--out", "models/cats.keras"),
+        ("--model", "own.keras", "--features", "models/cats.keras", "--figure", "link.png"),
+    ):
+        with pytest.raises(ValueError, match="--(out|figure) .* would overwrite"):
+            evaluate.check_outputs(evaluate.parse_options(["--data", "drawings", *words]), {})
+    for options, path in (
+        ({"init": "cats"}, "models/cats.keras"),
+        ({"init": "cats"}, "new.keras"),  # by its table
+        ({"data": "link.npy"}, "new.keras"),
+        ({"init": "new-epoch0010.keras", "keep": 2}, "new.keras"),
+        ({"tensorboard": "samples.png"}, "model.keras"),
+    ):
+        with pytest.raises(ValueError, match="would overwrite"):
+            preparation.check_files(options, path)
+    preparation.check_files({"init": "new-epoch0010.keras", "data": "drawings", "validation": "0.1"}, "own.keras")
+    with pytest.raises(ValueError, match="the early copy own.keras would overwrite"):
+        preparation.check_early_copy(None, "own.keras", ["own.keras"])
+    with pytest.raises(ValueError, match="--out figures/schedule.png would overwrite"):
+        os.mkdir("figures")
+        os.symlink("../own.keras", "figures/schedule.png")
+        figures.prepare_files("figures", ["schedule"], ["own.keras"])
+    for name in "models/cats.keras", "own.keras":
+        with open(name) as file:
+            assert file.read() == "weights"
 
 
 def test_a_training_starts_from_the_weights_of_another(model, train_tiny):

@@ -422,6 +422,13 @@ def test_held_out_images_are_measured_after_every_second_epoch_and_not_trained_o
     assert {event.step for event in events for value in event.summary.value if value.tag == "loss"} == {0, 1, 2, 3, 4}
 
 
+def test_a_file_in_the_place_of_the_board_is_a_sentence(tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)  # as if TensorBoard were installed
+    (tmp_path / "board").write_text("")
+    with pytest.raises(ValueError, match="--tensorboard must name a folder, and .*board is a file"):
+        tensorboard.Board(str(tmp_path / "board"), None, None)
+
+
 def test_the_held_out_loss_is_the_loss_of_the_ema_weights():
     model = unet.NaiveUnet((32, 32, 3), 8)
     optimizer = keras.optimizers.Adam(use_ema=True)
