@@ -233,7 +233,7 @@ def as_labels(label, n_sample, model, classifier=None):
     """
     import numpy as np
 
-    from support import checkpoint
+    from support import checkpoint, files
 
     if label is None:
         return np.zeros(n_sample, np.int32)
@@ -247,6 +247,7 @@ def as_labels(label, n_sample, model, classifier=None):
     given = [label] * n_sample if one else list(label)
     if len(given) != n_sample:
         raise ValueError(f"label must be one class, or one for each of the {n_sample} images, got {len(given)}")
+    given = [files.normalise_name(one) if isinstance(one, str) else one for one in given]
     return np.array([1 + class_number(of_image, names, count) for of_image in given], np.int32)
 
 

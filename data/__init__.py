@@ -8,11 +8,11 @@
 import dataclasses
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from data import arrays, drawings, image_files
+from data import arrays, drawings, image_files, listing
 from data.classes import classes_of_array_file, classes_of_files
 
 CATS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "cats64.npz")
@@ -43,7 +43,11 @@ class Report:
 
 
 def load_images(
-    source: str | os.PathLike, image_size: int, channels: int = 3, classes: bool = False
+    source: str | os.PathLike,
+    image_size: int,
+    channels: int = 3,
+    classes: bool = False,
+    recognise: Callable[[np.ndarray], bool] | None = None,
 ) -> tuple[np.ndarray, Report]:
     """Reads all images of a source, crops each to its central square and resizes it.
 
@@ -54,6 +58,8 @@ def load_images(
         channels: 3 for colour, 1 for grey.
         classes: whether the images must have classes, which the report then holds: of drawings the colour of the fur,
             of a folder its sub-folders, of a `.npz` file its array `labels`.
+        recognise: whether images are those that a model knows. Earlier versions sorted names as they are stored; a
+            folder whose images are recognised in that order alone keeps it.
 
     Returns:
         The images, uint8 (N, image_size, image_size, channels), and a `Report`.
@@ -86,6 +92,9 @@ def load_images(
         raise FileNotFoundError(f"there is no folder or file {name}")
     if os.path.isdir(path):
         images, names, skipped, notes = image_files.read_folder(path, image_size, channels)
+        order = listing.earlier_order(names) if recognise else None
+        if order and not recognise(images) and recognise(images[order]):
+            images, names = images[order], [names[k] for k in order]
         report = Report(path, photographs=True, notes=notes, skipped=skipped)
         if classes:
             report.labels, report.classes = classes_of_files(names, path)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from data import image_files
+from support.files import normalise_name
 
 ADVICE = "or omit --classes"
 ARRAYS = "labels", "class_names", "photographs"
@@ -26,7 +27,7 @@ def classes_of_files(names: Sequence[str], folder: str) -> tuple[np.ndarray, lis
     Raises:
         ValueError: if there are no sub-folders.
     """
-    first = [name.split(os.sep)[0] if os.sep in name else None for name in names]
+    first = [normalise_name(name.split(os.sep)[0]) if os.sep in name else None for name in names]
     classes = sorted({name for name in first if name is not None})
     if not classes:
         raise ValueError(
@@ -66,7 +67,8 @@ def classes_of_array_file(path: str, count: int) -> tuple[np.ndarray, list[str]]
         )
     needed = int(labels.max()) + 1
     if "class_names" in members:
-        classes = [text.decode() if isinstance(text, bytes) else str(text) for text in members["class_names"].ravel()]
+        given = members["class_names"].ravel()
+        classes = [normalise_name(text.decode() if isinstance(text, bytes) else str(text)) for text in given]
     else:
         of_cats = "photographs" in members and needed <= 2
         classes = ["cat", "dog"][:needed] if of_cats else [str(k) for k in range(min(needed, count + 1))]
@@ -76,6 +78,13 @@ def classes_of_array_file(path: str, count: int) -> tuple[np.ndarray, list[str]]
             f"{len(classes)}"
         )
     return labels.astype(np.int32), classes
+
+
+def match_classes(labels: np.ndarray | None, classes: Sequence[str], known: Sequence[str]) -> np.ndarray | None:
+    """Labels with the numbers that their classes, all of them known, have among the known ones."""
+    number = {name: k for k, name in enumerate(known)}
+    numbers = np.array([*(number[name] for name in classes), -1], np.int32)  # the last one for -1, no class
+    return None if labels is None else numbers[labels]
 
 
 def describe_classes(labels: np.ndarray, classes: Sequence[str]) -> str:

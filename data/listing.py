@@ -2,7 +2,9 @@
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+
+from support.files import normalise_name
 
 # Names, in lower case, that operating systems, network drives and archive programs give to files of their own.
 SYSTEM_NAMES = {
@@ -28,16 +30,30 @@ def find_sample_grids(names: Iterable[str]) -> set[str]:
     NAME-samples.png may be an image of the user's, unless `NAME.keras` lies beside it. The grid of a deleted model is
     recognised by its contents, see `files.SAMPLES`.
     """
-    grids = [found for found in map(GRID.fullmatch, names) if found]
-    return {found[0] for found in grids if found["model"] is None or f"{found['model']}.keras" in names}
+    grids, known = [found for found in map(GRID.fullmatch, names) if found], set(map(normalise_name, names))
+    return {found[0] for found in grids if found["model"] is None or normalise_name(f"{found['model']}.keras") in known}
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Sorts file names the same however their accents are stored, so that a folder that has moved keeps its order."""
+    return sorted(names, key=lambda name: (normalise_name(name), name))
+
+
+def earlier_order(names: Sequence[str]) -> list[int] | None:
+    """The places of names, `in_order`, in the order of earlier versions, which sorted them as they are stored.
+
+    None if that is the same.
+    """
+    order = sorted(range(len(names)), key=names.__getitem__)
+    return None if order == list(range(len(names))) else order
 
 
 def list_files(folder: str) -> tuple[list[str], list[tuple[str, OSError]], str | None]:
     """Lists the files below a folder that may be images. Links are followed.
 
     Returns:
-        The names relative to the folder, sorted; a pair (name, error) for every sub-folder that could not be listed;
-        and a note on what was ignored, or None.
+        The names relative to the folder, `in_order`; a pair (name, error) for every sub-folder that could not be
+        listed; and a note on what was ignored, or None.
     """
     names, unlisted, seen, hidden, grids = [], [], set(), 0, 0
 
@@ -52,12 +68,12 @@ def list_files(folder: str) -> tuple[list[str], list[tuple[str, OSError]], str |
             continue
         seen.add(identity)
         hidden += sum(map(is_hidden, folders + files))
-        folders[:] = sorted(name for name in folders if not is_hidden(name))
+        folders[:] = in_order(name for name in folders if not is_hidden(name))
         own = find_sample_grids(files)
         grids += len(own)
         wanted = (name for name in files if name not in own and not is_hidden(name))
         names += [os.path.relpath(os.path.join(root, name), folder) for name in wanted]
-    return sorted(names), unlisted, _describe_ignored(hidden, grids)
+    return in_order(names), unlisted, _describe_ignored(hidden, grids)
 
 
 def _describe_ignored(hidden, grids):

@@ -27,8 +27,8 @@ def load_inputs(
     """
     shape, only = model.inputs[0].shape[1:], set(options.only)
 
-    def load(source):
-        return data.load_images(source, shape[0], shape[2])[0]
+    def load(source, recognise=None):
+        return data.load_images(source, shape[0], shape[2], recognise=recognise)[0]
 
     held_out, training = load_images(load, book, options)
     held_out = random_subset(held_out, options.count)
@@ -50,7 +50,7 @@ def load_inputs(
 
 
 def load_images(
-    load: Callable[[str], np.ndarray], book: dict, options: argparse.Namespace
+    load: Callable[..., np.ndarray], book: dict, options: argparse.Namespace
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Held-out images, and training images, or None if those are neither needed nor available."""
     needed = {"overfitting", "copies"} & set(options.only) or options.figure or options.train
@@ -97,7 +97,7 @@ def split_as_in_training(images: np.ndarray, book: dict) -> tuple[np.ndarray, np
 
 
 def load_training(
-    load: Callable[[str], np.ndarray], book: dict, options: argparse.Namespace
+    load: Callable[..., np.ndarray], book: dict, options: argparse.Namespace
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """The images that the model was trained on, and those of the same source that were held out, or None.
 
@@ -106,7 +106,8 @@ def load_training(
     """
     source, advice = book["data"]["source"], "name the training images with --train SOURCE"
     try:
-        training, held_out, same = split_as_in_training(load(options.train or source), book)
+        images = load(options.train or source, lambda images: split_as_in_training(images, book)[2])
+        training, held_out, same = split_as_in_training(images, book)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{error}; {advice}") from error
     if not same and not options.train:
@@ -122,7 +123,7 @@ def load_training(
 
 
 def load_held_out(
-    load: Callable[[str], np.ndarray], book: dict, options: argparse.Namespace
+    load: Callable[..., np.ndarray], book: dict, options: argparse.Namespace
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Held-out images, and, if they come from the same source, the training images, else None.
 
@@ -142,7 +143,7 @@ def load_held_out(
         training, held_out = load_training(load, book, options)
     else:
         try:
-            training, held_out = None, load(source)
+            training, held_out = None, load(source, lambda images: data.digest(images) == expected)
         except FileNotFoundError as error:
             raise FileNotFoundError(f"{error}; {advice}") from error
     if held_out is None or expected not in (None, data.digest(held_out)):

@@ -85,7 +85,7 @@ def check_variance(model: keras.Model) -> None:
 def classes_of(model: keras.Model) -> list[str] | None:
     """The names of the classes that a model knows, in the order of their numbers; None if it has no metadata."""
     book = metadata(model)
-    return book.get("classes", []) if book else None
+    return list(map(files.normalise_name, book.get("classes", []))) if book else None
 
 
 def is_classifier(model: keras.Model) -> bool:

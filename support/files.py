@@ -87,7 +87,7 @@ class _Unwritten(Exception):
 
 
 def normalise_name(name: str) -> str:
-    """The name of a file or a class with composed accents (NFC); macOS, and archives from there, may store two signs."""
+    """The name of a file or a class with composed accents (NFC); on macOS, and in its archives, é may be two signs."""
     return unicodedata.normalize("NFC", name)
 
 

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 
 import data
-from data.classes import describe_classes
+from data.classes import describe_classes, match_classes
 from ddpm import ddpm_schedule
 from diffusion.networks import Classifier, Unet
 from evaluation.validation import split_held_out
@@ -207,13 +207,15 @@ def choose_data(options: dict, settings: dict, book: dict, path: str) -> tuple[I
     """Reads training and held-out images (or None), records them in the metadata, settles what depends on them."""
     before = book.get("data")
     default = data.CATS if settings["preset"] in FOR_GPU and os.path.exists(data.CATS) else "drawings"
-    images, report = read_images("data", options, before, default, settings, path)
-    if before and book["classes"] != report.classes:
+    fraction = (before and book.get("validation") or {}).get("fraction")
+    images, report = read_images("data", options, before, default, settings, path, fraction)
+    if before and sorted(book["classes"]) != sorted(report.classes):
         raise ValueError(
             f"{path} was trained with the classes {', '.join(book['classes'])}, and {report.source} has "
             f"{', '.join(report.classes)}; choose another --model to start a new run"
         )
-    book["classes"] = report.classes
+    book["classes"] = book["classes"] if before else report.classes
+    images.labels = match_classes(images.labels, report.classes, book["classes"])
     images, held_out = choose_validation(images, options, settings, book, path)
     now = images.facts(report.source)
     if before and not same_images("data", now, before, path, options):
@@ -252,11 +254,12 @@ def choose_validation(
     elif typed is not None or before:
         held_out, report = read_images("validation", options, before, None, settings, path)
         source = report.source
-        if report.classes != book["classes"][: len(report.classes)]:
+        if unknown := [name for name in report.classes if name not in set(book["classes"])]:
             raise ValueError(
-                f"--validation {source} has the classes {', '.join(report.classes)}, and the training images "
-                f"{', '.join(book['classes'])}; choose images of the same classes"
+                f"--validation {source} has the classes {', '.join(unknown)}, and the training images have only "
+                f"{', '.join(book['classes'])}; choose images of those classes"
             )
+        held_out.labels = match_classes(held_out.labels, report.classes, book["classes"])
     else:
         return images, None
     now = {"fraction": fraction, **held_out.facts(source)}
@@ -273,12 +276,28 @@ def describe_validation(validation: dict) -> str:
 
 
 def read_images(
-    name: str, options: dict, before: dict | None, default: str | None, settings: dict, path: str
+    name: str,
+    options: dict,
+    before: dict | None,
+    default: str | None,
+    settings: dict,
+    path: str,
+    fraction: float | None = None,
 ) -> tuple[Images, data.Report]:
-    """Images from the source typed as `--data` or `--validation`, else the one in the file, else a default."""
+    """Images from the source typed as `--data` or `--validation`, else the one in the file, else a default.
+
+    Args:
+        before: what the file notes of them, but for a `fraction` that was held out.
+    """
+
+    def recognise(images):
+        part = images if fraction is None else split_held_out(images, fraction, settings["seed"])[0]
+        return data.digest(part) == before.get("digest")
+
     source = options.get(name, before["source"] if before else default)
+    how = settings["image_size"], settings["channels"], settings["classes"]
     try:
-        images, report = data.load_images(source, settings["image_size"], settings["channels"], settings["classes"])
+        images, report = data.load_images(source, *how, recognise if before else None)
     except FileNotFoundError as error:
         if options.get(name):
             raise

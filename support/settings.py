@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from support import console, device
+from support import console, device, files
 from support.console import integer, integers, number, say
 
 # Presets: what differs from the defaults of the table below, which are the slides'. See docs/evaluation.md.
@@ -267,7 +267,7 @@ def complete(book: dict) -> None:
     progress = book["progress"] = {**NOTHING_DONE, **book["progress"]}
     if batch_size := progress.pop("batch_size", None):  # until steps were counted, all of an epoch had one size
         progress["epoch_steps"] = -(-progress["images"] // batch_size)
-    book.setdefault("classes", [])
+    book["classes"] = list(map(files.normalise_name, book.get("classes", [])))
     if "validation" not in book:
         source = settings["validation"]
         fraction = as_fraction(source)

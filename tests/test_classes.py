@@ -1,8 +1,10 @@
 """Classes of images: where they come from, that labels stay with their images, and what training makes of them."""
 
+import copy
 import os
 import pathlib
 import re
+import unicodedata
 import zipfile
 
 import keras
@@ -10,12 +12,15 @@ import numpy as np
 import pytest
 from conftest import TINY
 from PIL import Image
+from test_guidance import CONSTANTS, conditional
 
 import data
 import diffusion_model
+import evaluate
 import reverse_diffusion as rd
-from data import drawings
+from data import classes, drawings, listing
 from data.classes import describe_classes
+from evaluation import inputs
 from evaluation.validation import split_held_out
 from support import advice, checkpoint, preparation
 
@@ -311,10 +316,127 @@ def test_a_model_that_never_learns_images_of_no_class_says_so():
         assert advice.on_drop_label(given, settings) is None
 
 
+def choose_classes(book=None, **options):
+    """The metadata that a run makes of its options, its training images, and its held-out ones."""
+    book = copy.deepcopy(book or {})
+    if book:
+        preparation.complete(book)
+    sizes = {"image_size": 8, "channels": 1, "classes": True, "preset": "first"}
+    chosen = preparation.choose_settings({**sizes, **options}, book, "model.keras", lambda: "first")
+    book["progress"] = {"images": 0}
+    images, held_out = preparation.choose_data(options, chosen, book, "model.keras")
+    return {**book, "settings": chosen}, images, held_out
+
+
+@pytest.mark.parametrize(
+    "held_out", [["bird", "cat", "dog"], ["bird", "dog"], ["cat", "dog"], ["dog"], ["bird", "cat"], []]
+)
+def test_held_out_classes_are_matched_by_name(tmp_path, held_out):
+    """Each image says its class by its grey level; those beside the sub-folders have none."""
+    levels = {"bird": 10, "cat": 20, "dog": 30}
+    for folder, names in ("training", levels), ("validation", held_out):
+        save_grey(tmp_path / folder / "none.png", 40)
+        for name in names:
+            save_grey(tmp_path / folder / name / "a.png", levels[name])
+    if not held_out:  # an array has its own numbers
+        images = np.array([30, 10, 30], np.uint8)[:, None, None].repeat(8, 1).repeat(8, 2)
+        np.savez(tmp_path / "validation.npz", images=images, labels=[0, 1, 0], class_names=["dog", "bird"])
+    source = tmp_path / ("validation" if held_out else "validation.npz")
+    book, _, found = choose_classes(data=str(tmp_path / "training"), validation=str(source))
+    assert book["classes"] == ["bird", "cat", "dog"]
+    expected = {10: 0, 20: 1, 30: 2, 40: -1}
+    assert found.labels.tolist() == [expected[level] for level in found.images[:, 0, 0, 0]]
+    assert found.labels.dtype == np.int32  # as the digest of earlier versions was made of
+    choose_classes(book, validation=str(source))
+
+    save_grey(tmp_path / "validation" / "frog" / "a.png", 50)
+    with pytest.raises(ValueError, match="--validation .* has the classes frog, .* have only bird, cat, dog;"):
+        choose_classes(data=str(tmp_path / "training"), validation=str(tmp_path / "validation"))
+
+
+def test_held_out_labels_keep_the_digest_of_earlier_versions(tmp_path):
+    for name in "training/a/1.png", "training/b/1.png", "training/c/1.png", "validation/a/2.png", "validation/b/2.png":
+        save_grey(tmp_path / name, 9)
+    book, *_ = choose_classes(data=str(tmp_path / "training"), validation=str(tmp_path / "validation"))
+    assert book["validation"]["labels"] == data.digest(np.array([0, 1], np.int32))
+
+
+NAMES = ["\xe9cole", "caf\xe9", "cafz", "fr\xfchst\xfcck"]  # café comes before cafz only while é is two characters
+
+
+def write_names(folder, form):
+    for k, name in enumerate(NAMES):
+        for image in "1\xe8re.png", "1zz.png":
+            path = os.path.join(folder, unicodedata.normalize(form, f"{name}/{image}"))
+            save_grey(path, 10 * k + ("z" in image))
+
+
+def test_names_of_moved_classes_stay_the_same(tmp_path):
+    """A folder that a Mac has copied: all accents are characters of their own."""
+    for form in "NFC", "NFD":
+        write_names(tmp_path / form, form)
+    composed, decomposed = (data.load_images(tmp_path / form, 8, channels=1, classes=True) for form in ("NFC", "NFD"))
+    assert composed[1].classes == decomposed[1].classes == sorted(NAMES)
+    np.testing.assert_array_equal(composed[0], decomposed[0])
+    np.testing.assert_array_equal(composed[1].labels, decomposed[1].labels)
+    in_order = sorted((name, image, 10 * k + j) for k, name in enumerate(NAMES)
+                      for j, image in enumerate(("1\xe8re.png", "1zz.png")))  # fmt: skip
+    in_order.sort(key=lambda found: f"{found[0]}/{found[1]}")  # as composed names have always been sorted
+    assert composed[0][:, 0, 0, 0].tolist() == [level for *_, level in in_order]
+
+    book, *_ = choose_classes(data=str(tmp_path / "NFC"), validation=str(tmp_path / "NFD"))
+    moved, *_ = choose_classes(book, data=str(tmp_path / "NFD"), validation=str(tmp_path / "NFC"))
+    assert moved["data"]["digest"] == book["data"]["digest"] and moved["data"]["labels"] == book["data"]["labels"]
+
+
+@pytest.mark.parametrize("validation", [None, "0.25"])
+def test_files_with_decomposed_names_resume(tmp_path, monkeypatch, validation):
+    """Earlier versions noted and sorted names as they were stored."""
+    write_names(tmp_path / "NFD", "NFD")
+    options = {"validation": validation} if validation else {}
+    with monkeypatch.context() as earlier:
+        for module in listing, classes:
+            earlier.setattr(module, "normalise_name", lambda name: name)
+        book, images, held_out = choose_classes(data=str(tmp_path / "NFD"), **options)
+    assert book["classes"] == sorted(unicodedata.normalize("NFD", name) for name in NAMES)
+    resumed, again, held_out_again = choose_classes(book)
+    np.testing.assert_array_equal(again.images, images.images)
+    np.testing.assert_array_equal(again.labels, images.labels)
+    assert held_out is None or np.array_equal(held_out_again.images, held_out.images)
+    assert resumed["classes"] == [unicodedata.normalize("NFC", name) for name in book["classes"]]
+
+    sources = evaluate.parse_options(["--data", "drawings", "--train", str(tmp_path / "NFD")])
+
+    def load(source, recognise=None):
+        return data.load_images(source, 8, 1, recognise=recognise)[0]
+
+    np.testing.assert_array_equal(inputs.load_training(load, book, sources)[0], images.images)
+
+
+def test_labels_and_names_of_models_are_composed():
+    decomposed = [unicodedata.normalize("NFD", name) for name in NAMES[:2]]
+    model, composed = conditional(CONSTANTS, decomposed), conditional(CONSTANTS, NAMES[:2])
+    assert checkpoint.classes_of(model) == NAMES[:2]
+    checkpoint.check_guide(model, "weaker.keras", composed, classifier=False)
+    for name in decomposed[1], NAMES[1]:
+        for network in model, composed:
+            assert rd.as_labels([name, NAMES[0], 1], 3, network).tolist() == [2, 1, 2]
+
+
+def test_names_that_differ_in_accents_stored_are_duplicates(tmp_path):
+    names = ["caf\xe9", "cafe\u0301"]
+    np.savez(tmp_path / "a.npz", images=IMAGES, labels=[0, 1, 1, 0], class_names=names)
+    with pytest.raises(ValueError, match="2 different names"):
+        data.load_images(tmp_path / "a.npz", 8, classes=True)
+    for level, name in enumerate(names):
+        save_grey(tmp_path / "folder" / name / "a.png", level)
+    assert data.load_images(tmp_path / "folder", 8, classes=True)[1].classes == names[:1]
+
+
 def test_other_validation_images_must_have_the_same_classes(train_tiny):
     np.savez("a.npz", images=IMAGES, labels=[0, 1, 1, 0])
     np.savez("b.npz", images=IMAGES, labels=[0, 1, 2, 0])
-    with pytest.raises(ValueError, match="--validation .*b.npz has the classes 0, 1, 2, and the training images 0, 1"):
+    with pytest.raises(ValueError, match="--validation .*b.npz has the classes 2, and the training images have only 0"):
         train_tiny("--data", "a.npz", "--validation", "b.npz", *TINY[2:], "--classes")
     held_out = preparation.prepare(
         {"data": "a.npz", "validation": "a.npz", "classes": True, "image_size": 8, "preset": "first"}, "m.keras"

@@ -30,7 +30,7 @@ from data_helpers import (
 from PIL import Image, features
 
 import data
-from data import cache, image_files, load_images
+from data import cache, image_files, listing, load_images
 from support import device, files
 
 PHOTOS = os.path.join(ROOT, "..", "shared", "data", "photos")
@@ -373,6 +373,23 @@ def test_a_folder_that_changes_its_name_is_noticed(cached):
     assert "a/broken.png" in dict(load_images(folder, 32)[1].skipped)
     os.rename(folder / "a", folder / "b")
     assert "b/broken.png" in dict(load_images(folder, 32)[1].skipped)
+
+
+def test_a_cache_follows_names_whose_accents_change(cached):
+    """Which changes neither the order of the images nor, of those in the folder, size and time."""
+    folder, _ = cached
+    write(folder, {"\xe9/0.png": plain((40, 40), "blue"), "\xe9/broken.png": b"no image"})
+    images, report = load_images(folder, 32, classes=True)
+    os.rename(folder / "\xe9", folder / "e\u0301")
+    again, moved = load_images(folder, 32, classes=True)
+    np.testing.assert_array_equal(again, images)
+    assert report.labels.tolist() == moved.labels.tolist() == [-1, -1, -1, 0]
+    assert "e\u0301/broken.png" in dict(moved.skipped)
+
+
+def test_grids_are_known_by_names_of_either_form(tmp_path):
+    grids = {"\xe9-samples.png", "e\u0301-samples-epoch0001.png"}
+    assert listing.find_sample_grids([*grids, "\xe9.keras", "other-samples.png"]) == grids
 
 
 def test_a_cache_that_cannot_be_written_is_no_loss(cached, monkeypatch):

@@ -87,7 +87,13 @@ def test_outputs_may_lie_in_a_folder_of_images(outputs):
 
 def test_names_are_compared_where_inodes_are_0(outputs, monkeypatch):
     """As on some network drives, where all files would be one."""
-    monkeypatch.setattr(os, "stat", lambda path, stat=os.stat: os.stat_result([*stat(path)[:1], 0, *stat(path)[2:]]))
+    stat = os.stat
+
+    def without_inodes(path, **how):
+        values = stat(path, **how)
+        return os.stat_result([values[0], 0, *values[2:]])
+
+    monkeypatch.setattr(os, "stat", without_inodes)
     assert files.same_file("in.npy", "soft.json") and not files.same_file("in.npy", "images/a.png")
 
 
