@@ -171,10 +171,11 @@ def invert(images, model="model.keras", steps=None, verbose=1, *, label=None):
     The more steps, the nearer. Estimates of x_0 are never clipped on this way.
 
     Args:
-        images: (n, height, width, channels), integers 0 … 255 or floating-point numbers in [-1, 1].
+        images: (n, height, width, channels), integers 0 … 255 or floating-point numbers in [-1, 1]; those that all lie
+            in 0 … 1 get a warning.
         model: see `my_sample`.
         steps: how many steps, 1 … T; None for all.
-        verbose: 0 for silence, 1 for a bar that counts t up.
+        verbose: 0 for silence, 1 for a bar that counts t up, and warnings.
         label: the class of the images, or one for each, see `my_sample`.
 
     Returns:
@@ -192,6 +193,7 @@ def invert(images, model="model.keras", steps=None, verbose=1, *, label=None):
     import data
     from ddpm import check_finite
     from diffusion.sampling import make_inversion
+    from support import console
 
     model, shape = open_model(model)
     images = as_images("images", images, shape)
@@ -199,6 +201,10 @@ def invert(images, model="model.keras", steps=None, verbose=1, *, label=None):
     low, high = (0, 255) if integers else (-1, 1)
     if not np.all((images >= low) & (images <= high)):
         raise ValueError(f"images must lie in {low} … {high}, got {images.min():g} … {images.max():g}")
+    if verbose and not integers and images.min() >= 0:
+        console.warn(
+            "images in 0 … 1 are taken as grey to white, as black is -1; if 0 is meant to be black, give 2 * images - 1"
+        )
     x_0 = data.scaled(images) if integers else images
     labels, x_0 = as_labels(label, len(images), model), x_0.astype(np.float32)
     sched, steps_for = reverse_steps(model, None, None)
@@ -408,8 +414,10 @@ def parse_options(arguments=None):
     parser.add_argument(
         "--label",
         nargs="+",
+        action="extend",
         metavar="CLASS",
-        help="class of the images, by name or number from 0, or one for each (all kinds)",
+        help="class of the images, by name or number from 0, or one for each; one that begins with a dash as "
+        "--label=CLASS (all kinds)",
     )
     parser.add_argument(
         "--classifier", metavar="FILE.keras", help="a model of --network classifier that guides to the class (none)"

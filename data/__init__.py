@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from data import arrays, drawings, image_files, listing
-from data.classes import classes_of_array_file, classes_of_files
+from data.classes import classes_of_array_file, classes_of_files, note_misplaced
 
 CATS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "cats64.npz")
 
@@ -98,6 +98,7 @@ def load_images(
         report = Report(path, photographs=True, notes=notes, skipped=skipped)
         if classes:
             report.labels, report.classes = classes_of_files(names, path)
+            report.notes += note_misplaced(names, path)
         return images, report
     if os.path.isfile(path) and path.endswith((".npy", ".npz")):
         images, photographs, notes = arrays.read_array_file(path, image_size, channels)

@@ -12,6 +12,8 @@ from data import image_files
 from support.files import normalise_name
 
 ADVICE = "or omit --classes"
+OWN = f"put the images of each class into a folder of its own, {ADVICE}"
+SPLITS = {"train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval"}  # names of folders
 ARRAYS = "labels", "class_names", "photographs"
 
 
@@ -30,12 +32,26 @@ def classes_of_files(names: Sequence[str], folder: str) -> tuple[np.ndarray, lis
     first = [normalise_name(name.split(os.sep)[0]) if os.sep in name else None for name in names]
     classes = sorted({name for name in first if name is not None})
     if not classes:
-        raise ValueError(
-            f"{image_files.escape_name(folder)} has no sub-folders with images, so no classes; put the images of each "
-            f"class into a folder of its own, {ADVICE}"
-        )
+        raise ValueError(f"{image_files.escape_name(folder)} has no sub-folders with images, so no classes; {OWN}")
     number = {None: -1, **{name: k for k, name in enumerate(classes)}}
     return np.array([number[name] for name in first], np.int32), [image_files.escape_name(name) for name in classes]
+
+
+def note_misplaced(names: Sequence[str], folder: str) -> list[str]:
+    """A list with a note if the first sub-folders hardly are classes: splits of the images, or only one; else empty.
+
+    Args:
+        names: of the image files, relative to the folder.
+    """
+    first = list(dict.fromkeys(name.split(os.sep)[0] for name in names if os.sep in name))
+    splits = all(name.casefold() in SPLITS for name in first)
+    if len(first) != 1 and not splits:
+        return []
+    inner = min(first, key=lambda name: not name.casefold().startswith("train"))
+    has_folders = any(name.startswith(inner + os.sep) and name.count(os.sep) > 1 for name in names)
+    what = f"classes {', '.join(first)}, which look like splits of the images" if splits else f"one class, {inner}"
+    way_out = f"if its folders are the classes, give {os.path.join(folder, inner)} instead" if has_folders else OWN
+    return [image_files.escape_name(f"{folder} has {what}; {way_out}")]
 
 
 def classes_of_array_file(path: str, count: int) -> tuple[np.ndarray, list[str]]:

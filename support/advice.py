@@ -89,6 +89,16 @@ def on_classes(labels: np.ndarray, classes: Sequence[str]) -> str | None:
     return f"few images of {', '.join(few[:5])}{more}: with fewer than {FEW} a class is hardly learnt"
 
 
+def on_flip(settings: dict) -> str | None:
+    """The sentence to say when images with classes are mirrored without having been asked for, else None."""
+    if not settings["flip"] or not settings["classes"]:
+        return None
+    return (
+        "images are mirrored at random, which spoils letters, digits and other shapes with a direction; --no-flip "
+        "leaves them as they are"
+    )
+
+
 def on_drop_label(labels: np.ndarray, settings: dict) -> str | None:
     """The sentence to say when a network learns the classes alone, and not images of all kinds, else None."""
     if settings["network"] == "classifier" or settings["drop_label"] > 0 or np.any(labels < 0):

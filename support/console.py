@@ -7,7 +7,9 @@ the text and nothing else. Characters that a stream's encoding lacks are replace
 import argparse
 import codecs
 import contextlib
+import itertools
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -213,6 +215,11 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **kwargs):
         super().__init__(allow_abbrev=False, **kwargs)
+        self.words = []
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[argparse.Namespace, list[str]]:
+        self.words = list(sys.argv[1:] if args is None else args)
+        return super().parse_known_args(args, namespace)
 
     def parse_args(self, *arguments: Any, **named: Any) -> argparse.Namespace:
         open_streams()  # every program begins with its options
@@ -223,7 +230,21 @@ class Parser(argparse.ArgumentParser):
         return options
 
     def error(self, message: str) -> NoReturn:
+        for option, word in self._lost_values():
+            message += f"; write {option}={word} if {word} is meant as its value"
         leave(f"{self.prog}: {message}; see {self.prog} --help", 2)
+
+    def _lost_values(self):
+        """Pairs of an option and a word that argparse does not take for its value: with a dash, or after one with =."""
+        takes = {flag: action.nargs for action in self._actions for flag in action.option_strings}
+        option = equals = ""
+        for before, word in itertools.pairwise(["", *self.words]):
+            dash = re.match(r"-[^-\d.\s]\S*$", word)  # no number, and no option, as ours have two
+            several = takes.get(option) == "+"
+            if word.startswith("--"):
+                option, equals, _ = word.partition("=")
+            elif dash and (several or before == option and takes.get(option, 0) != 0) or equals and several:
+                yield option, word
 
 
 def integer(low: int, high: int = 2**63 - 1) -> Callable[[str], int]:

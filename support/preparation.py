@@ -225,6 +225,8 @@ def choose_data(options: dict, settings: dict, book: dict, path: str) -> tuple[I
     book["data"] = now
     if settings["flip"] is None:
         settings["flip"] = report.photographs
+        if sentence := advice.on_flip(settings):
+            say(sentence)
     if settings["n_epochs"] is None:
         settings["n_epochs"] = max(1, STEPS[settings["preset"]] // math.ceil(now["count"] / settings["batch_size"]))
     if settings["sample_every"] is None:

@@ -147,7 +147,7 @@ class TrainingRun:
                 console.say(f"guided: {sample_more} --model {self.path} --weaker {weaker} --guidance 1.5")
         else:
             first = shlex.quote(checkpoint.classes_of(self.model)[0])
-            console.say(f"{all_done}; it guides: {sample_more} --classifier {self.path} --label {first}")
+            console.say(f"{all_done}; it guides: {sample_more} --classifier {self.path} --label={first}")
 
     def save(self, last: bool = False) -> None:
         """Saves the model if it was trained since the last save. A failed save is tried again later, unless `last`."""

@@ -97,6 +97,38 @@ def test_an_array_file_without_proper_labels_is_refused_if_they_are_asked_for(tm
     assert len(data.load_images(tmp_path / "a.npz", 8)[0]) == 4
 
 
+@pytest.mark.parametrize(
+    "names, said",
+    [
+        (["val/cat/a.png", "Train/dog/a.png"], ["Train, val, which look like splits", "give FOLDER/Train instead"]),
+        (["train/a.png", "test/a.png"], ["test, train, which look like splits", "omit --classes"]),
+        (["photos/cat/a.png", "photos/dog/a.png"], ["has one class, photos", "give FOLDER/photos instead"]),
+        (["cat/a.png", "b.png"], ["has one class, cat", "omit --classes"]),
+        (["train/a.png", "bus/a.png"], []),
+        (["cat/x/a.png", "dog/a.png"], []),
+    ],
+)
+def test_folders_that_hardly_are_classes_get_a_note(tmp_path, names, said):
+    for name in names:
+        save_grey(tmp_path / name, 200)
+    notes = data.load_images(tmp_path, 8, classes=True)[1].notes
+    assert len(notes) == bool(said)
+    for words in said:
+        assert words.replace("FOLDER", str(tmp_path)) in notes[0] and "\n" not in notes[0]
+    assert data.load_images(tmp_path, 8)[1].notes == []
+
+
+@pytest.mark.parametrize("flip, has_classes, said", [(None, True, True), (True, True, False), (None, False, False)])
+def test_mirrored_classes_are_said_unless_asked_for(tmp_path, capsys, flip, has_classes, said):
+    for name in "b/1.png", "d/1.png":
+        save_grey(tmp_path / name, 9)
+    options = {} if flip is None else {"flip": flip}
+    book, *_ = choose_classes(data=str(tmp_path), classes=has_classes, **options)
+    assert book["settings"]["flip"] and ("--no-flip" in capsys.readouterr().out) == said
+    choose_classes(book)  # a resumed run keeps to it
+    assert "--no-flip" not in capsys.readouterr().out
+
+
 def test_no_classes_are_a_sentence(tmp_path):
     save_grey(tmp_path / "flat/a.png", 1)
     np.save(tmp_path / "a.npy", IMAGES)
@@ -232,7 +264,7 @@ def test_a_classifier_is_trained_resumed_and_guides(train_tiny, capsys):
     said = train_tiny(*options, "--n-epochs", "7") + train_tiny("--model", "c.keras", "--n-epochs", "60")
     accuracy = re.findall(r"^held-out accuracy (\S+); by quarters of t: (\S+)", said, re.MULTILINE)
     assert len(accuracy) == 6 and float(accuracy[-1][0]) > 0.8 and float(accuracy[-1][1]) == 1
-    assert "--classifier c.keras --label 'lying down'" in said and not os.path.exists("c-samples.png")
+    assert "--classifier c.keras --label='lying down'" in said and not os.path.exists("c-samples.png")
     classifier = checkpoint.open_model("c.keras", classifier=True)
     clean = [images[:, :, :, None] / 127.5 - 1, np.full((96, 1), 1 / 20)]
     assert np.mean(np.argmax(classifier(clean), axis=1) == labels) == 1
@@ -321,8 +353,8 @@ def choose_classes(book=None, **options):
     book = copy.deepcopy(book or {})
     if book:
         preparation.complete(book)
-    sizes = {"image_size": 8, "channels": 1, "classes": True, "preset": "first"}
-    chosen = preparation.choose_settings({**sizes, **options}, book, "model.keras", lambda: "first")
+    new = {} if book else {"image_size": 8, "channels": 1, "classes": True, "preset": "first"}
+    chosen = preparation.choose_settings({**new, **options}, book, "model.keras", lambda: "first")
     book["progress"] = {"images": 0}
     images, held_out = preparation.choose_data(options, chosen, book, "model.keras")
     return {**book, "settings": chosen}, images, held_out

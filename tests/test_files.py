@@ -11,6 +11,7 @@ import pytest
 from conftest import ROOT, environment
 from PIL import Image
 
+import reverse_diffusion
 from support import console, device, files
 
 
@@ -170,6 +171,34 @@ def test_settings_that_come_too_late_for_tensorflow_are_not_left_to_child_proces
         monkeypatch.delenv(name, raising=False)
     before = dict(os.environ)
     assert device.start_tensorflow() is tf and dict(os.environ) == before
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["--label", "-sad"], "write --label=-sad if -sad is"),
+        (["--label", "happy", "-sad", "--n-sample", "2"], "write --label=-sad if"),
+        (["--label=-sad", "happy"], "write --label=happy if"),
+        (["--out", "-a.png"], "write --out=-a.png if"),
+        (["--n-sample", "2", "-seed", "3"], "unrecognized arguments: -seed 3; see"),
+        (["--guidance", "-1", "--seed", "a"], "--seed: must be an integer of at least 0, got 'a'; see"),
+    ],
+)
+def test_values_that_begin_with_a_dash_say_how(capsys, words, said):
+    with pytest.raises(SystemExit, match="2"):
+        reverse_diffusion.parse_options(words)
+    error = capsys.readouterr().err
+    assert said in error and len(error.splitlines()) == 1
+
+
+def test_labels_may_begin_with_a_dash():
+    for words, labels in (
+        (["--label=-sad"], ["-sad"]),
+        (["--label=-sad", "--label=happy", "--label=-1"], ["-sad", "happy", "-1"]),
+        (["--label", "sad", "happy"], ["sad", "happy"]),
+        ([], None),
+    ):
+        assert reverse_diffusion.parse_options(words).label == labels
 
 
 class Broken(io.TextIOWrapper):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from conftest import Oracle, generate
+from test_guidance import unconditional
 
 import ddpm
 import reverse_diffusion as rd
@@ -392,6 +393,19 @@ def test_my_sample_and_invert_take_arrays(model_folder, monkeypatch):
     how = {"n_sample": 2, "steps": 5, "seed": 3, "verbose": 0, "clip": False}
     few = rd.my_sample(sampler="dpm++", **how)
     assert few.shape == images.shape and np.any(few != rd.my_sample(**how))
+
+
+def test_images_of_0_to_1_are_warned_of_once(capsys):
+    model, images = unconditional(0.1), np.full((2, 2, 2, 1), 0.5, np.float32)
+    for given, verbose, said in (
+        (images, 1, True),
+        (images, 0, False),
+        (images - 1, 1, False),
+        (np.full((2, 2, 2, 1), 1, np.uint8), 1, False),
+    ):
+        rd.invert(given, model, steps=2, verbose=verbose)
+        error = capsys.readouterr().err
+        assert len(error.splitlines()) == said and ("0 … 1" in error) == said
 
 
 @pytest.mark.parametrize(
