@@ -12,6 +12,7 @@ import data
 from ddpm import Schedule, bound_decoder, bound_prior, bound_term, clip_estimate, n_steps, q_sample
 from diffusion.denoiser import Denoiser
 from evaluation.metrics import random_subset
+from evaluation.validation import comparable_weight
 from support import checkpoint, console, device, execution, files
 
 MEMORISED_BELOW = 0.8  # training loss / held-out loss below this is reported as memorisation
@@ -82,6 +83,8 @@ def overfitting_rows(
 ) -> dict[str, dict]:
     """Row: the loss on training images divided by that on held-out ones, both as means over the tenths of t.
 
+    The loss is the error of ε̂ times `comparable_weight`.
+
     Args:
         on_training, on_held_out: what `measure_denoising` returned.
     """
@@ -89,7 +92,8 @@ def overfitting_rows(
     both = here[0].keys() & here[1].keys()
     means, errors = [], []
     for measurements, of_tenths in zip((on_training, on_held_out), here, strict=True):
-        parts = [mean_and_influences(measurements["error"], of_tenths[tenth]) for tenth in both]
+        weight = np.reshape(comparable_weight(measurements["t"].ravel(), sched), measurements["t"].shape)
+        parts = [mean_and_influences(weight * measurements["error"], of_tenths[tenth]) for tenth in both]
         mean, influences = (np.mean(part, axis=0) for part in zip(*parts, strict=True))
         means.append(mean)
         errors.append((standard_error(influences) or 0) / mean)

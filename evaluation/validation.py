@@ -5,7 +5,7 @@ import numpy as np
 import tensorflow as tf
 
 import data
-from ddpm import Schedule, n_steps, network_time, q_sample
+from ddpm import Schedule, loss_weight, n_steps, network_time, q_sample
 from diffusion.sampling import standard_normal
 from support import checkpoint, device
 from support.execution import cross_entropies, denoiser_of, predictor
@@ -16,13 +16,13 @@ QUARTERS = 4
 
 
 class Validation:
-    """The loss on held-out images, always at the same t and with the same ε.
+    """The loss on held-out images, always at the same t and with the same ε; see `comparable_weight`.
 
     Args:
         model: the network in training.
         images: uint8 (N, height, width, channels), not trained on. Each gets one t; together they cover 1 … T evenly.
         sched: the noise schedule.
-        target: what the network predicts; the loss is the error of ε̂ whatever it is.
+        target: what the network predicts.
         labels: (N,) int, the class of each image, or None.
     """
 
@@ -46,7 +46,8 @@ class Validation:
         classify, denoise = predictor(model, parts), denoiser_of(model, sched, target, parts)
 
         def of_noise(x_t, t, eps, label):
-            return {"loss": tf.reduce_mean(tf.square(denoise(x_t, t, label + 1)[1] - eps), axis=(1, 2, 3))}
+            error = tf.reduce_mean(tf.square(denoise(x_t, t, label + 1)[1] - eps), axis=(1, 2, 3))
+            return {"loss": comparable_weight(t, sched) * error}
 
         def of_classes(x_t, t, eps, label):
             logits = classify([x_t, network_time(t, sched)])
@@ -80,6 +81,22 @@ class Validation:
         """The mean of all, and that of each quarter of t."""
         quarters = [values[self.quarter == q].mean() if np.any(self.quarter == q) else np.nan for q in range(QUARTERS)]
         return float(values.mean()), [float(q) for q in quarters]
+
+
+def comparable_weight(t: tf.Tensor, sched: Schedule) -> tf.Tensor:
+    """What the squared error of ε̂ is multiplied by for a loss that means the same for every target.
+
+    That loss is the smaller of the errors of x̂_0 and ε̂, which differ by the factor (1 - ᾱ_t) / ᾱ_t: min-SNR weights
+    with γ = 1. Neither of them alone will do: at small t the ε̂ of a network that predicts x_0 is off by many times its
+    size, at large t the x̂_0 of one that predicts ε, and that would be most of the mean over all t.
+
+    Args:
+        t: (n,) int, 1 … T.
+
+    Returns:
+        (n,) float32.
+    """
+    return loss_weight(t, sched, "eps", "min-snr", gamma=1.0)[:, 0, 0, 0]
 
 
 def split_held_out(images: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -13,6 +13,29 @@ from evaluation import validation
 from support import checkpoint
 
 
+def smaller_by(sched, t):
+    """What the smaller of the squared errors of x̂_0 and ε̂ is to that of ε̂."""
+    return np.minimum(1, (1 - sched.alphabar[t]) / sched.alphabar[t])
+
+
+@pytest.mark.parametrize("target", ddpm.TARGETS)
+def test_held_out_loss_means_the_same_for_every_target(monkeypatch, target):
+    """Of networks whose x̂_0 is off by 0.1 up to SNR = 1 and whose ε̂ is from there on, whatever they predict."""
+    monkeypatch.setattr(checkpoint, "swap_ema_weights", lambda model: None)
+    sched, images = ddpm.ddpm_schedule(1e-3, 0.3, 20), np.full((40, 2, 2, 1), 255, np.uint8)
+
+    def predict(inputs):
+        x_t, t = inputs[0], tf.cast(tf.round(inputs[1][:, 0] * 20), tf.int32)
+        ab = tf.gather(tf.constant(sched.alphabar, tf.float32), t)[:, None, None, None]
+        off = tf.where(ab > 0.5, 0.1, 0.1 * tf.sqrt((1 - ab) / ab))
+        x_0 = 1 - off  # of images that are white
+        eps = (x_t - tf.sqrt(ab) * x_0) / tf.sqrt(1 - ab)
+        return {"eps": eps, "x0": x_0 + 0 * x_t, "v": tf.sqrt(ab) * eps - tf.sqrt(1 - ab) * x_0}[target]
+
+    measured = validation.Validation(Oracle(predict, (2, 2, 1)), images, sched, target).measure()["loss"]
+    np.testing.assert_allclose([measured[0], *measured[1]], 0.01, rtol=1e-3)
+
+
 def test_each_held_out_image_is_measured_once_at_its_own_step_and_noise(monkeypatch):
     """70 images are more than a batch and no multiple of one; the network takes x_t itself for the noise."""
     monkeypatch.setattr(checkpoint, "swap_ema_weights", lambda model: None)
@@ -26,7 +49,7 @@ def test_each_held_out_image_is_measured_once_at_its_own_step_and_noise(monkeypa
 
     eps = standard_normal(0, 0, tf.range(70), (4, 4, 1))
     x_t = ddpm.q_sample(tf.constant(data.scaled(images)), tf.constant(measured.t), eps, sched)
-    errors = np.mean((x_t - eps) ** 2, axis=(1, 2, 3))
+    errors = np.mean((x_t - eps) ** 2, axis=(1, 2, 3)) * smaller_by(sched, measured.t)
     assert len(np.unique(errors)) == 70
     mean, quarters = measured.measure()["loss"]
     assert mean == pytest.approx(errors.mean(), rel=1e-5)
@@ -43,8 +66,9 @@ def test_each_image_is_measured_with_its_own_class(monkeypatch):
         eps = standard_normal(0, 0, tf.range(24), (2, 2, 1))
         x_t = ddpm.q_sample(tf.constant(data.scaled(images)), tf.constant(measured.t), eps, sched)
         constants = np.array(CONSTANTS)[labels + 1] if given is not None else np.full(24, CONSTANTS[0])
-        errors = (x_t / 2 + constants[:, None, None, None] - eps) ** 2
-        assert measured.measure()["loss"][0] == pytest.approx(np.mean(errors), rel=1e-5)
+        errors = np.mean((x_t / 2 + constants[:, None, None, None] - eps) ** 2, axis=(1, 2, 3))
+        expected = np.mean(errors * smaller_by(sched, measured.t))
+        assert measured.measure()["loss"][0] == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_classifier_is_measured_on_the_images_that_have_a_class(monkeypatch):
