@@ -168,7 +168,8 @@ def my_sample(
 def invert(images, model="model.keras", steps=None, verbose=1, *, label=None):
     """The noise that DDIM turns into given images: `my_sample(noise=…, sampler="ddim", clip=False)` leads back.
 
-    The more steps, the nearer. Estimates of x_0 are never clipped on this way.
+    The more steps, the nearer. Estimates of x_0 are never clipped on this way. See `diffusion.sampling.make_inversion`
+    on models that predict x_0.
 
     Args:
         images: (n, height, width, channels), integers 0 … 255 or floating-point numbers in [-1, 1]; those that all lie
@@ -193,7 +194,7 @@ def invert(images, model="model.keras", steps=None, verbose=1, *, label=None):
     import data
     from ddpm import check_finite
     from diffusion.sampling import make_inversion
-    from support import console
+    from support import checkpoint, console
 
     model, shape = open_model(model)
     images = as_images("images", images, shape)
@@ -208,7 +209,8 @@ def invert(images, model="model.keras", steps=None, verbose=1, *, label=None):
     x_0 = data.scaled(images) if integers else images
     labels, x_0 = as_labels(label, len(images), model), x_0.astype(np.float32)
     sched, steps_for = reverse_steps(model, None, None)
-    noise = run_plan(steps_for, make_inversion(sched, steps), model, len(images), 0, False, x_0, verbose, labels)
+    plan = make_inversion(sched, steps, checkpoint.diffusion_of(model)[1])
+    noise = run_plan(steps_for, plan, model, len(images), 0, False, x_0, verbose, labels)
     check_finite(noise)
     return noise
 

@@ -120,16 +120,16 @@ def _second_order(ab_t, ab_s):
     return np.sqrt(ab_s) * -np.expm1(-h) * h / (2 * previous)
 
 
-def inversion_coefficients(sched: Schedule, times: np.ndarray) -> np.ndarray:
+def inversion_coefficients(sched: Schedule, times: np.ndarray, lowest: int = 1) -> np.ndarray:
     """Those of DDIM without noise in the other direction, (S, 5) float32, for `times` rising from 0 to T.
 
-    The network is not trained at t = 0. The first step asks it at t = 1, for whose estimates a and b are adapted, so
-    that x_s = √ᾱ_s x_0 + √(1 - ᾱ_s) ε̂ with x_0 as it is.
+    The network is not trained at t = 0. The first step asks it at t = `lowest`, for whose estimates a and b are adapted,
+    so that x_s = √ᾱ_s x_0 + √(1 - ᾱ_s) ε̂ with x_0 as it is.
     """
     ab_s = sched.alphabar[times[1:]]
     a, b = np.sqrt(ab_s), np.sqrt(1 - ab_s)
-    ab_1 = sched.alphabar[1]
-    a[0], b[0] = a[0] * np.sqrt(ab_1), b[0] + a[0] * np.sqrt(1 - ab_1)
+    ab_asked = sched.alphabar[lowest]
+    a[0], b[0] = a[0] * np.sqrt(ab_asked), b[0] + a[0] * np.sqrt(1 - ab_asked)
     return _rows(a, b, 0.0)
 
 

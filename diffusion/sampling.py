@@ -11,6 +11,7 @@ from ddpm import Schedule, n_steps
 from diffusion import samplers
 
 MOST_DRAWS, MOST_TIMES = 2**12, 2**20
+TRUSTED = 0.056, 0.13  # √(1 - ᾱ_t), see `make_inversion`: noise of deviation 0.8 to 1 and the truest way back
 LANGEVIN_REPEATS = 5  # steps at each noise level of annealed Langevin sampling, as in the paper of NCSNv2
 
 
@@ -38,12 +39,14 @@ def standard_normal(
 class Plan:
     """The steps of a reverse process: `times` (S + 1,) int32 and `coefficients` (S, 5) or (S, 6) float32.
 
-    Where a time is repeated, a step stays at it. `guidance` is that of all steps or of each, (S,).
+    Where a time is repeated, a step stays at it. `guidance` is that of all steps or of each, (S,). The network is asked
+    at each time, but at none below `lowest`: it is not trained at t = 0, where an inversion starts.
     """
 
     times: np.ndarray
     coefficients: np.ndarray
     guidance: float | np.ndarray = 1.0
+    lowest: int = 1
 
     @property
     def draws(self) -> np.ndarray:
@@ -119,10 +122,21 @@ def _as_interval(interval):
     raise ValueError(f"guidance_interval must be the first and the last t, such as (200, 800), got {interval}")
 
 
-def make_inversion(sched: Schedule, steps: int | None = None) -> Plan:
-    """The steps from images to the noise that DDIM turns into them."""
+def make_inversion(sched: Schedule, steps: int | None = None, target: str = "eps") -> Plan:
+    """The steps from images to the noise that DDIM turns into them.
+
+    Args:
+        sched: the noise schedule.
+        steps: how many; None for all T.
+        target: what the network predicts. Where it is x_0, ε̂ = (x_t - √ᾱ_t x̂_0) / √(1 - ᾱ_t) multiplies the error of an
+            image that is nearly clean, so the network is first asked, and x_t begins, at `TRUSTED` levels of noise;
+            steps before that are left out.
+    """
     times = samplers.choose_times(sched, n_steps(sched) if steps is None else steps)[::-1]
-    return Plan(times, samplers.inversion_coefficients(sched, times))
+    asked, begins = (1 + np.argmax(np.append(sched["sqrtmab"][1:-1], 1) >= level) for level in TRUSTED)
+    lowest, begins = (asked, begins) if target == "x0" else (1, 1)
+    times = np.append(times[:1], times[times >= begins])
+    return Plan(times, samplers.inversion_coefficients(sched, times, lowest), lowest=lowest)
 
 
 def sample(
@@ -146,7 +160,7 @@ def sample(
         label: (batch,) int, 0 for "no class", k + 1 for class k; None for no class at all.
     """
     times, draws = plan.times, plan.draws
-    asked = np.maximum(times[:-1], 1)  # networks are not trained at t = 0, where an inversion starts
+    asked = np.maximum(times[:-1], plan.lowest)
     guidance = np.broadcast_to(np.float32(plan.guidance), len(asked))
     label = np.zeros(len(index), np.int32) if label is None else label
     x_t = steps.start(times[0], seed, index) if start is None else start

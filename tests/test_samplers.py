@@ -182,12 +182,14 @@ def test_dpm_solver_is_of_first_order_in_its_first_step_and_in_the_one_to_0():
     assert np.all(of_steps[[0, -1], 3] == 0) and np.all(of_steps[1:-1, 3] > 0)
 
 
-def test_an_inversion_begins_with_the_image_itself():
-    """x_s = √ᾱ_s x_0 + √(1 - ᾱ_s) ε̂, although the estimate x̂_0 is that of x_0 taken as x_1."""
-    sched = ddpm.ddpm_schedule(0.3, 0.5, 4)
-    (a, b, *rest), ab_1, ab_s = sampling.make_inversion(sched, 2).coefficients[0], *sched.alphabar[[1, 2]]
+@pytest.mark.parametrize("target, asked, s", [("eps", 1, 100), ("v", 1, 100), ("x0", 14, 100)])
+def test_an_inversion_begins_with_the_image_itself(target, asked, s):
+    """x_s = √ᾱ_s x_0 + √(1 - ᾱ_s) ε̂, although the estimate x̂_0 is that of x_0 taken as x_t."""
+    plan = sampling.make_inversion(SLIDES, 10, target)
+    (a, b, *rest), ab_asked, ab_s = plan.coefficients[0], *SLIDES.alphabar[[asked, s]]
+    assert plan.lowest == asked and list(plan.times[:2]) == [0, s]
     x_0, eps = 0.7, -1.3
-    estimate = (x_0 - (1 - ab_1) ** 0.5 * eps) / ab_1**0.5
+    estimate = (x_0 - (1 - ab_asked) ** 0.5 * eps) / ab_asked**0.5
     assert a * estimate + b * eps == pytest.approx(ab_s**0.5 * x_0 + (1 - ab_s) ** 0.5 * eps, rel=1e-6)
     assert not any(rest)
 
@@ -379,6 +381,40 @@ def test_an_inversion_leads_to_the_noise_that_leads_back():
         errors.append(np.abs(again - x_0).max())
     assert errors[1] < 0.2 * errors[0] and errors[1] < 0.03
     assert abs(x_T.mean()) < 0.3 and x_T.std() == pytest.approx(1, abs=0.15)
+
+
+def test_an_inversion_of_estimated_images_is_noise():
+    """The x̂_0 of a Gaussian, but off by 2 % of the range: at t = 1 that alone would be noise of deviation 4."""
+    off = 0.04 * np.sign(np.random.default_rng(1).standard_normal((1, 16, 16, 1))).astype(np.float32)
+    exact = gaussian_predictor(SLIDES)
+
+    def predict(inputs):
+        ab = tf.gather(tf.constant(SLIDES.alphabar, tf.float32), tf.cast(tf.round(1000 * inputs[1]), tf.int32))
+        ab = ab[:, :, None, None]
+        x_0 = (inputs[0] - tf.sqrt(1 - ab) * exact(inputs)) / tf.sqrt(ab) + off
+        return (inputs[0] - tf.sqrt(ab) * x_0) / tf.sqrt(1 - ab)
+
+    x_0 = np.clip(MEAN + DEVIATION * np.random.default_rng(0).standard_normal((1, 16, 16, 1)), -1, 1).astype(np.float32)
+    deviation = {}
+    for target in "x0", "eps":
+        plan = sampling.make_inversion(SLIDES, 100, target)
+        *_, (_, x_T) = generate(predict, SLIDES, (16, 16, 1), 1, clip=False, plan=plan, start=tf.constant(x_0))
+        deviation[target] = float(np.std(x_T))
+    assert 0.8 < deviation["x0"] < 1.3 and deviation["eps"] > 3
+
+
+def test_inversion_plans_exist_for_every_schedule_and_count():
+    for sched in (
+        ddpm.ddpm_schedule(1e-4, 1e-4, 1),
+        ddpm.ddpm_schedule(1e-4, 1e-3, 3),
+        ddpm.ddpm_schedule(0.3, 0.5, 4),
+        ddpm.ddpm_schedule(T=50, schedule="cosine", zero_snr=True),
+    ):
+        T = ddpm.n_steps(sched)
+        for steps in range(1, T + 1):
+            plan = sampling.make_inversion(sched, steps, "x0")
+            assert plan.times[0] == 0 and plan.times[-1] == T and np.all(np.diff(plan.times) > 0)
+            assert 1 <= plan.lowest <= plan.times[1] and len(plan.coefficients) == len(plan.times) - 1
 
 
 def test_my_sample_and_invert_take_arrays(model_folder, monkeypatch):
