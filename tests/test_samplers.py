@@ -397,10 +397,10 @@ def test_an_inversion_of_estimated_images_is_noise():
     x_0 = np.clip(MEAN + DEVIATION * np.random.default_rng(0).standard_normal((1, 16, 16, 1)), -1, 1).astype(np.float32)
     deviation = {}
     for target in "x0", "eps":
-        plan = sampling.make_inversion(SLIDES, 100, target)
+        plan = sampling.make_inversion(SLIDES, 20, target)
         *_, (_, x_T) = generate(predict, SLIDES, (16, 16, 1), 1, clip=False, plan=plan, start=tf.constant(x_0))
         deviation[target] = float(np.std(x_T))
-    assert 0.8 < deviation["x0"] < 1.3 and deviation["eps"] > 3
+    assert 0.8 < deviation["x0"] < 1.1 and deviation["eps"] > 2
 
 
 def test_inversion_plans_exist_for_every_schedule_and_count():
