@@ -114,7 +114,7 @@ def main():
         from evaluation.inputs import OF_SAMPLES, load_inputs
         from evaluation.likelihood import likelihood_rows
         from evaluation.samples import generate_samples, sample_rows
-        from support import checkpoint
+        from support import advice, checkpoint
 
         model, book = checkpoint.open_with_schedule(options.model)
         if {"data", "settings", "progress"} - book.keys():
@@ -128,6 +128,8 @@ def main():
         weaker = options.weaker and checkpoint.open_with_schedule(options.weaker)[0]
         if weaker:
             checkpoint.check_guide(weaker, options.weaker, model, classifier=False)
+        if sentence := advice.on_drop_label(book):
+            console.warn(sentence)
         held_out, training, samples, extract = load_inputs(model, book, options)
 
         cache = cache_prefix(options, checkpoint.fingerprint(model))

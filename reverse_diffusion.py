@@ -149,6 +149,8 @@ def my_sample(
             raise ValueError(f"noise for {len(noise)} images makes as many, not n_sample = {n_sample}")
         n_sample = len(noise)
     labels = as_labels(label, n_sample, model, classifier)
+    if verbose and (label is None or (guidance != 1 and not weaker)):
+        warn_of_no_class(model)
     if weaker and guidance == 1:
         raise ValueError("with guidance 1 a weaker model has no effect; 1.5 to 2 is usual")
     if label is None and not weaker and (guidance != 1 or classifier):
@@ -208,11 +210,21 @@ def invert(images, model="model.keras", steps=None, verbose=1, *, label=None):
         )
     x_0 = data.scaled(images) if integers else images
     labels, x_0 = as_labels(label, len(images), model), x_0.astype(np.float32)
+    if verbose and label is None:
+        warn_of_no_class(model)
     sched, steps_for = reverse_steps(model, None, None)
     plan = make_inversion(sched, steps, checkpoint.diffusion_of(model)[1])
     noise = run_plan(steps_for, plan, model, len(images), 0, False, x_0, verbose, labels)
     check_finite(noise)
     return noise
+
+
+def warn_of_no_class(model):
+    """Says that a model that is asked for images of no class never learned them, if so."""
+    from support import advice, checkpoint, console
+
+    if sentence := advice.on_drop_label(checkpoint.metadata(model)):
+        console.warn(sentence)
 
 
 def as_images(name, images, shape, kinds="uif"):

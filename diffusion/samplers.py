@@ -123,8 +123,8 @@ def _second_order(ab_t, ab_s):
 def inversion_coefficients(sched: Schedule, times: np.ndarray, lowest: int = 1) -> np.ndarray:
     """Those of DDIM without noise in the other direction, (S, 5) float32, for `times` rising from 0 to T.
 
-    The network is not trained at t = 0. The first step asks it at t = `lowest`, for whose estimates a and b are adapted,
-    so that x_s = √ᾱ_s x_0 + √(1 - ᾱ_s) ε̂ with x_0 as it is.
+    The network is not trained at t = 0. The first step asks it at t = `lowest`, for whose estimates a and b are
+    adapted, so that x_s = √ᾱ_s x_0 + √(1 - ᾱ_s) ε̂ with x_0 as it is.
     """
     ab_s = sched.alphabar[times[1:]]
     a, b = np.sqrt(ab_s), np.sqrt(1 - ab_s)

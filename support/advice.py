@@ -99,14 +99,27 @@ def on_flip(settings: dict) -> str | None:
     )
 
 
-def on_drop_label(labels: np.ndarray, settings: dict) -> str | None:
-    """The sentence to say when a network learns the classes alone, and not images of all kinds, else None."""
-    if settings["network"] == "classifier" or settings["drop_label"] > 0 or np.any(labels < 0):
+def on_drop_label(book: dict) -> str | None:
+    """The sentence to say when a network learns the classes alone, and not images of all kinds, else None.
+
+    Args:
+        book: the metadata of a model.
+    """
+    if not book.get("classes") or "settings" not in book or learns_no_class(book):
         return None
     return (
-        "with --drop-label 0 only images of a class are learnt: sampling needs a label, and guidance and evaluate.py a "
-        "model that was trained without some"
+        "with --drop-label 0 a network learns only images of a class: sampling needs a label, and guidance other than "
+        "1 and evaluate.py need a model that was trained with --drop-label above 0"
     )
+
+
+def learns_no_class(book: dict) -> bool:
+    """Whether a model with classes was ever trained on images without one; earlier versions noted only the option.
+
+    A classifier needs none.
+    """
+    settings = book["settings"]
+    return settings["network"] == "classifier" or book.get("no_class", settings["drop_label"] > 0)
 
 
 def on_precision(precision: str, has_bfloat16: bool) -> str | None:

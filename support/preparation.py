@@ -1,6 +1,5 @@
 """What a training run starts with: a model, new or from its file, its settings, and its images."""
 
-import collections
 import dataclasses
 import math
 import os
@@ -19,6 +18,7 @@ from support.console import say
 from support.saving import copied_epoch, copy_name
 from support.settings import DIFFUSION, FOR_GPU, NOTHING_DONE, PRESETS, STEPS, as_fraction, choose_settings, complete
 from support.training_run import TrainingRun, copies_early, is_early_copy
+from support.transfer import start_from
 from unet import NaiveUnet
 
 
@@ -55,16 +55,9 @@ def prepare(options: dict, path: str) -> tuple[keras.Model, Images, Images | Non
     check_network_options(settings, options)
     images, held_out = choose_data(options, settings, book, path)
 
-    if resuming:
-        optimizer = model.optimizer
-        optimizer.ema_momentum = settings["ema"]
-    else:
+    if not resuming:
         keras.utils.set_random_seed(settings["seed"])
         model = build_network(settings, len(book["classes"]))
-        if "init" in options:
-            start_from(model, options["init"])
-        optimizer = build_optimizer(settings)
-        optimizer.build(model.trainable_variables)
         book["progress"] = dict(NOTHING_DONE)
     if settings["variance"] == "learned":
         checkpoint.check_variance(model)
@@ -75,7 +68,19 @@ def prepare(options: dict, path: str) -> tuple[keras.Model, Images, Images | Non
         "variance": settings["variance"],
     }
     book["settings"] = settings
+    if images.labels is not None:
+        now = settings["drop_label"] > 0 or bool(np.any(images.labels < 0))
+        book["no_class"] = now or bool(book["progress"]["step"] and book["no_class"])
     checkpoint.metadata(model).update(book)
+
+    if resuming:
+        optimizer = model.optimizer
+        optimizer.ema_momentum = settings["ema"]
+    else:
+        if "init" in options:
+            start_from(model, options["init"])
+        optimizer = build_optimizer(settings)
+        optimizer.build(model.trainable_variables)
 
     xla = options.get("xla", device.has_gpu()) and not options.get("deterministic")
     parts = options.get("parts", 1 if xla else device.parts_for(settings["batch_size"]))
@@ -151,38 +156,6 @@ def build_network(settings: dict, classes: int) -> keras.Model:
     if settings["network"] == "classifier":
         return Classifier(shape, settings["n_feat"], classes, **more)
     return Unet(shape, settings["n_feat"], classes, **more, learn_variance=settings["variance"] == "learned")
-
-
-def start_from(model: keras.Model, path: str) -> None:
-    """Gives a new model the weights of a trained one, layer by layer, where their shapes are the same; says which.
-
-    Raises:
-        FileNotFoundError, ValueError: if the file cannot be loaded, or nothing in it fits.
-    """
-
-    def layers_of(network):
-        """Layers with weights, by their class and the number among those: automatic names differ between programs."""
-        found, numbers = {}, collections.Counter()
-        for layer in network.layers:
-            if layer.weights:
-                name = type(layer).__name__
-                found[f"{name} {numbers[name]}"] = layer
-                numbers[name] += 1
-        return found
-
-    ours, theirs = layers_of(model), layers_of(checkpoint.open_model(path, classifier=None))
-    taken, new = 0, []
-    for key, layer in ours.items():
-        values = theirs[key].get_weights() if key in theirs else []
-        if [value.shape for value in values] == [tuple(weight.shape) for weight in layer.weights]:
-            layer.set_weights(values)
-            taken += layer.count_params()
-        else:
-            new.append(key)
-    if not taken:
-        raise ValueError(f"--init {path} has no layer of the same shape; choose the same --network and --n-feat")
-    rest = f"; new are {', '.join(new[:5])}{' and more' * (len(new) > 5)}" if new else ""
-    say(f"start     {taken:,} of {model.count_params():,} parameters from {path}{rest}")
 
 
 def check_schedule(settings: dict, new: bool) -> None:
@@ -360,7 +333,7 @@ def describe(model: keras.Model, path: str, labels: np.ndarray | None = None) ->
     say(f"data      {d['source']}: {d['count']:,} images, {s['image_size']}×{s['image_size']}×{s['channels']}")
     if book["classes"]:
         say(f"classes   {describe_classes(labels, book['classes'])}")
-        for sentence in advice.on_classes(labels, book["classes"]), advice.on_drop_label(labels, s):
+        for sentence in advice.on_classes(labels, book["classes"]), advice.on_drop_label(book):
             if sentence:
                 say(sentence)
     say(f"network   {s['network']}, n_feat {s['n_feat']}, {model.count_params():,} parameters")

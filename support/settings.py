@@ -268,6 +268,7 @@ def complete(book: dict) -> None:
     if batch_size := progress.pop("batch_size", None):  # until steps were counted, all of an epoch had one size
         progress["epoch_steps"] = -(-progress["images"] // batch_size)
     book["classes"] = list(map(files.normalise_name, book.get("classes", [])))
+    book.setdefault("no_class", settings["drop_label"] > 0)
     if "validation" not in book:
         source = settings["validation"]
         fraction = as_fraction(source)

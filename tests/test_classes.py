@@ -337,15 +337,44 @@ def test_labels_that_are_corrupt_are_refused_in_a_sentence(tmp_path):
         data.load_images(tmp_path / "a.npz", 8, classes=True)
 
 
-def test_a_model_that_never_learns_images_of_no_class_says_so():
-    unet, labels = {"network": "unet", "drop_label": 0.0}, np.array([0, 1])
-    assert "sampling needs a label" in advice.on_drop_label(labels, unet)
-    for settings, given in (
-        ({**unet, "drop_label": 0.1}, labels),
-        ({**unet, "network": "classifier"}, labels),
-        (unet, np.array([0, -1])),
+def test_a_model_that_never_learned_no_class_says_so(train_tiny, capsys):
+    """Wherever it is asked for images of no class; also if only images were trained that have one, resumed or not."""
+    sentence = "with --drop-label 0 a network learns only images of a class: sampling needs a label"
+    np.savez("two.npz", images=IMAGES, labels=[0, 1, 1, 0])
+    tiny = ("--data", "two.npz", *TINY[2:], "--classes")
+    assert sentence in train_tiny(*tiny, "--n-epochs", "1", "--drop-label", "0")
+    assert sentence in train_tiny("--n-epochs", "2")
+    for warns, how in (
+        (True, {}),
+        (True, {"label": 0, "guidance": 2.0}),
+        (False, {"label": 0}),
+        (False, {"verbose": 0}),
     ):
-        assert advice.on_drop_label(given, settings) is None
+        rd.my_sample(steps=1, seed=0, **{"verbose": 1, **how})
+        assert (sentence in capsys.readouterr().err) == warns
+    rd.invert(np.zeros((1, 8, 8, 1)) - 1, steps=1)
+    assert sentence in capsys.readouterr().err
+    assert sentence not in train_tiny("--n-epochs", "3", "--drop-label", "0.5")
+    assert sentence not in train_tiny("--n-epochs", "4", "--drop-label", "0")  # it has learned them by now
+    for k, name in enumerate(["a/0.png", "b/0.png", "0.png"]):
+        save_grey(os.path.join("folder", name), k)
+    said = train_tiny("--data", "folder", *TINY[2:], "--classes", "--n-epochs", "1", "--drop-label", "0",
+                      "--model", "some.keras")  # fmt: skip
+    assert sentence not in said
+
+
+def test_advice_on_no_class_depends_on_the_metadata():
+    assert "evaluate.py need" in advice.on_drop_label(
+        {"classes": ["a"], "settings": {"network": "unet", "drop_label": 0.0}}
+    )
+    for book in (
+        {},
+        {"classes": ["a"]},
+        {"classes": [], "settings": {"network": "unet", "drop_label": 0.0}},
+        {"classes": ["a"], "settings": {"network": "unet", "drop_label": 0.1}},
+        {"classes": ["a"], "settings": {"network": "classifier", "drop_label": 0.0}},
+    ):
+        assert advice.on_drop_label(book) is None
 
 
 def choose_classes(book=None, **options):

@@ -153,11 +153,11 @@ def test_a_training_starts_from_the_weights_of_another(model, train_tiny):
 
 def test_what_is_new_is_said_and_nothing_in_common_is_refused(model, train_tiny):
     from diffusion.networks import Unet
-    from support import preparation
+    from support import transfer
 
     wide = Unet((8, 8, 1), 8, widths=(1,), attention=0)
     with pytest.raises(ValueError, match="--init model.keras has no layer of the same shape"):
-        preparation.start_from(wide, "model.keras")
+        transfer.start_from(wide, "model.keras")
     with pytest.raises(FileNotFoundError, match="nowhere.keras"):
         train_tiny(*TINY, "--n-epochs", "1", "--model", "c.keras", "--init", "nowhere.keras")
     assert not os.path.exists("c.keras")
@@ -165,13 +165,13 @@ def test_what_is_new_is_said_and_nothing_in_common_is_refused(model, train_tiny)
 
 def test_layers_are_found_by_kind_and_place_and_new_ones_named(tmp_path, capsys):
     from diffusion.networks import Unet
-    from support import preparation
+    from support import transfer
 
     trained, new = Unet((8, 8, 1), 8, widths=(1,), attention=0), Unet((8, 8, 1), 8, 2, widths=(1,), attention=0)
     for weight in trained.weights:
         weight.assign(np.random.default_rng(0).standard_normal(weight.shape))
     trained.save(tmp_path / "trained.keras")
-    preparation.start_from(new, str(tmp_path / "trained.keras"))
+    transfer.start_from(new, str(tmp_path / "trained.keras"))
     said = capsys.readouterr().out
     assert "new are ClassLayer 0\n" in said
     of_class = next(layer for layer in new.layers if type(layer).__name__ == "ClassLayer")
@@ -200,3 +200,51 @@ def test_the_pretrained_model_knows_drawings_it_has_not_seen():
     guess, _ = denoiser(lambda inputs: model(inputs), sched, target)(x_t, t)
     error, of_mean = np.mean((guess - x_0) ** 2), np.mean((x_0.mean(axis=0) - x_0) ** 2)
     assert error < 0.1 * of_mean
+
+
+def start_with(tmp_path, capsys, kind, classes, new_classes, **differences):
+    """A new model that started from a trained one with random weights, that one, and what was said."""
+    from diffusion.networks import Classifier, Unet
+    from support import transfer
+
+    def build(names, **diffusion):
+        count = [len(names)] if names else []
+        built = (Unet if kind == "unet" else Classifier)((8, 8, 1), 8, *count, widths=(1,), attention=0)
+        entries = {"beta1": 1e-4, "beta2": 0.02, "T": 100, "target": "eps", **diffusion}
+        checkpoint.metadata(built).update(diffusion=entries, classes=names)
+        return built
+
+    trained, new = build(classes), build(new_classes, **differences)
+    for weight in trained.weights:
+        weight.assign(np.random.default_rng(0).standard_normal(weight.shape))
+    trained.save(tmp_path / "trained.keras")
+    transfer.start_from(new, str(tmp_path / "trained.keras"))
+    return new, trained, capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "kind, classes, new_classes, differences, said",
+    [
+        ("unet", [], [], {}, None),
+        ("unet", [], [], {"target": "v"}, "trained with --target eps, not v"),
+        ("unet", [], [], {"beta2": 0.1}, "trained with another noise schedule"),
+        ("unet", [], [], {"target": "v", "T": 50}, "trained with --target eps, not v and another noise schedule"),
+        ("classifier", ["a", "b"], ["a", "b"], {}, None),
+        ("classifier", ["a", "b"], ["b", "a"], {}, "trained with the classes a, b"),
+    ],
+)
+def test_output_stays_new_where_it_means_something_else(
+    tmp_path, capsys, kind, classes, new_classes, differences, said
+):
+    new, trained, printed = start_with(tmp_path, capsys, kind, classes, new_classes, **differences)
+    for layer, source in zip(new.layers, trained.layers, strict=True):
+        taken = all(np.array_equal(*pair) for pair in zip(layer.get_weights(), source.get_weights(), strict=True))
+        assert taken == (said is None or layer is not new.layers[-1])
+    assert (said or "parameters") in printed and ("the output layer is new" in printed) == bool(said)
+
+
+def test_embeddings_of_classes_are_taken_by_name(tmp_path, capsys):
+    new, trained, said = start_with(tmp_path, capsys, "unet", ["cat", "dog"], ["bird", "dog", "cat"])
+    ours, theirs = (next(w for w in model.weights if "class_layer" in w.path).numpy() for model in (new, trained))
+    np.testing.assert_array_equal(ours[[0, 2, 3]], theirs[[0, 2, 1]])
+    assert not np.any(np.all(ours[1] == theirs, axis=1)) and "not know are new: bird\n" in said
