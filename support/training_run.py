@@ -16,6 +16,7 @@ from support import advice, checkpoint, console, files
 from support.execution import ReverseSteps, learns_variance
 from support.history import History
 from support.saving import Checkpoints
+from support.settings import SETTINGS, complete
 from support.signals import Interruption
 from support.tensorboard import Board
 
@@ -235,14 +236,25 @@ def copies_early(model: keras.Model) -> bool:
 
 
 def is_early_copy(path: str, model: keras.Model) -> bool:
-    """Whether a file is the early copy of this training, or of an earlier one of the same images in the same way."""
+    """Whether a file is the early copy of this training, or of an earlier one of the same images in the same way.
+
+    That is with the same pixels, labels and classes, wherever the images lie, and the same fixed settings.
+    """
     try:
         other = checkpoint.metadata(checkpoint.open_model(path))
     except (OSError, ValueError):
         return False
-    book = checkpoint.metadata(model)
-    alike = all(other.get(name) == book[name] for name in ("data", "diffusion"))
-    return alike and other.get("progress", {}).get("step") == book["settings"]["weaker_after"]
+    if {"data", "settings", "progress"} - other.keys():
+        return False
+    complete(other)
+    book, step = checkpoint.metadata(model), other["progress"]["step"]
+    return step == book["settings"]["weaker_after"] and what_is_fixed(other) == what_is_fixed(book)
+
+
+def what_is_fixed(book: dict) -> list:
+    """What distinguishes one training from another: images, but not their place, classes and fixed settings."""
+    images = [book["data"].get(name) for name in ("count", "digest", "labels")]
+    return [*images, book["classes"], *(book["settings"][option.name] for option in SETTINGS if option.fixed)]
 
 
 class Grids:

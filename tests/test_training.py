@@ -5,6 +5,7 @@ import importlib.util
 import os
 import re
 import shutil
+import signal
 import sys
 
 import keras
@@ -142,11 +143,64 @@ def test_an_early_copy_replaces_no_other_file(train_tiny):
         train_tiny(*options)
     os.rmdir("model-weaker.keras")
     train_tiny(*options)
-    os.remove("model.keras")  # trained once more, the copy may be replaced
+    os.remove("model.keras")  # trained once more, the copy may be replaced, wherever the images lie
+    os.rename("images.npy", "moved.npy")
+    train_tiny("--data", "moved.npy", *options[2:])
+    assert checkpoint.metadata(checkpoint.open_model("model-weaker.keras"))["data"]["source"].endswith("moved.npy")
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        ("--T", "30"),
+        ("--n-feat", "16"),
+        ("--seed", "1"),
+        ("--optimizer", "muon"),
+        ("--target", "v"),
+        ("--data", "others.npy"),
+        ("--data", "relabelled.npz", "--classes"),
+    ],
+)
+def test_an_early_copy_of_another_training_is_not_replaced(train_tiny, other):
+    images = np.load("images.npy")
+    np.save("others.npy", images[::-1])
+    labels = np.arange(17) % 2
+    np.savez("relabelled.npz", images=images, labels=labels)
+    options = (*TINY, "--n-epochs", "1", "--weaker-after", "2")
+    if "--classes" in other:  # the same images with other labels
+        np.savez("labelled.npz", images=images, labels=1 - labels)
+        options = (*options, "--data", "labelled.npz", "--classes")
     train_tiny(*options)
-    os.rename("model-weaker.keras", "another-weaker.keras")  # with another schedule
-    with pytest.raises(ValueError, match="another-weaker.keras exists"):
-        train_tiny(*options, "--model", "another.keras", "--T", "30")
+    before = read("model-weaker.keras")
+    os.remove("model.keras")
+    with pytest.raises(ValueError, match="model-weaker.keras exists, and is no early copy of this training"):
+        train_tiny(*options, *other)
+    assert read("model-weaker.keras") == before
+
+
+def test_a_signal_at_the_very_step_of_the_early_copy_loses_nothing(train_tiny, monkeypatch):
+    """It is saved before the run ends, and a signal meanwhile waits for it."""
+    save, locked = checkpoint.save, {}
+
+    def save_and_signal(model, path):
+        run.interruption.stop = signal.SIGTERM
+        locked[path] = run.interruption.busy.locked()
+        save(model, path)
+
+    def keep_run(self, *arguments, **named):
+        nonlocal run
+        run = self
+        build(self, *arguments, **named)
+
+    run, build = None, training_run.TrainingRun.__init__
+    monkeypatch.setattr(training_run.TrainingRun, "__init__", keep_run)
+    monkeypatch.setattr(checkpoint, "save", save_and_signal)
+    with pytest.raises(SystemExit) as end:
+        train_tiny(*TINY, "--n-epochs", "3", "--weaker-after", "3")
+    assert end.value.code == 128 + signal.SIGTERM
+    assert locked == {"model-weaker.keras": True, "model.keras": True}
+    for path in locked:
+        assert checkpoint.metadata(checkpoint.open_model(path))["progress"]["step"] == 3
 
 
 def test_a_run_with_muon_resumes_in_the_same_bits_and_keeps_to_it(train_tiny):
