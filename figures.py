@@ -12,8 +12,8 @@ Each function returns a matplotlib figure, but for `reverse_gif`, which writes a
 Ito, for all kinds of eyes.
 """
 
-import csv
 import os
+import sys
 
 import data
 from support import console
@@ -61,13 +61,14 @@ def reverse(model, seed=0, steps=None):
     sched, reverse_steps = sampler(model, 1)
     _, target = checkpoint.diffusion_of(model)
     denoise = clipped(denoiser_of(model, sched, target, 1), sched)
-    shown = sorted(steps or fractions(sched), reverse=True)
-    noisy, estimates = [], []
+    shown = steps or fractions(sched)
+    titles, noisy, estimates = [], [], []
     for t, x_t in sample(reverse_steps, make_plan(sched), seed, [0], every=True):
         if t in shown:
+            titles.append(f"t = {t}")
             noisy.append(x_t[0])
             estimates.append(denoise(x_t, tf.constant([t]))[0][0] if t else x_t[0])
-    return strip([noisy, estimates], [f"t = {t}" for t in shown], ["$x_t$", r"$\hat x_0$"])
+    return strip([noisy, estimates], titles, ["$x_t$", r"$\hat x_0$"])
 
 
 def interpolation(model, count=8, seed=0):
@@ -230,8 +231,11 @@ def training(path):
     """Loss and learning rate of `model.csv` against the epoch."""
     import matplotlib.pyplot as plt
 
-    with open(path, newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    from support import history
+
+    if not os.path.exists(path):
+        raise FileNotFoundError(f"there is no table {path} for the figure training; choose others with --only")
+    rows = [dict(zip(history.COLUMNS, row, strict=True)) for row in history.read_rows(path)]
     if not rows:
         raise ValueError(f"{path} has no epochs yet")
     epochs = [int(row["epoch"]) for row in rows]
@@ -260,10 +264,10 @@ def two_axes_of_t():
 
 
 def fractions(sched):
-    """The steps 0, 50, 100, 250, 500, 1000, or the same fractions of another T."""
+    """The steps 0, 50, 100, 250, 500, 1000, or the same fractions of another T, each once."""
     from ddpm import n_steps
 
-    return [round(t * n_steps(sched) / 1000) for t in STEPS]
+    return sorted({round(t * n_steps(sched) / 1000) for t in STEPS})
 
 
 def sampler(model, batch_size, noise=None, classifier=None):
@@ -345,6 +349,14 @@ def prepare_files(folder, names, inputs):
     return paths
 
 
+def draw_for_files():
+    """Makes matplotlib draw into files, and alike for everybody: without the style, fonts and windows of the user."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    matplotlib.rcdefaults()
+
+
 def main():
     with console.one_line_errors("figures.py"):
         options = parse_options()
@@ -352,9 +364,7 @@ def main():
         from support import device
 
         device.start_tensorflow(parts=device.MOST_PARTS)
-        import matplotlib
-
-        matplotlib.use("agg")
+        draw_for_files()
         import data
         from support import checkpoint, files
 
@@ -364,8 +374,6 @@ def main():
         if classifier:
             checkpoint.check_guide(classifier, options.classifier, model, classifier=True)
         names = choose_figures(options.only, model, classifier)
-        if "training" in names and not os.path.exists(table):
-            raise FileNotFoundError(f"there is no table {table} for the figure training; choose others with --only")
         models = [checkpoint.locate(path) for path in (options.model, options.classifier) if path]
         inputs = [*models, table, options.data or book.get("data", {}).get("source")]
         paths = prepare_files(options.out, names, inputs)  # better known now than after the work
@@ -376,6 +384,14 @@ def main():
             return images[options.seed % len(images)]
 
         sched, _ = checkpoint.diffusion_of(model)
+
+        def write(name, path):
+            if name == "gif":
+                reverse_gif(model, path, seed=options.seed)
+                return
+            with files.replacing(path) as draft:
+                draw[name]().savefig(draft, dpi=120)
+
         draw = {
             "forward": lambda: forward(some_image(), sched, seed=options.seed),
             "reverse": lambda: reverse(model, options.seed),
@@ -386,13 +402,15 @@ def main():
             "training": lambda: training(table),
             "classes": lambda: classes(model, classifier, seed=options.seed),
         }
+        status = 0
         for name, path in paths.items():
-            if name == "gif":
-                reverse_gif(model, path, seed=options.seed)
-            else:
-                with files.replacing(path) as draft:
-                    draw[name]().savefig(draft, dpi=120)
-            say(path)
+            try:
+                write(name, path)
+                say(path)
+            except Exception as error:  # the others may succeed
+                status = max(status, console.report(f"figures.py: {name}", error))
+        if status:
+            sys.exit(status)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from importlib import metadata
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
+os.environ["MPLBACKEND"] = "agg"  # Keras imports matplotlib, and a notebook's backend may not be installed here
 NETWORKS = {"naive": {}, "unet": {"patch": 2}}  # names as of --network, with what their functions take besides n_feat
 
 

@@ -57,9 +57,9 @@ def one_setting(n_feat, size, batch):
 
 
 def draw(results, rate, path):
-    import matplotlib
+    import figures
 
-    matplotlib.use("agg")
+    figures.draw_for_files()
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(2, 3, figsize=(11, 6.4), sharey="row", layout="constrained")

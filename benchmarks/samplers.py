@@ -37,9 +37,6 @@ def main():
     parser.add_argument("--out", default="samplers", metavar="FOLDER", help="where results go (samplers)")
     options = parser.parse_args()
     device.start_tensorflow(parts=device.MOST_PARTS)
-    import matplotlib
-
-    matplotlib.use("agg")
     import data
     from ddpm import to_pixels
     from diffusion import sampling
@@ -96,10 +93,11 @@ def main():
 
 def draw(numbers, folder):
     """KID against steps, and two samples of each sampler for each number of steps."""
-    import matplotlib.pyplot as plt
-
     import figures
     from support import files
+
+    figures.draw_for_files()
+    import matplotlib.pyplot as plt
 
     figure, axis = plt.subplots(figsize=(6.5, 3.8), layout="constrained")
     rows = []

@@ -106,6 +106,9 @@ def _stand_ins(error):
 codecs.register_error("console.stand_ins", _stand_ins)
 
 
+EXPECTED = ValueError, OSError, MemoryError, FloatingPointError  # of wrong usage and failed work; other errors are defects of ours
+
+
 @contextlib.contextmanager
 def one_line_errors(program: str) -> Iterator[None]:
     """Ends the program with one sentence on stderr instead of a traceback.
@@ -116,12 +119,16 @@ def one_line_errors(program: str) -> Iterator[None]:
     """
     try:
         yield
-    except (ValueError, FileNotFoundError) as error:
-        leave(f"{program}: {_sentence(error)}", 2)
-    except (OSError, MemoryError, FloatingPointError) as error:
-        leave(f"{program}: {_sentence(error)}", 1)
+    except EXPECTED as error:
+        sys.exit(report(program, error))
     except KeyboardInterrupt:
         leave(f"{program}: interrupted", 130)
+
+
+def report(program: str, error: Exception) -> int:
+    """Prints an error in one sentence on stderr. Returns the exit status that goes with it."""
+    warn(f"{program}: {_sentence(error)}")
+    return 2 if isinstance(error, (ValueError, FileNotFoundError)) else 1
 
 
 def leave(message: str, status: int) -> NoReturn:
@@ -133,7 +140,8 @@ def leave(message: str, status: int) -> NoReturn:
 def _sentence(error):
     if isinstance(error, OSError) and error.filename and error.strerror:
         return f"{error.filename}: {error.strerror.lower()}"
-    return str(error)
+    text, kind = " ".join(str(error).splitlines()), type(error).__name__
+    return text or kind if isinstance(error, EXPECTED) else f"{kind}: {text}"
 
 
 class Bar:

@@ -34,7 +34,7 @@ def start_tensorflow(parts: int | None = None) -> types.ModuleType:
     Args:
         parts: None in somebody else's process (a notebook), whose settings are left alone. In a program of ours, into
             how many parts batches will be divided. Each then gets a fraction of the cores, unless TensorFlow has
-            computed something before; and Keras is set as the networks need it.
+            computed something before; Keras is set as the networks need it, and matplotlib to draw into files.
 
     Returns:
         The module `tensorflow`.
@@ -43,6 +43,8 @@ def start_tensorflow(parts: int | None = None) -> types.ModuleType:
         ValueError: if Keras is set to another backend.
     """
     check_backend()
+    if parts is not None:  # Keras imports matplotlib, and a notebook's backend may not be installed here
+        os.environ["MPLBACKEND"] = "agg"
     with _starting:
         tf = _import_tensorflow()
     if parts is not None:

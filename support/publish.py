@@ -20,7 +20,7 @@ def main() -> None:
         options = parser.parse_args()
         if not options.out.endswith(".keras"):
             parser.error(f"the file to write must end in .keras, got {options.out}")
-        device.start_tensorflow()
+        device.start_tensorflow(parts=1)
         from support import checkpoint
 
         files.check_outputs([("NEW.keras", options.out)], [checkpoint.locate(options.model)])

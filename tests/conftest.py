@@ -21,6 +21,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SCRIPTS = ("diffusion_model.py", "reverse_diffusion.py", "evaluate.py", "figures.py", "start.py")
 OF_TENSORFLOW = {"TF_CPP_MIN_LOG_LEVEL": "2", "TF_ENABLE_ONEDNN_OPTS": "1"}  # as `support.device` sets them
 os.environ.update({**OF_TENSORFLOW, **os.environ})
+os.environ["MPLBACKEND"] = "agg"  # Keras imports matplotlib, and a notebook's backend may not be installed here
 
 SLIDES = ("--network", "naive", "--target", "eps", "--schedule", "linear", "--sampler", "ddpm", "--sample-steps", "20",
           "--variance", "beta", "--weighting", "none", "--optimizer", "adam")  # fmt: skip

@@ -1,10 +1,13 @@
 """The figures: made by the script as files, and what is in them."""
 
+import os
+
 import numpy as np
 import pytest
 from conftest import SMALL_NAIVE, write_images
 from PIL import Image
 from test_guidance import conditional
+from test_sampling import light_model
 
 import ddpm
 import figures
@@ -50,6 +53,74 @@ def test_a_figure_of_classes_that_a_model_does_not_have_is_refused(model_folder,
     assert end.value.code == 2 and "no classes" in said and len(said.splitlines()) == 1
 
 
+def test_a_notebook_keeps_its_own_matplotlib(monkeypatch):
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
+    monkeypatch.setenv("MPLBACKEND", "svg")
+    matplotlib.use("svg")
+    with matplotlib.rc_context({"figure.facecolor": "0.5"}):
+        figure = figures.schedule(ddpm.ddpm_schedule())
+    assert isinstance(figure.canvas, FigureCanvasSVG) and figure.get_facecolor() == (0.5, 0.5, 0.5, 1)
+    assert os.environ["MPLBACKEND"] == "svg" and matplotlib.get_backend() == "svg"
+
+
+USERS_STYLE = """
+text.usetex: True
+figure.facecolor: black
+savefig.facecolor: black
+savefig.bbox: tight
+savefig.format: pdf
+font.family: no such font
+"""
+
+
+@pytest.fixture
+def draw(trained, tmp_path, monkeypatch, capsys):
+    """A function that runs figures.py here for a small trained model: exit status, lines on stderr, files written."""
+    import matplotlib
+
+    def main(*words):
+        monkeypatch.setattr("sys.argv", ["figures.py", "--model", str(trained[0] / "model.keras"), *words])
+        monkeypatch.setenv("MPLBACKEND", "agg")
+        monkeypatch.chdir(tmp_path)
+        try:
+            with matplotlib.rc_context():
+                figures.main()
+            status = 0
+        except SystemExit as end:
+            status = end.code
+        return status, capsys.readouterr().err.splitlines(), sorted(os.listdir("figures"))
+
+    return main
+
+
+def test_a_figure_that_fails_stops_no_other(draw, monkeypatch):
+    def fail(error):
+        raise error
+
+    monkeypatch.setattr(figures, "reverse_gif", lambda *_, **__: fail(OSError("the disk is full")))
+    monkeypatch.setattr(figures, "schedule", lambda _: fail(RuntimeError("no font\nno figure")))
+    status, said, written = draw("--only", "gif,schedule,training")
+    assert said == ["figures.py: gif: the disk is full", "figures.py: schedule: RuntimeError: no font no figure"]
+    assert status == 1 and written == ["training.png"]
+    status, said, written = draw("--only", "forward,training", "--data", "nowhere")
+    assert status == 2 and len(said) == 1 and "forward" in said[0] and "nowhere" in said[0]
+
+
+def test_the_settings_of_the_user_change_no_figure(draw, tmp_path, monkeypatch):
+    """Neither the backend nor the style of a matplotlibrc; there is no LaTeX to typeset text with."""
+    import matplotlib
+
+    (tmp_path / "matplotlibrc").write_text(USERS_STYLE)
+    monkeypatch.setenv("PATH", "")
+    with matplotlib.rc_context(fname=tmp_path / "matplotlibrc"):
+        matplotlib.use("svg")
+        assert draw("--only", "schedule") == (0, [], ["schedule.png"])
+    with Image.open(tmp_path / "figures" / "schedule.png") as image:
+        assert image.size == (9 * 120, 3.2 * 120) and image.convert("RGB").getpixel((0, 0)) == (255, 255, 255)
+
+
 def test_forward_goes_from_the_image_to_noise():
     sched = ddpm.ddpm_schedule(1e-4, 0.02, 1000)
     image = np.full((32, 32, 3), 200, np.uint8)
@@ -88,6 +159,33 @@ def test_the_network_is_drawn_with_its_sizes():
     texts = " ".join(text.get_text() for text in figures.network(NaiveUnet((32, 32, 3), 8)).axes[0].texts)
     for size in "32×32×3", "32×32×8", "16×16×8", "8×8×16", "4×4×16", "1×1×16":
         assert size in texts
+
+
+@pytest.mark.parametrize("T, shown", [(10, [0, 1, 2, 5, 10]), (1, [0, 1])])
+def test_steps_of_a_short_process_are_shown_once(T, shown):
+    """Fractions of T that round to the same step."""
+    model = light_model(T)
+    titles = [f"t = {t}" for t in shown]
+    figure = figures.reverse(model)
+    assert [axis.get_title() for axis in figure.axes[: len(shown)]] == titles[::-1]
+    figure = figures.forward(np.zeros((8, 8, 1), np.uint8), checkpoint.diffusion_of(model)[0])
+    assert [axis.get_title() for axis in figure.axes] == titles
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_the_table_of_a_spreadsheet_is_drawn(tmp_path, encoding):
+    """As one saves it where 0,5 stands for 0.5; the rows are of the earliest version, which held nothing out."""
+    rows = "epoch;step;loss_sum;loss_mean;seconds;images_per_second;learning_rate", "0;3;1,5;0,5;1;1;0,001"
+    text = "\r\n".join([*rows, "1;6;0,75;0,25;1;1;0,0005", ""])
+    (tmp_path / "model.csv").write_bytes(text.encode(encoding))
+    loss, rate = (axis.lines[0] for axis in figures.training(str(tmp_path / "model.csv")).axes)
+    assert list(loss.get_xdata()) == [0, 1] and list(loss.get_ydata()) == [0.5, 0.25]
+    assert list(rate.get_ydata()) == [0.001, 0.0005]
+
+
+def test_a_model_without_a_table_has_no_figure_training(tmp_path):
+    with pytest.raises(FileNotFoundError, match="there is no table .*model.csv"):
+        figures.training(str(tmp_path / "model.csv"))
 
 
 def test_a_table_without_epochs_is_refused(tmp_path):

@@ -245,6 +245,9 @@ def test_too_little_memory_is_failed_work_and_gets_a_sentence(capsys):
         np.zeros(2**50)
     said = capsys.readouterr().err
     assert said.startswith("x.py: Unable to allocate") and len(said.splitlines()) == 1
+    with pytest.raises(SystemExit, match="1"), console.one_line_errors("x.py"):
+        raise MemoryError  # as Python itself does, without a word
+    assert capsys.readouterr().err == "x.py: MemoryError\n"
 
 
 @pytest.mark.parametrize("kind", BROKEN, ids=str)
