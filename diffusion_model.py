@@ -9,9 +9,13 @@ Slides: "Diffusion network example, code, continued even more".
 """
 
 import math
+import os
+import sys
 
 import numpy as np
 
+if __name__ == "__main__":  # which `python -P` leaves out
+    sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))
 import data
 from support import console, device
 from support.console import say
@@ -22,7 +26,7 @@ from support.signals import Interruption
 
 def main():
     # Options are read before TensorFlow is imported, so that --help and slips of typing are answered at once.
-    options = parse_options(__doc__.split("\n")[0])
+    options = parse_options(__doc__)
     with console.one_line_errors("diffusion_model.py"), Interruption() as interruption:
         say("diffusion_model.py: starting TensorFlow …")  # the imports below take seconds
         device.start_tensorflow(options.get("parts", 1 if options.get("xla") else device.MOST_PARTS))

@@ -11,7 +11,10 @@ Writes a table as JSON beside the model, and prints it. `--data` are images that
 import contextlib
 import json
 import os
+import sys
 
+if __name__ == "__main__":  # which `python -P` leaves out
+    sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))
 from support import console, files
 from support.console import integer, say
 
@@ -19,7 +22,7 @@ PARTS = ("bits", "loss", "overfitting", "kid", "frechet", "precision", "recall",
 
 
 def parse_options(arguments=None):
-    parser = console.Parser(description=__doc__.split("\n")[0])
+    parser = console.Parser(description=__doc__)
     add = parser.add_argument
     add("--model", default="model.keras", metavar="FILE.keras", help="the trained network (model.keras)")
     add(

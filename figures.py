@@ -15,6 +15,8 @@ Ito, for all kinds of eyes.
 import os
 import sys
 
+if __name__ == "__main__":  # which `python -P` leaves out
+    sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))
 import data
 from support import console
 from support.console import say
@@ -304,7 +306,7 @@ def strip(rows, titles, names):
 
 
 def parse_options(arguments=None):
-    parser = console.Parser(description=__doc__.split("\n")[0])
+    parser = console.Parser(description=__doc__)
     add = parser.add_argument
     add("--model", default="model.keras", metavar="FILE.keras", help="the trained network (model.keras)")
     add("--data", metavar="SOURCE", help="source of the image of `forward` (that of the training images)")

@@ -409,7 +409,7 @@ def reverse_steps(model, classifier, weaker):
 def parse_options(arguments=None):
     from support import console
 
-    parser = console.Parser(description=__doc__.split("\n")[0])
+    parser = console.Parser(description=__doc__)
     parser.add_argument("--n-sample", type=console.integer(1), default=16, metavar="N", help="how many images (16)")
     parser.add_argument(
         "--out", metavar="FILE", help="one grid of all images (samples.png; of a model NAME.keras, NAME-samples.png)"
@@ -469,4 +469,5 @@ def main():
 
 
 if __name__ == "__main__":
+    sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))  # which `python -P` leaves out
     main()

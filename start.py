@@ -159,7 +159,7 @@ def main():
         sys.exit("start.py: needs Python 3.11, 3.12 or 3.13, and this is %d.%d" % sys.version_info[:2])
     word = (sys.argv[1:] or [""])[0]
     if word in ("-h", "--help"):
-        say(__doc__.strip())
+        say((__doc__ or "usage: python3 start.py [setup | test | options of diffusion_model.py]").strip())  # python -OO
         return
     if word and word not in ("setup", "test") and not word.startswith("-"):
         say("start.py: unknown command %s; use setup, test or options of diffusion_model.py" % word, sys.stderr)

@@ -248,7 +248,7 @@ def check(model, network, classes=0):
     """Number of parameters, and the largest difference between the outputs of a Keras model and its repetition here.
 
     Raises:
-        AssertionError: if they are not the same network.
+        ValueError: if they are not the same network.
     """
     rng = np.random.default_rng(0)
     for weight in model.weights:  # what starts as zeros and ones would hide mistakes
@@ -261,5 +261,9 @@ def check(model, network, classes=0):
     with torch.no_grad():
         got = network(*map(torch.from_numpy, (x_t.transpose(0, 3, 1, 2).copy(), t, *labels))).numpy()
     difference = np.abs(got.transpose(0, 2, 3, 1) - expected).max() / np.abs(expected).max()
-    assert parameters == model.count_params() and difference < 1e-4, (parameters, model.count_params(), difference)
+    if parameters != model.count_params() or not difference < 1e-4:
+        raise ValueError(
+            f"not the same network: {parameters:,} parameters instead of {model.count_params():,}, and outputs that "
+            f"differ by {difference:.1e}"
+        )
     return parameters, difference

@@ -221,8 +221,10 @@ def duration(seconds: float) -> str:
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are one sentence, and whose help names the defaults."""
 
-    def __init__(self, **kwargs):
-        super().__init__(allow_abbrev=False, **kwargs)
+    def __init__(self, description: str | None = None, **kwargs: Any):
+        """Of a docstring, which `python -OO` leaves out, the description is the first line."""
+        super().__init__(description=(description or "").split("
+")[0], allow_abbrev=False, **kwargs)
         self.words = []
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[argparse.Namespace, list[str]]:

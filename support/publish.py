@@ -14,7 +14,7 @@ from support.console import say
 def main() -> None:
     """Reads the command line and writes the file."""
     with console.one_line_errors("support.publish"):
-        parser = console.Parser(prog="python -m support.publish", description=__doc__.split("\n")[0])
+        parser = console.Parser(prog="python -m support.publish", description=__doc__)
         parser.add_argument("model", metavar="FILE.keras", help="a trained model")
         parser.add_argument("out", metavar="NEW.keras", help="the file to write")
         options = parser.parse_args()

@@ -178,7 +178,7 @@ BEFORE = {"ema_warmup": False, "sampler": None}  # what was done before there wa
 NOTHING_DONE = {"epoch": 0, "step": 0, "images": 0, "epoch_steps": 0, "loss": 0.0, "seconds": 0.0}
 
 
-def parse_options(description: str, arguments: list[str] | None = None) -> dict:
+def parse_options(description: str | None, arguments: list[str] | None = None) -> dict:
     """The options that were typed, and `model`, `save_every` and `keep` in any case."""
     parser = console.Parser(description=description, argument_default=argparse.SUPPRESS)
     for option in OPTIONS:

@@ -160,7 +160,7 @@ def test_a_peer_that_differs_is_noticed(monkeypatch):
     with pytest.raises(ValueError, match="shorter"):
         peer.check(model, peer.Unet((32, 32, 3), 16, patch=2, attention=0))
     monkeypatch.setattr(peer, "channel_first", lambda value, *_: value)
-    with pytest.raises(AssertionError):
+    with pytest.raises(ValueError, match="not the same network"):
         peer.check(model, peer.build("unet", 32, 16))
 
 

@@ -115,6 +115,30 @@ def test_help_and_imports_of_the_scripts_are_light(run):
         assert process.stdout == "1\n"
 
 
+def test_help_needs_no_docstrings_and_no_folder_in_the_path(run):
+    """As `python -OO` and `python -P` start the scripts; each finds our modules by itself."""
+    code = (
+        "import contextlib, io, os, runpy, sys\n"
+        "def usage(run, name):\n"
+        "    sys.argv = [name, '--help']\n"
+        "    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.suppress(SystemExit):\n"
+        "        run(name, run_name='__main__')\n"
+        "    print(out.getvalue().split()[0])\n"
+        "path = list(sys.path)\n"
+        f"for script in {SCRIPTS!r}:\n"
+        f"    usage(runpy.run_path, os.path.join({ROOT!r}, script))\n"
+        "    sys.path[:] = path\n"
+        f"    for name in [name for name in sys.modules if name.split('.')[0] in {PACKAGES!r}]:\n"
+        "        del sys.modules[name]\n"
+        f"sys.path.insert(0, {ROOT!r})\n"
+        "for module in 'data', 'support.publish':\n"
+        "    usage(runpy.run_module, module)\n"
+    )
+    process = run("-OO", "-P", "-c", code, PYTHONPATH="")
+    assert process.returncode == 0 and process.stderr == "", process.stderr
+    assert process.stdout.lower() == "usage:\n" * (len(SCRIPTS) + 2)
+
+
 def test_the_page_of_options_is_fresh():
     with open(os.path.join(ROOT, "docs", "options.md"), encoding="utf-8") as file:
         assert file.read() == settings.options_page(), "run python -m support.settings > docs/options.md"
