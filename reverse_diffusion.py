@@ -44,10 +44,17 @@ _lock = threading.RLock()
 
 
 def one_at_a_time(function):
-    """Makes a function wait while another thread runs it: Keras cannot trace a model in two threads."""
+    """Makes a function wait while another thread runs it: Keras cannot trace a model in two threads.
+
+    What could never run here is refused before: in a forked process nobody might release the lock.
+    """
 
     @functools.wraps(function)
     def locked(*arguments, **named):
+        check_imports()
+        from support import device
+
+        device.check_process()
         with _lock:
             return function(*arguments, **named)
 
@@ -80,7 +87,8 @@ def my_sample(
     """Samples images (DDPM algorithm 2).
 
     The first call for a model and a batch size compiles, which takes seconds. Compiled steps are cached for the two
-    latest models and twelve batch sizes; a batch is padded to the next of them. Threads may call it at once.
+    latest models and twelve batch sizes; a batch is padded to the next of them. Threads may call it at once; processes
+    must be spawned, not forked after the first call.
 
     Args:
         image_shape: (height, width, channels), only to check the model's.
@@ -116,11 +124,10 @@ def my_sample(
 
     Raises:
         FileNotFoundError: if there is no such model.
-        ValueError: if the model cannot be used, or another argument is invalid.
+        ValueError: if the model cannot be used, another argument is invalid, or this process was forked after a call.
         FloatingPointError: if images come out with values that are NaN or infinite.
         ImportError: if a module of the same name is in the way of one of ours.
     """
-    check_imports()
     from support import device
 
     if not (isinstance(n_sample, numbers.Integral) and n_sample >= 1):
@@ -187,7 +194,6 @@ def invert(images, model="model.keras", steps=None, verbose=1, *, label=None):
     Raises:
         FileNotFoundError, ValueError, FloatingPointError, ImportError: as `my_sample`.
     """
-    check_imports()
     from support import device
 
     device.start_tensorflow()

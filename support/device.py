@@ -18,6 +18,7 @@ import types
 
 MOST_PARTS = 8  # the graph of a step grows with their number, and so does the time before the first
 _starting = threading.Lock()
+_started_in = None  # the process that TensorFlow was started in
 
 
 def cores() -> int:
@@ -40,13 +41,16 @@ def start_tensorflow(parts: int | None = None) -> types.ModuleType:
         The module `tensorflow`.
 
     Raises:
-        ValueError: if Keras is set to another backend.
+        ValueError: if Keras is set to another backend, and as `check_process`.
     """
+    global _started_in
+    check_process()
     check_backend()
     if parts is not None:  # Keras imports matplotlib, and a notebook's backend may not be installed here
         os.environ["MPLBACKEND"] = "agg"
     with _starting:
         tf = _import_tensorflow()
+        _started_in = os.getpid()
     if parts is not None:
         import keras
 
@@ -71,6 +75,19 @@ def _import_tensorflow():
             with contextlib.suppress(RuntimeError, ValueError):  # at work already, or limited, in a notebook say
                 tf.config.experimental.set_memory_growth(gpu, True)
     return tf
+
+
+def check_process() -> None:
+    """Refuses a process that was forked after TensorFlow was started: it lacks the threads, and would wait for them.
+
+    Raises:
+        ValueError: says what to do.
+    """
+    if _started_in not in (None, os.getpid()):
+        raise ValueError(
+            "TensorFlow does not work in a process that was forked after it was started; start processes with "
+            'multiprocessing.get_context("spawn"), or before the first call here'
+        )
 
 
 def check_backend() -> None:

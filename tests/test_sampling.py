@@ -1,5 +1,6 @@
 """`my_sample` and the sampling script."""
 
+import multiprocessing
 import os
 import shutil
 import sys
@@ -194,6 +195,33 @@ def test_threads_may_sample_at_once():
         thread.join(60)
     for n, images in wanted.items():
         np.testing.assert_array_equal(got[n], images)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks")
+def test_a_forked_process_is_told_to_spawn(model):
+    """Also while a thread of the parent samples, whose lock the child would wait for."""
+    device.start_tensorflow()
+    context, at_work, over = multiprocessing.get_context("fork"), threading.Event(), threading.Event()
+    answers, end = context.Pipe(duplex=False)
+
+    def answer():
+        for function in lambda: rd.my_sample(model=model), lambda: rd.invert([], model):
+            with pytest.raises(ValueError) as refused:
+                function()
+            end.send(str(refused.value))
+
+    other = threading.Thread(target=rd.one_at_a_time(lambda: [at_work.set(), over.wait(60)]))
+    other.start()
+    at_work.wait()
+    child = context.Process(target=answer)
+    child.start()
+    try:
+        for _ in range(2):
+            assert answers.poll(20) and 'multiprocessing.get_context("spawn")' in answers.recv()
+    finally:
+        over.set()
+        child.kill()
+    sample(model, 1)  # the parent works on
 
 
 def test_few_sizes_of_batches_are_compiled_and_few_models_kept(monkeypatch):
