@@ -154,8 +154,8 @@ def schedule(sched, name="linear"):
     left.plot(t, sched["sqrtmab"], color=ORANGE, linestyle="--", label=r"noise, $\sqrt{1 - \bar\alpha_t}$")
     left.set_ylabel("factor in $x_t$")
     left.legend()
+    right.axhline(1, color=GRAY, linewidth=0.8)  # first, as a logarithmic axis needs a value above 0
     right.semilogy(t[1:], sched["sqrtab"][1:] ** 2 / sched["sqrtmab"][1:] ** 2, color=GREEN, label=name)
-    right.axhline(1, color=GRAY, linewidth=0.8)
     right.set_ylabel("signal-to-noise ratio")
     right.legend()
     return figure
@@ -243,7 +243,9 @@ def training(path):
     epochs = [int(row["epoch"]) for row in rows]
     figure, axis = plt.subplots(figsize=(7, 3.4), layout="constrained")
     marker = "o-" if len(rows) < 40 else "-"
-    axis.semilogy(epochs, [float(row["loss_mean"]) for row in rows], marker, color=BLUE)
+    loss = [float(row["loss_mean"]) for row in rows]
+    axis.plot(epochs, loss, marker, color=BLUE)
+    axis.set_yscale("log" if min(loss) > 0 else "linear")  # with a learned variance it may be negative
     axis.set_xlabel("epoch")
     axis.set_ylabel("loss", color=BLUE)
     axis.grid(alpha=0.3, which="both")

@@ -96,10 +96,14 @@ def overfitting_rows(
         parts = [mean_and_influences(weight * measurements["error"], of_tenths[tenth]) for tenth in both]
         mean, influences = (np.mean(part, axis=0) for part in zip(*parts, strict=True))
         means.append(mean)
-        errors.append((standard_error(influences) or 0) / mean)
-    ratio = float(means[0] / means[1])
+        errors.append(standard_error(influences) or 0)
+    if not any(means):  # as x_T is pure noise and there is no other step
+        ratio, error = 1.0, None
+    else:
+        ratio = float(means[0] / means[1])
+        error = ratio * float(np.hypot(errors[0] / means[0], errors[1] / means[1]))
     remark = "the training images are memorised" if ratio < MEMORISED_BELOW else "1 means no memorisation"
-    return {"loss, training / held-out": {"value": ratio, "error": ratio * float(np.hypot(*errors)), "remark": remark}}
+    return {"loss, training / held-out": {"value": ratio, "error": error, "remark": remark}}
 
 
 def tenths(measurements: dict[str, np.ndarray], sched: Schedule) -> dict[tuple[int, int], np.ndarray]:
@@ -152,7 +156,7 @@ def measure_denoising(
 
     T = n_steps(sched)
     draws = T - 1 if draws == 0 else min(draws, T - 1)
-    edges = 2 + np.arange(draws + 1) * (T - 1) / draws  # of the intervals of 2 … T
+    edges = 2 + np.arange(draws + 1) * (T - 1) / max(draws, 1)  # of the intervals of 2 … T, none for T = 1
     columns = draws + (draws == T - 1)  # all images at t = 1 would be too many in the mean over only some t
     measurements = {"bits": np.empty((0, len(ways))), "prior": np.empty(0)}
     measurements |= {"t": np.empty((0, columns), int), "error": np.empty((0, columns))}

@@ -62,8 +62,8 @@ class Validation:
 
         self.measures = measures
 
-    def measure(self) -> dict[str, tuple[float, list[float]]]:
-        """The mean `loss` of the EMA weights, and that of each quarter of t (NaN for a quarter without images).
+    def measure(self) -> dict[str, tuple[float, list[float | None]]]:
+        """The mean `loss` of the EMA weights, and that of each quarter of t (None for a quarter without images).
 
         Of a classifier also the `accuracy`, the fraction of the images whose class it tells.
         """
@@ -79,8 +79,8 @@ class Validation:
 
     def _by_quarters(self, values):
         """The mean of all, and that of each quarter of t."""
-        quarters = [values[self.quarter == q].mean() if np.any(self.quarter == q) else np.nan for q in range(QUARTERS)]
-        return float(values.mean()), [float(q) for q in quarters]
+        quarters = [values[self.quarter == q] for q in range(QUARTERS)]
+        return float(values.mean()), [float(of_quarter.mean()) if len(of_quarter) else None for of_quarter in quarters]
 
 
 def comparable_weight(t: tf.Tensor, sched: Schedule) -> tf.Tensor:

@@ -102,21 +102,23 @@ class TrainingRun:
         if self.board:
             values = {"loss": mean, "images a second": speed, "learning rate": rate}
             if held_out:
-                values |= dict(zip(("held-out/all", *(f"held-out/q{q}" for q in range(1, 5))), held_out, strict=True))
+                names = "held-out/all", *(f"held-out/q{q}" for q in range(1, 5))
+                values |= {name: loss for name, loss in zip(names, held_out, strict=True) if loss is not None}
             epoch = progress["epoch"]
             self.checkpoints.attempt(self.board.folder, lambda: self.board.epoch(epoch, values))
         progress.update(epoch=progress["epoch"] + 1, images=0, epoch_steps=0, loss=0.0, seconds=0.0)
         if time.monotonic() - self.table.written_at > 2:  # the rows of short epochs are gathered
             self.checkpoints.attempt(self.table.path, self.table.write)
 
-    def validate(self) -> tuple[float, ...] | None:
+    def validate(self) -> tuple[float | None, ...] | None:
         """Measures and prints the held-out loss and that of each quarter of t; None if it is not due."""
         if not self.validation or (self.progress["epoch"] + 1) % self.settings["validate_every"]:
             return None
         measured = self.validation.measure()
         self.steps.lap()  # the time it took belongs to no step
         for name, (mean, quarters) in measured.items():
-            self.steps.say(f"held-out {name} {mean:.4f}; by quarters of t: " + " ".join(f"{q:.4f}" for q in quarters))
+            by_quarters = " ".join("-" if loss is None else f"{loss:.4f}" for loss in quarters)
+            self.steps.say(f"held-out {name} {mean:.4f}; by quarters of t: {by_quarters}")
         mean, quarters = measured["loss"]
         return mean, *quarters
 

@@ -330,6 +330,31 @@ def test_a_few_steps_for_each_image_estimate_the_sum_over_all():
         assert every[name]["value"] == pytest.approx(best, rel=0.1, abs=1e-4)  # the remark has 4 digits
 
 
+@pytest.mark.parametrize("draws", [0, 20])
+def test_a_single_step_has_only_the_first_term(draws):
+    """Of the exact predictor of a Gaussian, which errs in x_0 by the deviation of x_0 given x_1."""
+    beta, s = 0.3, 0.2
+    sched, rng = ddpm.ddpm_schedule(beta, beta, 1), np.random.default_rng(0)
+    images = np.clip(127.5 + 127.5 * s * rng.standard_normal((100, 8, 8, 1)), 0, 255).astype(np.uint8)
+    with np.errstate(all="raise"):
+        seen = measure(lambda inputs: beta**0.5 * inputs[0] / ((1 - beta) * s**2 + beta), sched, images, draws, 50)
+        rows = likelihood.bound_rows(seen) | likelihood.loss_rows(seen, sched, images)
+    error = s**2 * beta / ((1 - beta) * s**2 + beta)
+    expected = (0.5 * np.log(2 * np.pi * beta) + error / (2 * beta) - np.log(2 / 255)) / np.log(2)
+    assert seen["bits"].mean() == pytest.approx(expected, abs=0.01)
+    assert rows["loss, t = 1 … 1"]["value"] == pytest.approx(error * (1 - beta) / beta, rel=0.05)
+
+
+def test_a_step_to_pure_noise_shows_no_memorisation():
+    """ε̂ is x_T itself, exact for all images."""
+    sched, images = ddpm.ddpm_schedule(T=1, schedule="cosine", zero_snr=True), np.zeros((3, 4, 4, 1), np.uint8)
+    denoise = denoiser(lambda inputs: 0 * inputs[0], sched, "x0")
+    with np.errstate(all="raise"):
+        seen = likelihood.measure_denoising(denoise, sched, images, 20, 3)
+        (row,) = likelihood.overfitting_rows(seen, seen, sched).values()
+    assert np.all(seen["error"] == 0) and row["value"] == 1 and "memorised" not in row["remark"]
+
+
 def test_the_estimate_of_the_sum_weighs_every_step_alike(monkeypatch):
     """Terms of t itself, to which L_0 adds a number of its own for every image and way, and L_T 500; at T = 7."""
 

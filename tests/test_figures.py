@@ -172,6 +172,19 @@ def test_steps_of_a_short_process_are_shown_once(T, shown):
     assert [axis.get_title() for axis in figure.axes] == titles
 
 
+@pytest.mark.filterwarnings("error")
+def test_values_that_no_logarithmic_axis_shows(tmp_path):
+    """A schedule of pure noise alone, and losses of networks that learn the variance."""
+    figures.schedule(ddpm.ddpm_schedule(T=1, schedule="cosine", zero_snr=True)).canvas.draw()
+    rows = [["epoch", "step", "loss_sum", "loss_mean", "seconds", "images_per_second", "learning_rate"]]
+    rows += [[epoch, epoch, loss, loss, 1, 1, 0.1] for epoch, loss in enumerate((0.5, 0, -0.25))]
+    (tmp_path / "model.csv").write_text("\n".join(",".join(map(str, row)) for row in rows))
+    figure = figures.training(str(tmp_path / "model.csv"))
+    figure.canvas.draw()
+    low, high = figure.axes[0].get_ylim()
+    assert low < -0.25 and high > 0.5
+
+
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
 def test_the_table_of_a_spreadsheet_is_drawn(tmp_path, encoding):
     """As one saves it where 0,5 stands for 0.5; the rows are of the earliest version, which held nothing out."""

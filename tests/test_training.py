@@ -483,6 +483,18 @@ def test_a_file_in_the_place_of_the_board_is_a_sentence(tmp_path, monkeypatch):
         tensorboard.Board(str(tmp_path / "board"), None, None)
 
 
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_a_single_step_is_trained_and_sampled(train_tiny, tmp_path):
+    """All its held-out images are in the first quarter of t."""
+    one_step = "--T", "1", "--beta1", "0.5", "--sample-steps", "1"
+    said = train_tiny(*TINY, *one_step, "--validation", "0.25", "--n-epochs", "1")
+    assert re.search(r"^held-out loss (\S+); by quarters of t: \1 - - -$", said, re.MULTILINE)
+    (row,) = rows_of("model.csv")
+    assert row["held_out_q1"] == row["held_out_loss"] != "" and "nan" not in said + (tmp_path / "model.csv").read_text()
+    assert {row[f"held_out_q{q}"] for q in (2, 3, 4)} == {""}
+    assert np.unique(reverse_diffusion.my_sample(model="model.keras", n_sample=2, seed=0, verbose=0)).size > 1
+
+
 def test_the_held_out_loss_is_the_loss_of_the_ema_weights():
     model = unet.NaiveUnet((32, 32, 3), 8)
     optimizer = keras.optimizers.Adam(use_ema=True)
