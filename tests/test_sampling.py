@@ -15,6 +15,7 @@ import tensorflow as tf
 from PIL import Image
 from test_earlier_files import FIXTURES, MODEL
 
+import ddpm
 import reverse_diffusion as rd
 import unet
 from diffusion import sampling
@@ -92,10 +93,13 @@ def forget():
 @pytest.fixture
 def keras_settings():
     """Puts Keras' settings back after a test."""
-    before = keras.config.floatx(), keras.config.image_data_format()
+    config = keras.config
+    before = config.floatx(), config.image_data_format(), config.epsilon(), config.dtype_policy()
     yield
-    keras.config.set_floatx(before[0])
-    keras.config.set_image_data_format(before[1])
+    config.set_floatx(before[0])
+    config.set_image_data_format(before[1])
+    config.set_epsilon(before[2])
+    config.set_dtype_policy(before[3])
 
 
 @pytest.mark.parametrize("floatx, data_format", [("float16", "channels_last"), ("float64", "channels_first")])
@@ -104,8 +108,29 @@ def test_what_the_user_has_set_keras_to_changes_no_image_and_stays(model, keras_
     forget()
     keras.config.set_floatx(floatx)
     keras.config.set_image_data_format(data_format)
+    keras.config.set_epsilon(0.1)
+    keras.config.set_dtype_policy("mixed_float16")
     np.testing.assert_array_equal(sample(model, 2), before)
+    assert keras.config.dtype_policy().name == "mixed_float16"
     assert (keras.config.floatx(), keras.config.image_data_format()) == (floatx, data_format)
+
+
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpm++", "langevin"])
+def test_numpy_that_raises_every_warning_is_no_obstacle(monkeypatch, sampler):
+    """Nor one that is an error, with schedules that end in pure noise; in place of the network nothing happens."""
+    x_T = np.random.default_rng(0).standard_normal((2, 8, 8, 1))
+
+    def steps(x_t, memory, *_):
+        return x_t, memory
+
+    steps.at_once = 10
+    monkeypatch.setattr(execution, "ReverseSteps", lambda *_, **__: steps)
+    for T in 1, 2, 1000:
+        light = light_model(T)
+        checkpoint.metadata(light)["diffusion"] |= {"target": "v", "schedule": "cosine", "zero_snr": True}
+        with np.errstate(all="raise"), warnings.catch_warnings(action="error"):
+            same = sample(light, 2, sampler=sampler, noise=x_T)
+        np.testing.assert_array_equal(same, ddpm.to_pixels(x_T))
 
 
 def test_the_slides_network_is_channels_last_whatever_keras_is_set_to(keras_settings):
