@@ -176,6 +176,16 @@ def has_gpu() -> bool:
     return bool(tf.config.list_physical_devices("GPU"))
 
 
+def prefers_xla(batch_size: int) -> bool:
+    """Whether XLA is faster without training: on a GPU, and for a single image, which cannot be divided among cores.
+
+    It cannot compile the operations that TensorFlow's debuggers, like `enable_check_numerics`, add to functions.
+    """
+    from tensorflow.python.eager import context
+
+    return (has_gpu() or batch_size == 1) and not context.context().op_callbacks
+
+
 def overlooks_gpu() -> bool:
     """Whether TensorFlow sees none though there is an NVIDIA GPU that nobody has hidden from it."""
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")

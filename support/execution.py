@@ -126,7 +126,7 @@ class ReverseSteps:
     ):
         shape = tuple(model.inputs[0].shape[1:])
         columns = self._columns = 6 if learns_variance(model) else 5
-        xla = device.has_gpu() or batch_size == 1 if xla is None else xla  # a single image cannot be divided
+        xla = device.prefers_xla(batch_size) if xla is None else xla
         parts = 1 if xla else device.parts_for(batch_size)
         of_model, classify = denoiser_of(model, sched, target, parts), classifier and predictor(classifier, parts)
         of_weaker = weaker and denoiser_of(weaker[0], sched, weaker[1], parts)

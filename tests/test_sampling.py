@@ -115,6 +115,16 @@ def test_what_the_user_has_set_keras_to_changes_no_image_and_stays(model, keras_
     assert (keras.config.floatx(), keras.config.image_data_format()) == (floatx, data_format)
 
 
+def test_a_debugger_of_tensorflow_is_no_obstacle():
+    """XLA, which is for single images, cannot compile what it adds to every function."""
+    tf.debugging.enable_check_numerics()
+    try:
+        watched = sample(light_model(), 1)
+    finally:
+        tf.debugging.disable_check_numerics()
+    assert watched.shape == (1, 8, 8, 1)
+
+
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpm++", "langevin"])
 def test_numpy_that_raises_every_warning_is_no_obstacle(monkeypatch, sampler):
     """Nor one that is an error, with schedules that end in pure noise; in place of the network nothing happens."""
