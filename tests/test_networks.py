@@ -38,20 +38,50 @@ def convolved(x, layer):
     return sum(shifted) + bias
 
 
+def weights_of(layer):
+    return [weight.astype(np.float64) for weight in layer.get_weights()]
+
+
+def dense(x, layer):
+    kernel, *bias = weights_of(layer)
+    return x @ kernel + sum(bias)
+
+
+def scaled(x, layer):
+    """A group normalization with its scale and shift."""
+    gamma, beta = weights_of(layer)
+    return gamma * normalized(x, 8) + beta
+
+
+def residual(x, embedding, block):
+    """The block of ADM, in which the embedding scales and shifts the second normalization."""
+    h = convolved(silu(scaled(x, block.Norm_1)), block.Conv2D_1)
+    scale, shift = np.split(dense(embedding, block.Modulation)[:, None, None], 2, axis=-1)
+    h = convolved(silu(scaled(h, block.Norm_2) * (1 + scale) + shift), block.Conv2D_2)
+    return h + (convolved(x, block.Skip) if block.Skip.weights else x)
+
+
+def attended(x, layer, heads=1):
+    """Every pixel beside what it attends to, head by head."""
+    channels = x.shape[-1]
+    pixels = scaled(x, layer.Norm).reshape(len(x), -1, channels)
+    query, key, value = np.split(dense(pixels, layer.Projection_in), 3, axis=-1)
+    mixed = np.zeros_like(pixels)
+    for head in np.split(np.arange(channels), heads):
+        logits = query[..., head] @ key[..., head].swapaxes(1, 2) / np.sqrt(len(head))
+        weights = np.exp(logits - logits.max(-1, keepdims=True))
+        mixed[..., head] = weights / weights.sum(-1, keepdims=True) @ value[..., head]
+    return x + dense(mixed, layer.Projection_out).reshape(x.shape)
+
+
 @pytest.mark.parametrize("channels", [16, 24])
 def test_a_residual_block_is_that_of_adm(channels):
     x, embedding = random(2, 4, 6, channels), random(2, 5)
     block = layers.ResidualBlock(16)
     np.testing.assert_allclose(block([x, embedding]), x if channels == 16 else block.Skip(x), atol=1e-6)  # as it begins
     block.set_weights([random(*weight.shape) for weight in block.get_weights()])
-
-    gamma, beta = block.Norm_1.get_weights()
-    h = convolved(silu(gamma * normalized(x, 8) + beta), block.Conv2D_1)
-    kernel, bias = block.Modulation.get_weights()
-    scale, shift = np.split((embedding @ kernel + bias)[:, None, None], 2, axis=-1)
-    gamma, beta = block.Norm_2.get_weights()
-    h = convolved(silu((gamma * normalized(h, 8) + beta) * (1 + scale) + shift), block.Conv2D_2)
-    expected = h + (x if channels == 16 else convolved(x, block.Skip))
+    assert bool(block.Skip.weights) == (channels != 16)
+    expected = residual(x, embedding, block)
     np.testing.assert_allclose(block([x, embedding]), expected, atol=1e-4 * np.abs(expected).max())
 
 
@@ -85,18 +115,7 @@ def test_attention_is_the_formula_head_by_head(channels, heads):
     x, layer = random(2, 3, 4, channels), layers.SelfAttention()
     np.testing.assert_array_equal(layer(x), x)  # as it begins
     layer.set_weights([random(*weight.shape) / 4 for weight in layer.get_weights()])
-
-    gamma, beta = layer.Norm.get_weights()
-    kernel, bias = layer.Projection_in.get_weights()
-    pixels = (gamma * normalized(x, 8) + beta).reshape(2, 12, channels)
-    query, key, value = np.split(pixels @ kernel + bias, 3, axis=-1)
-    mixed = np.zeros_like(pixels)
-    for head in np.split(np.arange(channels), heads):
-        logits = query[..., head] @ key[..., head].swapaxes(1, 2) / np.sqrt(channels / heads)
-        weights = np.exp(logits - logits.max(-1, keepdims=True))
-        mixed[..., head] = weights / weights.sum(-1, keepdims=True) @ value[..., head]
-    kernel, bias = layer.Projection_out.get_weights()
-    expected = x + (mixed @ kernel + bias).reshape(x.shape)
+    expected = attended(x, layer, heads)
     np.testing.assert_allclose(layer(x), expected, atol=1e-4 * np.abs(expected).max())
 
 
@@ -175,6 +194,88 @@ def test_networks_have_the_shapes_of_images_and_classes(shape, how):
     unconditional, classifier = Unet(shape, 8, **how), Classifier(shape, 8, 4, **how)
     assert not np.any(unconditional(inputs)) and unconditional(inputs).shape == (2, *shape)
     assert not np.any(classifier(inputs)) and classifier(inputs).shape == (2, 4)
+
+
+def to_patches(x, size):
+    """The pixels of each patch one after the other, as channels."""
+    n, height, width, channels = x.shape
+    x = x.reshape(n, height // size, size, width // size, size, channels).swapaxes(2, 3)
+    return x.reshape(n, height // size, width // size, size**2 * channels)
+
+
+def to_pixels(x, size):
+    """The inverse of `to_patches`."""
+    n, height, width, channels = x.shape
+    x = x.reshape(n, height, width, size, size, channels // size**2).swapaxes(2, 3)
+    return x.reshape(n, size * height, size * width, channels // size**2)
+
+
+def computed_by_hand(model, inputs, widths, blocks, attention, patch):
+    """A `Unet` or a `Classifier`, from the layers of each kind in their order."""
+    found = {kind: iter([layer for layer in model.layers if type(layer) is kind]) for kind in map(type, model.layers)}
+    levels = range(len(widths))
+    image, t, *label = (array.astype(np.float64) for array in inputs)
+
+    def convolve(x):
+        return convolved(x, next(found[keras.layers.Conv2D]))
+
+    def normalize(x):
+        return silu(scaled(x, next(found[layers.GroupNormalization])))
+
+    def block(x):
+        return residual(x, embedding, next(found[layers.ResidualBlock]))
+
+    def block_of(level, x):
+        lowest = levels[len(levels) - attention :]
+        return attended(block(x), next(found[layers.SelfAttention])) if level in lowest else block(x)
+
+    time = next(found[unet.TimeLayer])
+    embedding = dense(np.sin(dense(t, time.Dense_1)), time.Dense_2)
+    for classes in label:
+        embedding = embedding + weights_of(next(found[layers.ClassLayer]))[0][classes[:, 0].astype(int)]
+    embedding = silu(embedding)
+
+    x, skips = convolve(to_patches(image, patch)), []
+    for level in levels:
+        if level:
+            x = sum(x[:, row::2, column::2] for row in (0, 1) for column in (0, 1)) / 4
+        for _ in range(blocks):
+            x = block_of(level, x)
+            skips.append(x)
+    if len(model.output_shape) == 2:
+        return dense(normalize(x).mean((1, 2)), model.layers[-1])
+
+    x = block(x)
+    for level in reversed(levels):
+        for _ in range(blocks):
+            x = block_of(level, np.concatenate([x, skips.pop()], axis=-1))
+        x = x.repeat(2, axis=1).repeat(2, axis=2) if level else x
+    x = normalize(x)
+    if patch > 1:
+        x = np.concatenate([to_pixels(convolve(x), patch), convolve(image)], axis=-1)
+        x = normalize(block(x))
+    return convolve(x)
+
+
+TWO_LEVELS = {"widths": (1, 2), "blocks": 2, "attention": 1, "patch": 1}
+THREE_LEVELS = {"widths": (1, 1, 2), "blocks": 1, "attention": 2, "patch": 2}
+
+
+@pytest.mark.parametrize(
+    "network, more, how, outputs",
+    [
+        (Unet, {"classes": 2, "learn_variance": True}, TWO_LEVELS, (16, 8, 6)),
+        (Unet, {}, THREE_LEVELS, (16, 8, 3)),
+        (Classifier, {"classes": 4}, THREE_LEVELS, (4,)),
+    ],
+)
+def test_networks_compute_what_numpy_does(network, more, how, outputs):
+    """Files of every version rest on this: the order of the layers, what they join, and where attention begins."""
+    model = randomized(network((16, 8, 3), 16, **more, **how))
+    inputs = [*some_inputs((16, 8, 3)), np.array([[0], [2]], np.int32)][: len(model.inputs)]
+    expected = computed_by_hand(model, inputs, **how)
+    assert expected.shape == (2, *outputs)
+    np.testing.assert_allclose(model(inputs), expected, atol=1e-4 * expected.std())
 
 
 def test_every_input_and_every_weight_reaches_the_output():
