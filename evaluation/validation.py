@@ -7,7 +7,7 @@ import tensorflow as tf
 import data
 from ddpm import Schedule, loss_weight, n_steps, network_time, q_sample
 from diffusion.sampling import standard_normal
-from support import checkpoint, device
+from support import checkpoint
 from support.execution import cross_entropies, denoiser_of, predictor
 
 BATCH = 64
@@ -19,7 +19,7 @@ class Validation:
     """The loss on held-out images, always at the same t and with the same ε; see `comparable_weight`.
 
     Args:
-        model: the network in training.
+        model: the network in training, compiled by `support.checkpoint.compile_for_run`.
         images: uint8 (N, height, width, channels), not trained on. Each gets one t; together they cover 1 … T evenly.
         sched: the noise schedule.
         target: what the network predicts.
@@ -42,7 +42,7 @@ class Validation:
         self.model, self.images, self.labels, T = model, images, labels, n_steps(sched)
         self.t = (1 + np.random.default_rng(0).permutation(len(images)) * T // len(images)).astype(np.int32)
         self.quarter = (self.t - 1) * QUARTERS // T
-        parts = device.parts_for(BATCH)
+        parts = min(model.parts, BATCH)  # as in training, whatever the number of cores
         classify, denoise = predictor(model, parts), denoiser_of(model, sched, target, parts)
 
         def of_noise(x_t, t, eps, label):

@@ -128,6 +128,8 @@ def model_folder(trained, tmp_path):
 class Oracle:
     """Stands in for a network: any function of [x_t, t/T], or [x_t, t/T, label], for images of a shape."""
 
+    parts = 1  # of a batch in training
+
     def __init__(self, function, shape, labels=False):
         self.function, self.inputs = function, [np.empty((1, *shape)), np.empty((1, 1)), *[np.empty((1, 1))] * labels]
         self.outputs = self.inputs[:1]

@@ -11,7 +11,7 @@ import sys
 import keras
 import numpy as np
 import pytest
-from conftest import TINY, iterations
+from conftest import ROOT, SMALL, TINY, iterations, write_images
 from PIL import Image
 from tensorflow.compat.v1.train import summary_iterator
 
@@ -19,7 +19,7 @@ import ddpm
 import reverse_diffusion
 import unet
 from evaluation import validation
-from support import checkpoint, preparation, tensorboard, training_run
+from support import checkpoint, device, preparation, tensorboard, training_run
 
 EPOCH_LINE = re.compile(r"^Epoch :(\d+) loss :(\d+\.\d+(?:e-?\d+)?)$", re.MULTILINE)
 
@@ -80,6 +80,33 @@ def test_the_file_holds_the_ema_weights_and_the_raw_weights_apart(trained):
     averages = keras.models.load_model(trained[0] / "model.keras").get_weights()
     raw = checkpoint.open_for_training(str(trained[0] / "model.keras")).get_weights()
     assert any(np.any(a != r) for a, r in zip(averages, raw, strict=True))
+
+
+def test_the_same_parts_give_the_same_bits_on_other_cores(train_tiny, monkeypatch):
+    rows = []
+    for cores in 1, 5:
+        monkeypatch.setattr(device, "cores", lambda cores=cores: cores)
+        keras.backend.clear_session()  # TensorFlow adds gradients up in the order of the layers' automatic names
+        options = ("--parts", "2", "--n-epochs", "2", "--validation", "0.3", "--model", f"on-{cores}.keras")
+        train_tiny(*TINY, *options)
+        rows.append([{**row, "seconds": "", "images_per_second": ""} for row in rows_of(f"on-{cores}.csv")])
+    assert_equal_to_the_bit("on-1.keras", "on-5.keras")
+    assert rows[0] == rows[1] and rows[0][1]["held_out_loss"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity") or device.cores() < 2, reason="the cores cannot be limited")
+def test_parts_and_their_threads_give_the_same_bits_on_fewer_cores(run, tmp_path):
+    """In processes of their own, as TensorFlow asks for the number of cores when it starts."""
+    write_images(tmp_path)
+    script = os.path.join(ROOT, "diffusion_model.py")
+    limited = "import os, runpy, sys; os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:int(sys.argv.pop())])"
+    for cores in 1, device.cores():
+        options = (*SMALL, "--n-epochs", "2", "--parts", "2", "--model", f"on-{cores}.keras", cores)
+        code = f"{limited}; runpy.run_path({script!r}, run_name='__main__')"
+        process = run("-c", code, *options, TF_NUM_INTRAOP_THREADS="1")
+        assert process.returncode == 0, process.stderr
+    assert_equal_to_the_bit(tmp_path / "on-1.keras", tmp_path / f"on-{device.cores()}.keras")
 
 
 @pytest.mark.parametrize("parts", [1, 2])

@@ -10,7 +10,7 @@ import data
 import ddpm
 from diffusion.sampling import standard_normal
 from evaluation import validation
-from support import checkpoint
+from support import checkpoint, device
 
 
 def smaller_by(sched, t):
@@ -62,13 +62,32 @@ def test_each_image_is_measured_with_its_own_class(monkeypatch):
     sched, labels = ddpm.ddpm_schedule(1e-3, 0.3, 20), np.array([-1, 0, 1] * 8)
     images = np.random.default_rng(0).integers(0, 256, (24, 2, 2, 1), np.uint8)
     for given in labels, None:  # -1 is no class
-        measured = validation.Validation(conditional(CONSTANTS), images, sched, labels=given)
+        model = conditional(CONSTANTS)
+        model.parts = 2
+        measured = validation.Validation(model, images, sched, labels=given)
         eps = standard_normal(0, 0, tf.range(24), (2, 2, 1))
         x_t = ddpm.q_sample(tf.constant(data.scaled(images)), tf.constant(measured.t), eps, sched)
         constants = np.array(CONSTANTS)[labels + 1] if given is not None else np.full(24, CONSTANTS[0])
         errors = np.mean((x_t / 2 + constants[:, None, None, None] - eps) ** 2, axis=(1, 2, 3))
         expected = np.mean(errors * smaller_by(sched, measured.t))
         assert measured.measure()["loss"][0] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("parts, sizes", [(2, [32] * 4), (100, [1] * 128)])
+def test_held_out_batches_have_the_parts_of_training(monkeypatch, parts, sizes):
+    """So `--parts` gives the same rows on another number of cores. Of two batches of 64 no part is empty."""
+    monkeypatch.setattr(checkpoint, "swap_ema_weights", lambda model: None)
+    monkeypatch.setattr(device, "cores", lambda: 5)
+    asked = []
+
+    def recording(inputs):
+        tf.py_function(lambda x_t: asked.append(len(x_t)), [inputs[0]], [])
+        return inputs[0]
+
+    network = Oracle(recording, (2, 2, 1))
+    network.parts = parts
+    validation.Validation(network, np.zeros((70, 2, 2, 1), np.uint8), ddpm.ddpm_schedule()).measure()
+    assert asked == sizes
 
 
 def test_a_classifier_is_measured_on_the_images_that_have_a_class(monkeypatch):
