@@ -133,15 +133,14 @@ def test_the_loss_of_the_first_run_is_compared_with_the_measured_one():
     assert advice.on_loss(first, "drawings", 2, 0.043).endswith("expected 0.0325: it should be lower")
     assert advice.on_loss(first, "drawings", 3, 0.034) is None
     assert advice.on_loss(first, "/home/me/cats", 2, 0.034) is None
-    for other in (
-        {"learning_rate": 1e-3},
-        {"optimizer": "adam"},
-        {"n_epochs": 40},
-        {"flip": True},
-        {"target": "eps"},
-        {"n_feat": 16},
+    for name, value in (
+        *(("image_size", 64), ("channels", 1), ("flip", True), ("classes", True), ("network", "naive"), ("n_feat", 16)),
+        *(("widths", "1,2"), ("blocks", 2), ("attention", 2), ("patch", 1), ("batch_size", 32), ("n_epochs", 40)),
+        *(("optimizer", "adam"), ("learning_rate", 1e-3), ("lr_decay", "none"), ("warmup", 0), ("T", 500)),
+        *(("schedule", "linear"), ("zero_snr", True), ("target", "eps"), ("weighting", "none")),
+        ("t_sampling", "logsnr"),
     ):
-        assert advice.on_loss(first | other, "drawings", 2, 0.034) is None
+        assert advice.on_loss(first | {name: value}, "drawings", 2, 0.034) is None, name
     assert settings.STEPS["first"] // 128 == 32  # of 2,048 drawings
 
 

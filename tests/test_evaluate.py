@@ -112,6 +112,34 @@ def test_samples_of_a_file_are_noted_without_a_sampler(model_folder, monkeypatch
     assert numbers["samples"] == "images.npy" and numbers["sampler"] is None
 
 
+HOW = {"sampler": "ddpm", "steps": 50, "spacing": None, "eta": 0.0, "variance": "beta", "corrector": 0, "snr": 0.16,
+       "guidance": 1.0, "guidance_interval": None}  # fmt: skip
+
+
+def test_samples_that_were_generated_otherwise_are_cached_elsewhere():
+    others = [{"sampler": "ddim"}, {"sampler": "dpm++"}, {"steps": None}, {"steps": 20}, {"spacing": "logsnr"},
+              {"spacing": "uniform"}, {"sampler": "ddim", "eta": 0.5}, {"variance": "posterior"}, {"corrector": 1},
+              {"corrector": 2}, {"corrector": 1, "snr": 0.2}, {"guidance": 1.5}, {"guidance": 2.0},
+              {"guidance": 2.0, "guidance_interval": (50, 120)}]  # fmt: skip
+    names = [samples_module.sampler_name(**HOW | other) for other in ({}, *others)]
+    assert len(set(names)) == len(names)
+
+
+def test_cached_samples_are_the_first_of_more(tmp_path):
+    """Of three, two are asked for, and then five, of which two are generated."""
+    cache, model = str(tmp_path / "model"), unconditional(0.1)
+    how = HOW | {"steps": 5, "sampler": "ddim"}
+
+    def generated(n_sample):
+        options = types.SimpleNamespace(n_sample=n_sample, how=how)
+        return samples_module.generate_samples(model, None, options, cache)
+
+    few, fewer, more = (generated(count) for count in (3, 2, 5))
+    np.testing.assert_array_equal(fewer, few[:2])
+    np.testing.assert_array_equal(more[:3], few)
+    assert len(np.unique(more, axis=0)) == 5
+
+
 def test_an_interval_of_guidance_makes_other_samples_only_with_guidance():
     how = {"sampler": "ddpm", "steps": 50, "spacing": None, "eta": 0.0, "variance": "beta", "corrector": 0, "snr": 0.16}
     name = samples_module.sampler_name
@@ -511,9 +539,10 @@ def test_what_was_observed_before_an_interruption_is_not_observed_again(tmp_path
     assert len(calls) == 2 * batch
     for name, values in whole.items():
         np.testing.assert_array_equal(again[name], values)
-    calls.clear()
-    measure(network, sched, images, 4, 16, kept)  # something else is asked for
-    assert len(calls) == 4 * 5
+    for others, draws in (images, 4), (images[::-1], 4):  # something else is asked for
+        calls.clear()
+        measure(network, sched, others, draws, 16, kept)
+        assert len(calls) == 4 * 5
 
 
 @pytest.mark.parametrize(

@@ -242,6 +242,7 @@ def test_a_weaker_model_guides_my_sample_and_must_fit_the_model(of_cats_and_dogs
     for wrong, message in (
         ({"weaker": weaker}, "with guidance 1 a weaker model has no effect"),
         ({"weaker": unconditional(0.1, T=10), "guidance": 2}, "another noise schedule"),
+        ({"weaker": unconditional(0.1, beta2=0.4), "guidance": 2}, "another noise schedule"),
         ({"weaker": classifier_of(), "guidance": 2}, "is a classifier"),
         ({"weaker": weaker, "classifier": classifier_of(), "label": 0}, "choose one"),
         ({"weaker": "none.keras", "guidance": 2}, "there is no model .*none.keras"),
@@ -280,9 +281,9 @@ def conditional(constants, names=None, T=20):
     return keras.Model([image, t, label], eps)
 
 
-def unconditional(constant, T=20, target="eps"):
+def unconditional(constant, T=20, target="eps", beta2=0.5):
     image, t = keras.Input((2, 2, 1)), keras.Input((1,))
-    entries = {"diffusion": {"beta1": 1e-3, "beta2": 0.5, "T": T, "target": target}}
+    entries = {"diffusion": {"beta1": 1e-3, "beta2": beta2, "T": T, "target": target}}
     t_image = keras.layers.Reshape((1, 1, 1))(Logbook(entries)(t))
     eps = keras.layers.Add()([keras.layers.Rescaling(0.5, constant)(image), keras.layers.Rescaling(0.0)(t_image)])
     return keras.Model([image, t], eps)
@@ -412,9 +413,9 @@ def test_a_classifier_guides_any_number_of_images(n_sample):
     assert towards[0].shape == (n_sample, 2, 2, 1) and np.any(towards[0] != towards[1])
 
 
-def classifier_of(shape=(2, 2, 1), T=20, names=("cat", "dog")):
+def classifier_of(shape=(2, 2, 1), T=20, names=("cat", "dog"), beta2=0.5):
     image, t = keras.Input(shape), keras.Input((1,))
-    entries = {"diffusion": {"beta1": 1e-3, "beta2": 0.5, "T": T}, "classes": list(names)}
+    entries = {"diffusion": {"beta1": 1e-3, "beta2": beta2, "T": T}, "classes": list(names)}
     flat = keras.layers.Concatenate()([keras.layers.Flatten()(image), Logbook(entries)(t)])
     return keras.Model([image, t], keras.layers.Dense(len(names))(flat))
 
@@ -434,6 +435,7 @@ def test_a_classifier_guides_a_model_without_classes_and_must_fit_it():
         ({"label": "dog"}, "knows no classes"),
         ({"label": "dog", "classifier": classifier_of((4, 4, 1))}, r"\(4, 4, 1\)"),
         ({"label": "dog", "classifier": classifier_of(T=10)}, "another noise schedule"),
+        ({"label": "dog", "classifier": classifier_of(beta2=0.4)}, "another noise schedule"),
         ({"label": "dog", "classifier": model}, "no classifier"),
         ({"label": "bird", "classifier": guide}, "the classes are cat, dog"),
         ({"classifier": guide}, "a classifier needs a label"),

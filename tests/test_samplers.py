@@ -12,6 +12,7 @@ from test_guidance import unconditional
 import ddpm
 import reverse_diffusion as rd
 from diffusion import denoiser, samplers, sampling
+from diffusion.layers import Logbook
 from support import checkpoint
 from support.execution import ReverseSteps
 
@@ -415,6 +416,24 @@ def test_inversion_plans_exist_for_every_schedule_and_count():
             plan = sampling.make_inversion(sched, steps, "x0")
             assert plan.times[0] == 0 and plan.times[-1] == T and np.all(np.diff(plan.times) > 0)
             assert 1 <= plan.lowest <= plan.times[1] and len(plan.coefficients) == len(plan.times) - 1
+
+
+def test_an_inversion_clips_no_estimate():
+    """DDIM from t = 0 to T in float64, for a network whose estimates leave [-1, 1]."""
+    image, t = keras.Input((2, 2, 1)), keras.Input((1,))
+    entries = {"diffusion": {"beta1": 0.1, "beta2": 0.3, "T": 4}}
+    t_image = keras.layers.Reshape((1, 1, 1))(Logbook(entries)(t))
+    model = keras.Model([image, t], keras.layers.Add()([keras.layers.Rescaling(-0.8)(image), t_image]))
+    ab = np.cumprod(np.append(1, 1 - np.linspace(0.1, 0.3, 4)))
+    x_0 = np.linspace(-1, 1, 4).reshape(1, 2, 2, 1)
+    x, estimates = x_0, []
+    for t, s in itertools.pairwise(range(5)):
+        asked = max(t, 1)
+        eps = -0.8 * x + asked / 4
+        estimates.append((x - (1 - ab[asked]) ** 0.5 * eps) / ab[asked] ** 0.5)
+        x = ab[s] ** 0.5 * (estimates[-1] if t else x_0) + (1 - ab[s]) ** 0.5 * eps
+    assert np.abs(estimates).max() > 1.2
+    np.testing.assert_allclose(rd.invert(x_0.astype(np.float32), model, verbose=0), x, atol=1e-5)
 
 
 def test_my_sample_and_invert_take_arrays(model_folder, monkeypatch):
