@@ -395,6 +395,10 @@ def test_the_script_takes_labels_of_the_classifier_that_guides(tmp_path):
         ({"guidance": 2.0}, "needs a label"),
         ({"label": 0, "guidance_interval": (9, 3)}, "guidance_interval must be"),
         ({"label": 0, "guidance_interval": 7}, "guidance_interval must be"),
+        (
+            {"label": 0, "guidance": 2, "steps": 2, "guidance_interval": (3, 7)},
+            r"no step .* \(3, 7\); it is of t, 1 to 20",
+        ),
         ({"label": 0, "classifier": "none.keras"}, "there is no model .*none.keras"),
     ],
 )

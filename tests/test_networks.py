@@ -225,7 +225,7 @@ def computed_by_hand(model, inputs, widths, blocks, attention, patch):
     def block(x):
         return residual(x, embedding, next(found[layers.ResidualBlock]))
 
-    def block_of(level, x):
+    def block_at(level, x):
         lowest = levels[len(levels) - attention :]
         return attended(block(x), next(found[layers.SelfAttention])) if level in lowest else block(x)
 
@@ -240,7 +240,7 @@ def computed_by_hand(model, inputs, widths, blocks, attention, patch):
         if level:
             x = sum(x[:, row::2, column::2] for row in (0, 1) for column in (0, 1)) / 4
         for _ in range(blocks):
-            x = block_of(level, x)
+            x = block_at(level, x)
             skips.append(x)
     if len(model.output_shape) == 2:
         return dense(normalize(x).mean((1, 2)), model.layers[-1])
@@ -248,7 +248,7 @@ def computed_by_hand(model, inputs, widths, blocks, attention, patch):
     x = block(x)
     for level in reversed(levels):
         for _ in range(blocks):
-            x = block_of(level, np.concatenate([x, skips.pop()], axis=-1))
+            x = block_at(level, np.concatenate([x, skips.pop()], axis=-1))
         x = x.repeat(2, axis=1).repeat(2, axis=2) if level else x
     x = normalize(x)
     if patch > 1:
