@@ -64,6 +64,12 @@ def test_precision_and_recall_by_counting(rng):
     assert metrics.recall(real, made) == among(real, made)
 
 
+def test_samples_at_the_very_distance_of_a_neighbour_count():
+    """Of four equal images the third neighbour is at distance 0, as is a copy of them."""
+    real = np.repeat([[0.0, 0.0], [3.0, 4.0]], 4, axis=0)
+    assert metrics.precision(real, real[:1]) == 1 and metrics.precision(real, real[:1] + 1) == 0
+
+
 def test_precision_sees_bad_images_and_recall_missing_ones(rng):
     real = np.concatenate([rng.normal(0, 1, (200, 4)), rng.normal(20, 1, (200, 4))])
     half = rng.normal(0, 1, (200, 4))

@@ -545,6 +545,8 @@ def test_held_out_images_are_a_fraction_that_depends_on_the_seed():
     assert list(training) == sorted(training)
     assert list(validation.split_held_out(images, 0.1, seed=3)[1]) == list(held_out)
     assert list(validation.split_held_out(images, 0.1, seed=4)[1]) != list(held_out)
+    order = np.random.default_rng([3, 1]).permutation(100)  # which files of every version rest on
+    assert list(held_out) == sorted(order[:10])
 
 
 @pytest.mark.parametrize(
