@@ -19,7 +19,7 @@ import ddpm
 import reverse_diffusion
 import unet
 from evaluation import validation
-from support import checkpoint, device, preparation, tensorboard, training_run
+from support import checkpoint, device, preparation, settings, tensorboard, training_run
 
 EPOCH_LINE = re.compile(r"^Epoch :(\d+) loss :(\d+\.\d+(?:e-?\d+)?)$", re.MULTILINE)
 
@@ -293,6 +293,21 @@ def test_more_epochs_plan_the_fall_of_the_learning_rate_anew(model_folder, monke
     monkeypatch.chdir(model_folder)
     preparation.prepare({"n_epochs": 12, "lr_decay": "cosine"}, "model.keras")
     assert "over all 12 epochs" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "typed, said",
+    [
+        ({"n_epochs": 12}, True),
+        ({"n_epochs": 2}, False),
+        ({"n_epochs": 12, "lr_decay": "none"}, False),
+        ({"learning_rate": 1e-4}, False),
+    ],
+)
+def test_the_fall_is_told_only_where_it_is_planned_anew(capsys, typed, said):
+    book = {"settings": {**settings.PRESETS["slides"], "preset": "slides", "n_epochs": 2, "lr_decay": "cosine"}}
+    settings.choose_settings(typed, book, "model.keras", pytest.fail)
+    assert ("falls to 0" in capsys.readouterr().out) == said
 
 
 def test_a_finished_model_says_so_and_how_to_train_further(train_tiny):
