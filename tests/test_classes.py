@@ -47,6 +47,15 @@ def test_the_classes_of_a_folder_are_its_first_sub_folders(tmp_path):
     assert data.load_images(tmp_path, 8)[1].labels is None
 
 
+def test_classes_are_in_alphabetical_order_unlike_paths(tmp_path):
+    """As a space sorts before the separator of folders, which ends the shorter name in a path."""
+    for level, name in enumerate(["cat 2/a.png", "cat/a.png"]):
+        save_grey(tmp_path / name, level)
+    images, report = data.load_images(tmp_path, 8, channels=1, classes=True)
+    assert report.classes == ["cat", "cat 2"]
+    np.testing.assert_array_equal(report.labels, 1 - images[:, 0, 0, 0])
+
+
 def test_the_classes_of_drawings_are_their_furs(monkeypatch):
     images = drawings.draw_cats(64, count=60)
     monkeypatch.setattr(drawings, "draw_cats", lambda size, seed: np.zeros((drawings.COUNT, size, size, 3)))  # quick
