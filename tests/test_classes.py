@@ -77,6 +77,7 @@ IMAGES = np.arange(4, dtype=np.uint8)[:, None, None].repeat(8, 1).repeat(8, 2)
         ({"labels": [0, 2, 1, 0]}, ["0", "1", "2"]),
         ({"labels": np.array([0, 1, 1, 0], np.uint8), "photographs": True}, ["cat", "dog"]),  # before there were names
         ({"labels": [0, 0, 0, 0], "photographs": True}, ["cat"]),
+        ({"labels": [0, 2, 1, 0], "photographs": True}, ["0", "1", "2"]),  # neither cats nor dogs alone
         ({"labels": [0, 1, 1, 0], "class_names": ["red", "green", "blue"]}, ["red", "green", "blue"]),
         ({"labels": [0, 1, 1, 0], "class_names": [b"red", b"green"]}, ["red", "green"]),
     ],
@@ -176,6 +177,8 @@ def test_labels_are_dropped_at_random_and_the_rest_are_as_networks_take_them():
     for label in range(9):  # each class alike, 0 too
         assert 60 < np.sum(~kept[labels == label]) < 140
     np.testing.assert_array_equal(diffusion_model.drop_labels(labels, 0.1, 0, 7), dropped)
+    of_every_version = np.random.default_rng([0, 2, 7]).random(10000) < 0.1  # so that a run resumes to the bit
+    np.testing.assert_array_equal(dropped[:, 0], np.where(of_every_version, 0, labels + 1))
     for other in diffusion_model.drop_labels(labels, 0.1, 0, 8), diffusion_model.drop_labels(labels, 0.1, 1, 7):
         assert not np.array_equal(other, dropped)
     np.testing.assert_array_equal(diffusion_model.drop_labels(labels, 0, 0, 7)[:, 0], labels + 1)

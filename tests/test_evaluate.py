@@ -438,6 +438,26 @@ def test_a_standard_error_of_two_values_is_that_of_the_formula():
     row = likelihood.mean_row(np.array([1.0, 3.0]))
     assert row["value"] == 2 and row["error"] == pytest.approx(1)
     assert likelihood.mean_row(np.array([1.0]))["error"] is None
+    of_two = likelihood.mean_row(np.array([[1.0], [3.0], [9.0]]), here=np.array([[True], [True], [False]]))
+    assert of_two["value"] == 2 and of_two["error"] == pytest.approx(1)  # the third was not measured here
+
+
+@pytest.mark.parametrize("training, ratio, remark", [((5.5, 9.5), 0.75, "memorised"), ((6.5, 10.5), 0.85, "1 means")])
+def test_the_sign_of_overfitting_is_a_ratio_with_the_error_of_both(training, ratio, remark):
+    """Standard errors 2 of a mean training loss of 7.5 or 8.5, and 1 of a held-out loss of 10."""
+    both = ({"t": np.ones((2, 1), int), "error": np.array(errors)[:, None]} for errors in (training, (9.0, 11.0)))
+    row = likelihood.overfitting_rows(*both, ddpm.ddpm_schedule())["loss, training / held-out"]
+    assert row["value"] == pytest.approx(ratio) and remark in row["remark"]
+    assert row["error"] == pytest.approx(ratio * ((2 / (10 * ratio)) ** 2 + (1 / 10) ** 2) ** 0.5)
+
+
+def test_the_error_of_near_copies_is_that_of_a_fraction():
+    """None where none or all are, as that does not mean that it is 0."""
+    training, held_out, new = np.random.default_rng(0).normal(size=(3, 20, 50))
+    for copies, error in (0, None), (5, (0.25 * 0.75 / 20) ** 0.5), (20, None):
+        samples = np.concatenate([training[:copies], new[copies:]])
+        row = samples_module.copy_rows("pixels", samples, training, held_out)["near-copies, pixels"]
+        assert row["value"] == copies / 20 and row["error"] == (error and pytest.approx(error))
 
 
 @pytest.mark.parametrize("draws", [0, 13])
@@ -689,6 +709,12 @@ def test_features_come_in_batches_with_their_progress():
     np.testing.assert_array_equal(of_all[100:], features.extractor("pixels")(images[100:]))
 
 
+def test_features_of_grey_images_are_those_in_three_channels():
+    grey = drawings.draw_cats(32, count=3)[..., :1]
+    in_colour = features.extractor("pixels")(grey.repeat(3, axis=-1))
+    np.testing.assert_array_equal(features.extractor("pixels")(grey), in_colour)
+
+
 def test_any_keras_model_or_function_does_for_features(tmp_path, monkeypatch):
     images = drawings.draw_cats(32, count=20)
     keras.Sequential([keras.Input((32, 32, 3)), keras.layers.AveragePooling2D(16)]).save(tmp_path / "pool.keras")
@@ -704,6 +730,15 @@ def test_inception_is_the_network_of_keras(monkeypatch):
     monkeypatch.setattr(keras.applications, "InceptionV3", untrained)
     of_cats = features.extractor("inception")(drawings.draw_cats(32, count=3))
     assert of_cats.shape == (3, 2048) and np.all(np.isfinite(of_cats)) and of_cats.std(axis=0).max() > 0
+
+
+def test_inception_takes_images_of_299_pixels_from_minus_1_to_1(monkeypatch):
+    """A network of means stands in for it."""
+    means = keras.Sequential([keras.Input((299, 299, 3)), keras.layers.GlobalAveragePooling2D()])
+    monkeypatch.setattr(keras.applications, "InceptionV3", lambda **options: means)
+    levels = np.array([0, 51, 255], np.uint8)[:, None, None, None] + np.zeros((1, 8, 8, 3), np.uint8)
+    expected = np.array([-1, -0.6, 1])[:, None] * np.ones((1, 3))
+    np.testing.assert_allclose(features.extractor("inception")(levels), expected, atol=0.01)
 
 
 def test_weights_that_cannot_be_downloaded_are_a_sentence(monkeypatch):

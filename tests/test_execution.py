@@ -178,6 +178,17 @@ def test_ema_weights_after_five_steps(parts, precision):
         assert optimizer.get_config()["ema_momentum"] == 0.27
 
 
+def test_an_optimizer_has_its_own_methods_after_a_step():
+    """A step of Keras' own after one of ours; without momentum it is the gradient's sign times the learning rate."""
+    ((inputs, eps),) = some_batches([4], size=8)
+    model = compiled(1, keras.optimizers.Adam(0.25, beta_1=0.0, beta_2=0.0, use_ema=True), 8)
+    model.train_on_batch(inputs, eps)
+    before = model.get_weights()
+    model.optimizer.apply([keras.ops.ones_like(w) for w in model.trainable_weights], model.trainable_weights)
+    for old, new in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_allclose(new, old - 0.25, atol=1e-5)
+
+
 @pytest.mark.parametrize("parts", [1, 2])
 def test_a_weight_counts_for_a_whole_image(parts):
     """As many images as pixels in a row: a weight that multiplied columns instead would go unnoticed elsewhere."""

@@ -2,13 +2,14 @@
 
 import copy
 import os
+import re
 import shutil
 import signal
 import sys
 
 import numpy as np
 import pytest
-from conftest import write_images
+from conftest import ROOT, write_images
 from test_resume import in_a_process
 
 import diffusion_model
@@ -106,6 +107,30 @@ def test_the_preset_may_be_typed_again(folder):
     assert choose(data="images.npy", preset="first", target="v", weighting="snr")[0]["settings"]["weighting"] == "snr"
     with pytest.raises(ValueError, match="--preset first, not slides; omit --preset"):
         choose(book, preset="slides")
+
+
+def test_what_the_page_calls_fixed_is_refused_and_the_rest_free():
+    with open(os.path.join(ROOT, "docs", "training.md"), encoding="utf-8") as file:
+        table = file.read().split("| fixed by the file | free |\n|---|---|\n")[1].split("\n\n")[0]
+    cells = zip(*(row.strip("|").split("|") for row in table.splitlines()), strict=True)
+    fixed, free = (set(re.findall(r"`(--[a-zA-Z0-9-]+)`", " ".join(column))) for column in cells)
+    book = {"settings": {**settings.PRESETS["slides"], "preset": "slides"}}
+    flags = {option.flag: option.name for option in settings.SETTINGS if option.name != "validation"}
+    assert flags.keys() <= fixed | free and not flags.keys() & fixed & free
+    for flag, name in flags.items():
+        if flag in free:
+            chosen = settings.choose_settings({name: "another"}, book, "model.keras", pytest.fail)
+            assert chosen == {**book["settings"], name: "another"}
+            continue
+        with pytest.raises(ValueError, match=f"model.keras was trained with {flag} .*, not another; omit {flag} to"):
+            settings.choose_settings({name: "another"}, book, "model.keras", pytest.fail)
+
+
+@pytest.mark.parametrize("steps, sampler", [(None, "ddpm"), (20, "ddpm"), (19, "ddim")])
+def test_files_that_name_no_sampler_had_ddim_for_few_steps(steps, sampler):
+    book = {"settings": {"T": 20, "sample_steps": steps}, "progress": {}}
+    settings.complete(book)
+    assert book["settings"]["sampler"] == sampler
 
 
 @pytest.mark.parametrize("seed, fits", [("4294967295", True), ("4294967296", False), ("5000000000", False)])
