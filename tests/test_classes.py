@@ -98,6 +98,7 @@ def test_the_classes_of_an_array_file_are_its_labels(tmp_path, members, classes)
         ({"labels": [0.0, 1, 1, 0]}, "4 integers.*float64"),
         ({"labels": [0, 2, 1, 0], "class_names": ["a", "b"]}, "3 different names or more.*got 2"),
         ({"labels": [0, 1, 1, 0], "class_names": ["a", "a"]}, "different names"),
+        ({"labels": [0, 10**6, 1, 0]}, "1000001 different names"),  # corrupt, and too many to be made up
     ],
 )
 def test_an_array_file_without_proper_labels_is_refused_if_they_are_asked_for(tmp_path, members, message):
@@ -137,6 +138,13 @@ def test_mirrored_classes_are_said_unless_asked_for(tmp_path, capsys, flip, has_
     assert book["settings"]["flip"] and ("--no-flip" in capsys.readouterr().out) == said
     choose_classes(book)  # a resumed run keeps to it
     assert "--no-flip" not in capsys.readouterr().out
+
+
+def test_of_many_classes_the_first_eleven_are_described():
+    names = [chr(ord("a") + k) for k in range(13)]
+    twelve = ", ".join(f"{name} 1" for name in names[:12])
+    assert describe_classes(np.arange(12), names[:12]) == twelve
+    assert describe_classes(np.arange(13), names) == twelve.replace("l 1", "and 2 more")
 
 
 def test_no_classes_are_a_sentence(tmp_path):

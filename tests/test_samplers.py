@@ -270,6 +270,10 @@ def test_a_correction_is_a_langevin_step_along_the_score():
         expected = x_t[k] + epsilon * g[k] + (2 * epsilon) ** 0.5 * z[k]
         np.testing.assert_allclose(x_s[k], expected, rtol=1e-4, atol=1e-4)
     np.testing.assert_array_equal(memory, tensors[2])  # DPM-Solver++ goes on from the estimate of its own last step
+    plans = [
+        sampling.make_plan(SLIDES, steps=4, corrector=1, **how) for how in ({}, {"snr": 0.16})
+    ]  # that of the paper
+    np.testing.assert_array_equal(*(plan.coefficients for plan in plans))
 
 
 @pytest.mark.parametrize("snr", [0.16, 0.5])
