@@ -116,7 +116,7 @@ HOW = {"sampler": "ddpm", "steps": 50, "spacing": None, "eta": 0.0, "variance": 
        "guidance": 1.0, "guidance_interval": None}  # fmt: skip
 
 
-def test_samples_that_were_generated_otherwise_are_cached_elsewhere():
+def test_samples_of_other_samplers_are_cached_elsewhere():
     others = [{"sampler": "ddim"}, {"sampler": "dpm++"}, {"steps": None}, {"steps": 20}, {"spacing": "logsnr"},
               {"spacing": "uniform"}, {"sampler": "ddim", "eta": 0.5}, {"variance": "posterior"}, {"corrector": 1},
               {"corrector": 2}, {"corrector": 1, "snr": 0.2}, {"guidance": 1.5}, {"guidance": 2.0},
@@ -443,7 +443,7 @@ def test_a_standard_error_of_two_values_is_that_of_the_formula():
 
 
 @pytest.mark.parametrize("training, ratio, remark", [((5.5, 9.5), 0.75, "memorised"), ((6.5, 10.5), 0.85, "1 means")])
-def test_the_sign_of_overfitting_is_a_ratio_with_the_error_of_both(training, ratio, remark):
+def test_overfitting_is_a_ratio_with_the_error_of_both(training, ratio, remark):
     """Standard errors 2 of a mean training loss of 7.5 or 8.5, and 1 of a held-out loss of 10."""
     both = ({"t": np.ones((2, 1), int), "error": np.array(errors)[:, None]} for errors in (training, (9.0, 11.0)))
     row = likelihood.overfitting_rows(*both, ddpm.ddpm_schedule())["loss, training / held-out"]

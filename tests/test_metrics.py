@@ -98,7 +98,7 @@ def test_copies_are_caught_and_new_images_are_not(rng):
     assert distance[3] == pytest.approx(np.linalg.norm(copies[3] - training[3]))
 
 
-def test_near_copies_are_less_than_half_as_far_as_held_out_images():
+def test_near_copies_are_less_than_half_as_far_away():
     training, held_out = np.zeros((1, 1)), np.full((1, 1), 10.0)
     samples = np.array([[3.3], [3.4]])  # ratios 3.3 / 6.7 and 3.4 / 6.6
     ratios, share = metrics.copy_ratios(samples, training, held_out)

@@ -51,14 +51,14 @@ def test_spacings_are_what_they_are_called():
     assert list(samplers.choose_times(SLIDES, 8, repeats=5)) == [1000] + [667] * 5 + [333] * 2 + [0]
 
 
-def test_samplers_have_their_own_spacing_unless_another_is_asked_for():
+def test_samplers_have_their_own_spacing_unless_asked():
     own = {"ddpm": "uniform", "ddim": "uniform", "dpm++": "logsnr", "langevin": "logsnr"}
     for (sampler, suits), asked in itertools.product(own.items(), (None, *samplers.SPACINGS)):
         expected = samplers.choose_times(SLIDES, 12, asked or suits, repeats=5 if sampler == "langevin" else 1)
         np.testing.assert_array_equal(sampling.make_plan(SLIDES, sampler, 12, asked).times, expected)
 
 
-def test_langevin_steps_are_refused_where_their_noise_would_not_be_fresh():
+def test_langevin_steps_are_refused_where_noise_would_repeat():
     """Of T = 2²⁰ - 1 the noise of x_T, drawn at T + 1, would be the first further draw at t = 0."""
     for T, allowed in (2**20 - 2, True), (2**20 - 1, False):
         sched = ddpm.ddpm_schedule(1e-9, 1e-5, T)

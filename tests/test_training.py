@@ -96,7 +96,7 @@ def test_the_same_parts_give_the_same_bits_on_other_cores(train_tiny, monkeypatc
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity") or device.cores() < 2, reason="the cores cannot be limited")
-def test_parts_and_their_threads_give_the_same_bits_on_fewer_cores(run, tmp_path):
+def test_parts_and_threads_give_the_same_bits_on_fewer_cores(run, tmp_path):
     """In processes of their own, as TensorFlow asks for the number of cores when it starts."""
     write_images(tmp_path)
     script = os.path.join(ROOT, "diffusion_model.py")
