@@ -1,7 +1,7 @@
 """How steps are executed: batches in parts side by side, one per core; several reverse steps in one call.
 
-The result does not depend on the number of parts, except for rounding; the same number, with as many threads each, gives
-the same bits.
+The result does not depend on the number of parts, except for rounding; the same number, with as many threads each,
+gives the same bits.
 """
 
 import contextlib
