@@ -106,7 +106,7 @@ def _stand_ins(error):
 codecs.register_error("console.stand_ins", _stand_ins)
 
 
-EXPECTED = ValueError, OSError, MemoryError, FloatingPointError  # of wrong usage and failed work; other errors are defects of ours
+EXPECTED = ValueError, OSError, MemoryError, FloatingPointError  # wrong usage, failed work; others are our defects
 
 
 @contextlib.contextmanager
@@ -223,8 +223,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, description: str | None = None, **kwargs: Any):
         """Of a docstring, which `python -OO` leaves out, the description is the first line."""
-        super().__init__(description=(description or "").split("
-")[0], allow_abbrev=False, **kwargs)
+        super().__init__(description=(description or "").split("\n")[0], allow_abbrev=False, **kwargs)
         self.words = []
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[argparse.Namespace, list[str]]:
