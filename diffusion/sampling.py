@@ -12,6 +12,7 @@ from diffusion import samplers
 
 MOST_DRAWS, MOST_TIMES = 2**12, 2**20
 TRUSTED = 0.056, 0.13  # √(1 - ᾱ_t), see `make_inversion`: noise of deviation 0.8 to 1 and the truest way back
+SNR = 0.16  # of a corrector, where none is asked for
 LANGEVIN_REPEATS = 5  # steps at each noise level of annealed Langevin sampling, as in the paper of NCSNv2
 
 
@@ -63,7 +64,7 @@ def make_plan(
     eta: float = 0.0,
     variance: str = "beta",
     corrector: int = 0,
-    snr: float = 0.16,
+    snr: float = SNR,
     guidance: float = 1.0,
     guidance_interval: tuple[int, int] | None = None,
 ) -> Plan:
@@ -86,11 +87,15 @@ def make_plan(
     """
     if not (isinstance(guidance, numbers.Real) and abs(guidance) < float(np.finfo(np.float32).max)):
         raise ValueError(f"guidance must be a finite number, got {guidance}")
-    first, last = (0, n_steps(sched)) if guidance_interval is None else _as_interval(guidance_interval)
+    first, last = (0, n_steps(sched)) if guidance_interval is None else _as_interval(guidance_interval, n_steps(sched))
+    if guidance_interval is not None and guidance == 1:
+        raise ValueError("guidance_interval has no effect with guidance 1; choose another guidance, or omit it")
     if not (isinstance(corrector, numbers.Integral) and 0 <= corrector < MOST_DRAWS):
         raise ValueError(f"corrector must be an integer from 0 to {MOST_DRAWS - 1}, got {corrector}")
     if not (isinstance(snr, numbers.Real) and 1e-6 <= snr <= 10):
         raise ValueError(f"snr must be a number from 1e-6 to 10, got {snr}")
+    if snr != SNR and not corrector:
+        raise ValueError("snr is the size of the corrector's steps, and there is no corrector; add one, or omit snr")
     if corrector and sampler == "langevin":
         raise ValueError("the sampler langevin takes no corrector, as it consists of such steps; choose another one")
     if (corrector or sampler == "langevin") and n_steps(sched) >= MOST_TIMES - 1:
@@ -111,15 +116,18 @@ def make_plan(
     return Plan(times, coefficients, np.where(guided, guidance, 1).astype(np.float32))
 
 
-def _as_interval(interval):
-    """The first and the last t of an interval, or a ValueError."""
+def _as_interval(interval, T):
+    """The first and the last t of an interval, or a ValueError; one below t = 2 is meant as fractions elsewhere."""
     try:
         first, last = interval
-        if 0 <= first <= last:
+        if 0 <= first <= last and (last > 1 or T == 1):
             return first, last
     except (TypeError, ValueError):
         pass
-    raise ValueError(f"guidance_interval must be the first and the last t, such as (200, 800), got {interval}")
+    raise ValueError(
+        f"guidance_interval must be the first and the last t of 1 to {T}, such as ({T // 5}, {4 * T // 5}), and not "
+        f"fractions of it, got {interval}"
+    )
 
 
 def make_inversion(sched: Schedule, steps: int | None = None, target: str = "eps") -> Plan:

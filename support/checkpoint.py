@@ -61,8 +61,10 @@ def sampler_of(
             ddpm with all steps and variance β, to those who choose a sampler or a variance.
 
     Raises:
-        ValueError: for a variance that the model has not learned.
+        ValueError: for a variance that the model has not learned, or of another sampler than ddpm.
     """
+    if variance is not None and sampler not in (None, "ddpm"):
+        raise ValueError(f"variance applies only to sampler ddpm, and the sampler is {sampler}; omit one of them")
     default = {"sampler": "ddpm", "steps": None, "variance": "beta"}
     if sampler is None and variance is None:
         default |= metadata(model).get("sampling", {})
@@ -173,6 +175,18 @@ def check_guide(guide: keras.Model, path: str, model: keras.Model, classifier: b
             f"{path} was trained with the classes {', '.join(names)}, this model with {', '.join(wanted)}; they must "
             "be the same in the same order"
         )
+    if not classifier and is_copy(guide, model):
+        raise ValueError(f"{path} is the model that it would guide, so that it has no effect; give a weaker one")
+
+
+def is_copy(one: keras.Model, other: keras.Model) -> bool:
+    """Whether two models are one, or have the same weights and predict the same."""
+    if one is other:
+        return True
+    weights = [model.weights for model in (one, other)]
+    if not weights[0] or len(weights[0]) != len(weights[1]) or diffusion_of(one)[1] != diffusion_of(other)[1]:
+        return False
+    return all(np.array_equal(*pair) for pair in zip(*weights, strict=True))
 
 
 @contextlib.contextmanager

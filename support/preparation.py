@@ -1,5 +1,6 @@
 """What a training run starts with: a model, new or from its file, its settings, and its images."""
 
+import copy
 import dataclasses
 import math
 import os
@@ -42,6 +43,9 @@ def prepare(options: dict, path: str) -> tuple[keras.Model, Images, Images | Non
         options: what `settings.parse_options` returned.
         path: of the model's file.
 
+    Returns:
+        The model, whose attribute `unsaved` says whether its file lacks settings that were typed, and both sets.
+
     Raises:
         ValueError, OSError: if something cannot be used, or contradicts the file.
     """
@@ -50,9 +54,13 @@ def prepare(options: dict, path: str) -> tuple[keras.Model, Images, Images | Non
     book = checkpoint.metadata(model) if resuming else {}
     if resuming:
         complete(book)
+        if "init" in options:
+            say(f"--init is ignored, as {path} exists and resumes; choose another --model to start a new run")
+    in_file = copy.deepcopy(book)
     settings = choose_settings(options, book, path, preset_for_this_machine)
     check_schedule(settings, new=not resuming)
     check_network_options(settings, options)
+    check_effects(settings, options)
     images, held_out = choose_data(options, settings, book, path)
 
     if not resuming:
@@ -72,6 +80,7 @@ def prepare(options: dict, path: str) -> tuple[keras.Model, Images, Images | Non
         now = settings["drop_label"] > 0 or bool(np.any(images.labels < 0))
         book["no_class"] = now or bool(book["progress"]["step"] and book["no_class"])
     checkpoint.metadata(model).update(book)
+    model.unsaved = resuming and book != in_file
 
     if resuming:
         optimizer = model.optimizer
@@ -133,12 +142,29 @@ def build_optimizer(settings: dict) -> keras.optimizers.Optimizer:
     return keras.optimizers.Adam(**how)
 
 
+def check_effects(settings: dict, typed: dict) -> None:
+    """Raises ValueError for options, typed ones, that would have no effect beside the others."""
+    without_effect = {
+        "beta1": settings["schedule"] != "linear" and "belongs to --schedule linear",
+        "beta2": settings["schedule"] != "linear" and "belongs to --schedule linear",
+        "drop_label": not settings["classes"] and "needs --classes",
+        "validate_every": settings["validation"] is None and "validation" not in typed and "needs --validation",
+        "variance": settings["variance"] != "learned" and settings["sampler"] != "ddpm" and "needs --sampler ddpm",
+        "xla": typed.get("xla") and typed.get("deterministic") and "compiles what --deterministic forbids to compile",
+    }
+    if settings["network"] == "classifier":
+        without_effect["drop_label"] = "is for networks that sample images"
+        without_effect["weaker_after"] = typed.get("weaker_after") and "is for networks that sample images"
+    for name, why in without_effect.items():
+        if why and name in typed:
+            flag = "--" + name.replace("_", "-")
+            raise ValueError(f"{flag} {why}, and has no effect here; change that, or omit {flag}")
+
+
 def check_network_options(settings: dict, typed: dict) -> None:
     """Raises ValueError for options, typed ones, that belong to another network."""
     if settings["network"] == "classifier" and not settings["classes"]:
         raise ValueError("--network classifier learns classes; add --classes")
-    if settings["network"] == "classifier" and typed.get("weaker_after"):
-        raise ValueError("--weaker-after is of networks that sample images; omit it")
     if typed.get("variance") == "learned" and settings["network"] != "unet":
         raise ValueError("--variance learned is of --network unet; add that, or choose another variance")
     for name in ("widths", "blocks", "attention", "patch") if settings["network"] == "naive" else ():
@@ -305,10 +331,14 @@ def same_images(name: str, now: dict, before: dict, path: str, options: dict) ->
 
 
 def finished(run: TrainingRun) -> bool:
-    """Whether all epochs are done; if so, says so, and how to train further."""
+    """Whether all epochs are done; if so, saves settings that are new, says so, and how to train further."""
     epochs = run.progress["epoch"]
     if epochs < run.settings["n_epochs"]:
         return False
+    if run.model.unsaved:
+        with run.interruption.busy:
+            checkpoint.save(run.model, run.path)
+        say(f"{run.path} keeps the new settings")
     grid = files.grid_name(run.path)
     if run.grids and (not os.path.exists(grid) or os.path.getmtime(grid) < os.path.getmtime(run.path)):
         run.make_grid(grid)  # the run was killed between its last save and the grid

@@ -239,11 +239,15 @@ def choose_settings(options: dict, book: dict, path: str, automatic: Callable[[]
     typed = {option.name: options[option.name] for option in SETTINGS if option.name in options}
     if not book:
         preset = typed.get("preset") or automatic()
-        if {"beta1", "beta2"} & typed.keys():
-            typed.setdefault("schedule", "linear")  # the only one that has them
-        if "target" in typed:
-            typed.setdefault("weighting", "none")  # the preset's belongs to its own target
-        return {**PRESETS[preset], "preset": preset, **typed}
+        chosen = {**PRESETS[preset], "preset": preset, **typed}
+        if {"beta1", "beta2"} & typed.keys() and "schedule" not in typed and chosen["schedule"] != "linear":
+            say("schedule  linear, as --beta1 and --beta2 belong to it")
+            chosen["schedule"] = "linear"
+        other_target = chosen["target"] != PRESETS[preset]["target"]
+        if other_target and "weighting" not in typed and chosen["weighting"] != "none":
+            say(f"weighting none, as {chosen['weighting']} of the preset belongs to its own target")
+            chosen["weighting"] = "none"
+        return chosen
 
     before = book["settings"]
     for option in SETTINGS:
@@ -253,6 +257,14 @@ def choose_settings(options: dict, book: dict, path: str, automatic: Callable[[]
                 f"{path} was trained with {option.flag} {before[name]}, not {typed[name]}; omit {option.flag} to "
                 "resume, or choose another --model to start a new run"
             )
+    done = book["progress"]["epoch"]
+    if typed.get("n_epochs", done) < done:
+        if before["n_epochs"] > done:
+            raise ValueError(
+                f"{path} has {done} epochs done, more than --n-epochs {typed['n_epochs']}; omit it to train on to "
+                f"{before['n_epochs']}, or choose another --model to start a new run"
+            )
+        say(f"--n-epochs {typed.pop('n_epochs')} is ignored, as {path} has {done} epochs done")
     settings = {**before, **typed}
     if settings["lr_decay"] == "cosine" and settings["n_epochs"] != before["n_epochs"]:
         say(f"the learning rate now falls to 0 over all {settings['n_epochs']} epochs")

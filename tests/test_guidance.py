@@ -252,6 +252,13 @@ def test_a_weaker_model_guides_my_sample_and_must_fit_the_model(of_cats_and_dogs
             rd.my_sample(model=model, **how, **wrong)
 
 
+@pytest.mark.parametrize("how", ["itself", "a copy"])
+def test_a_model_is_not_weaker_than_itself(of_cats_and_dogs, how):
+    weaker = of_cats_and_dogs if how == "itself" else conditional(CONSTANTS, ["cat", "dog"])
+    with pytest.raises(ValueError, match="is the model that it would guide, so that it has no effect"):
+        rd.my_sample(model=of_cats_and_dogs, weaker=weaker, guidance=2, verbose=0)
+
+
 def test_autoguidance_follows_the_label_and_what_each_model_predicts():
     how = {"n_sample": 2, "seed": 0, "steps": 5, "clip": False, "verbose": 0}
     one, two, four = (conditional([k * c for c in CONSTANTS], ["cat", "dog"]) for k in (0.02, 0.04, 0.08))
@@ -393,8 +400,17 @@ def test_the_script_takes_labels_of_the_classifier_that_guides(tmp_path):
         ({"label": 0, "guidance": 1e39}, "guidance must be a finite number, got 1e.39"),
         ({"label": 0, "guidance": float("inf")}, "finite"),
         ({"guidance": 2.0}, "needs a label"),
-        ({"label": 0, "guidance_interval": (9, 3)}, "guidance_interval must be"),
-        ({"label": 0, "guidance_interval": 7}, "guidance_interval must be"),
+        ({"label": 0, "guidance": 2, "guidance_interval": (9, 3)}, "guidance_interval must be"),
+        ({"label": 0, "guidance": 2, "guidance_interval": 7}, "guidance_interval must be"),
+        (
+            {"label": 0, "guidance": 2, "guidance_interval": (0, 1)},
+            r"t of 1 to 20, .*not fractions of it, got \(0, 1\)",
+        ),
+        ({"label": 0, "guidance": 2, "guidance_interval": (0.2, 0.8)}, "not fractions"),
+        ({"label": 0, "guidance_interval": (3, 9)}, "guidance_interval has no effect with guidance 1"),
+        ({"snr": 0.1}, "snr is the size of the corrector's steps, and there is no corrector"),
+        ({"sampler": "langevin", "steps": 10, "snr": 0.1}, "there is no corrector"),
+        ({"sampler": "ddim", "variance": "beta"}, "variance applies only to sampler ddpm, and the sampler is ddim"),
         (
             {"label": 0, "guidance": 2, "steps": 2, "guidance_interval": (3, 7)},
             r"no step .* \(3, 7\); it is of t, 1 to 20",

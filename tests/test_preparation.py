@@ -114,13 +114,14 @@ def test_what_the_page_calls_fixed_is_refused_and_the_rest_free():
         table = file.read().split("| fixed by the file | free |\n|---|---|\n")[1].split("\n\n")[0]
     cells = zip(*(row.strip("|").split("|") for row in table.splitlines()), strict=True)
     fixed, free = (set(re.findall(r"`(--[a-zA-Z0-9-]+)`", " ".join(column))) for column in cells)
-    book = {"settings": {**settings.PRESETS["slides"], "preset": "slides"}}
+    book = {"settings": {**settings.PRESETS["slides"], "preset": "slides"}, "progress": {"epoch": 0}}
     flags = {option.flag: option.name for option in settings.SETTINGS if option.name != "validation"}
     assert flags.keys() <= fixed | free and not flags.keys() & fixed & free
     for flag, name in flags.items():
         if flag in free:
-            chosen = settings.choose_settings({name: "another"}, book, "model.keras", pytest.fail)
-            assert chosen == {**book["settings"], name: "another"}
+            value = 400 if name == "n_epochs" else "another"
+            chosen = settings.choose_settings({name: value}, book, "model.keras", pytest.fail)
+            assert chosen == {**book["settings"], name: value}
             continue
         with pytest.raises(ValueError, match=f"model.keras was trained with {flag} .*, not another; omit {flag} to"):
             settings.choose_settings({name: "another"}, book, "model.keras", pytest.fail)
@@ -131,6 +132,56 @@ def test_files_that_name_no_sampler_had_ddim_for_few_steps(steps, sampler):
     book = {"settings": {"T": 20, "sample_steps": steps}, "progress": {}}
     settings.complete(book)
     assert book["settings"]["sampler"] == sampler
+
+
+def test_a_target_that_is_the_presets_changes_no_weighting(folder, capsys):
+    """Only another target does, and it is said; so is the schedule that a typed β brings."""
+    for typed, weighting, said in (
+        ({"target": "x0"}, "min-snr", ""),
+        ({"target": "v"}, "none", "weighting none, as min-snr of the preset belongs to its own target\n"),
+        ({"target": "v", "weighting": "snr"}, "snr", ""),
+        ({"beta2": 0.1}, "min-snr", "schedule  linear, as --beta1 and --beta2 belong to it\n"),
+        ({"beta2": 0.1, "schedule": "linear"}, "min-snr", ""),
+    ):
+        chosen = settings.choose_settings({"preset": "first", **typed}, {}, "m.keras", None)
+        assert chosen["weighting"] == weighting and capsys.readouterr().out == said
+        assert chosen["schedule"] == ("linear" if "beta2" in typed else "cosine")
+
+
+@pytest.mark.parametrize(
+    "typed, message",
+    [
+        ({"schedule": "cosine", "beta2": 0.3}, "--beta2 belongs to --schedule linear"),
+        ({"schedule": "sigmoid", "beta1": 1e-4}, "--beta1 belongs to --schedule linear"),
+        ({"drop_label": 0.2}, "--drop-label needs --classes"),
+        ({"drop_label": 0.2, "classes": True, "network": "classifier"}, "--drop-label is for networks that sample"),
+        ({"weaker_after": 5, "classes": True, "network": "classifier"}, "--weaker-after is for networks that sample"),
+        ({"validate_every": 2}, "--validate-every needs --validation"),
+        ({"variance": "posterior", "sampler": "ddim"}, "--variance needs --sampler ddpm"),
+        ({"xla": True, "deterministic": True}, "--xla compiles what --deterministic forbids"),
+    ],
+)
+def test_options_without_effect_are_refused(typed, message):
+    chosen = settings.choose_settings({"preset": "first", **typed}, {}, "m.keras", None)
+    with pytest.raises(ValueError, match=f"{message}.*, and has no effect here; change that, or omit --"):
+        preparation.check_effects(chosen, typed)
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        {"beta2": 0.3},
+        {"drop_label": 0.2, "classes": True},
+        {"weaker_after": 0, "classes": True, "network": "classifier"},
+        {"validate_every": 2, "validation": "0.1"},
+        {"variance": "learned", "network": "unet", "sampler": "ddim"},
+        {"variance": "posterior"},
+        {"xla": False, "deterministic": True},
+    ],
+)
+def test_options_with_an_effect_are_taken(typed):
+    chosen = settings.choose_settings({"preset": "first", **typed}, {}, "m.keras", None)
+    preparation.check_effects(chosen, typed)
 
 
 @pytest.mark.parametrize("seed, fits", [("4294967295", True), ("4294967296", False), ("5000000000", False)])

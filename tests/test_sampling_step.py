@@ -170,6 +170,7 @@ def test_validation_spreads_t_evenly_and_gives_each_image_noise_of_its_own(eager
     eps = (x_t - ab**0.5 * data.scaled(images)) / (1 - ab) ** 0.5
     assert_independent_noise(eps)
     errors = np.mean((0.5 * x_t + 0.1 - eps) ** 2, axis=(1, 2, 3))
+    errors = errors * np.minimum(1, (1 - ALPHABAR[t]) / ALPHABAR[t])  # the smaller of the errors of x̂_0 and ε̂
     assert loss == pytest.approx(errors.mean(), rel=1e-4)
     assert quarters == pytest.approx([errors[(t > 5 * q) & (t <= 5 * q + 5)].mean() for q in range(4)], rel=1e-4)
     assert measure() == {"loss": (loss, quarters)}

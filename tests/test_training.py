@@ -271,7 +271,10 @@ def rows_of(path):
     ],
 )
 def test_what_a_model_was_trained_with_is_in_its_file_and_sampling_takes_it_from_there(train_tiny, options):
-    train_tiny(*TINY, *options, "--n-epochs", "2", "--sample-every", "1", "--validation", "0.3")
+    tiny = list(TINY)
+    if "--schedule" in options:  # which is not the linear one, to which β belongs
+        del tiny[tiny.index("--beta2") : tiny.index("--beta2") + 2]
+    train_tiny(*tiny, *options, "--n-epochs", "2", "--sample-every", "1", "--validation", "0.3")
     train_tiny("--n-epochs", "3")
     model = checkpoint.open_model("model.keras")
     sched, target = checkpoint.diffusion_of(model)
@@ -305,7 +308,8 @@ def test_more_epochs_plan_the_fall_of_the_learning_rate_anew(model_folder, monke
     ],
 )
 def test_the_fall_is_told_only_where_it_is_planned_anew(capsys, typed, said):
-    book = {"settings": {**settings.PRESETS["slides"], "preset": "slides", "n_epochs": 2, "lr_decay": "cosine"}}
+    before = {**settings.PRESETS["slides"], "preset": "slides", "n_epochs": 2, "lr_decay": "cosine"}
+    book = {"settings": before, "progress": {"epoch": 0}}
     settings.choose_settings(typed, book, "model.keras", pytest.fail)
     assert ("falls to 0" in capsys.readouterr().out) == said
 
@@ -320,6 +324,35 @@ def test_a_finished_model_says_so_and_how_to_train_further(train_tiny):
     os.utime("samples.png", (0, 0))  # as if the run had been killed before it sampled its last grid
     train_tiny()
     assert os.stat("samples.png").st_mtime_ns > 0 and read("model.keras") == before
+
+
+def test_a_finished_model_keeps_how_it_is_sampled(train_tiny):
+    train_tiny(*TINY, "--n-epochs", "2")
+    before, weights = read("samples.png"), state("model.keras")
+    said = train_tiny("--sampler", "dpm++", "--sample-steps", "7")
+    assert "model.keras keeps the new settings" in said and "has all its 2 epochs" in said
+    recommended = checkpoint.metadata(checkpoint.open_model("model.keras"))["sampling"]
+    assert (recommended["sampler"], recommended["steps"]) == ("dpm++", 7)
+    assert read("samples.png") != before
+    for now, then in zip(state("model.keras"), weights, strict=True):
+        np.testing.assert_array_equal(now, then)
+    assert "keeps the new settings" not in train_tiny("--sampler", "dpm++")
+
+
+def test_what_a_resumed_run_ignores_is_said(train_tiny):
+    train_tiny(*TINY, "--n-epochs", "2")
+    before = read("model.keras")
+    said = train_tiny("--n-epochs", "1", "--init", "drawings")
+    assert "--n-epochs 1 is ignored, as model.keras has 2 epochs done" in said
+    assert "--init is ignored, as model.keras exists" in said and "has all its 2 epochs" in said
+    assert read("model.keras") == before
+    train_tiny("--n-epochs", "3", "--keep", "1", "--save-every", "0")
+    shutil.copy("model.keras", "unfinished.keras")
+    model = checkpoint.open_for_training("unfinished.keras")
+    checkpoint.metadata(model)["settings"]["n_epochs"] = 9
+    checkpoint.save(model, "unfinished.keras")
+    with pytest.raises(ValueError, match="has 3 epochs done, more than --n-epochs 1; omit it to train on to 9"):
+        train_tiny("--model", "unfinished.keras", "--n-epochs", "1")
 
 
 def read(path):
