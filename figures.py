@@ -370,13 +370,15 @@ def main():
         device.start_tensorflow(parts=device.MOST_PARTS)
         draw_for_files()
         import data
-        from support import checkpoint, files
+        from support import advice, checkpoint, files
 
         model, book = checkpoint.open_with_schedule(options.model)
         table = files.table_name(options.model)
         classifier = options.classifier and checkpoint.open_model(options.classifier, classifier=True)
         if classifier:
             checkpoint.check_guide(classifier, options.classifier, model, classifier=True)
+        if sentence := advice.on_drop_label(book):
+            console.warn(sentence)
         names = choose_figures(options.only, model, classifier)
         models = [checkpoint.locate(path) for path in (options.model, options.classifier) if path]
         inputs = [*models, table, options.data or book.get("data", {}).get("source")]

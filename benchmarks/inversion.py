@@ -1,0 +1,40 @@
+"""Is the noise that an image is inverted to like noise, and does it lead back to the image?
+
+    python benchmarks/inversion.py --model model.keras --steps 20 50 100
+
+Prints for each number of steps the deviation of the noise, 1 for noise of N(0, 1), and how many grey levels the image
+is away from the original on the way back by DDIM, as a mean over all pixels and for the worst image.
+"""
+
+import argparse
+
+import common
+import numpy as np
+
+from support import device
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="model.keras")
+    parser.add_argument("--data", default="new-drawings", help="images that the model was not trained on")
+    parser.add_argument("--count", type=int, default=32)
+    parser.add_argument("--steps", type=int, nargs="+", default=[20, 50, 100])
+    options = parser.parse_args()
+    device.start_tensorflow(parts=device.MOST_PARTS)
+    import data
+    import reverse_diffusion as rd
+
+    print(common.machine("tensorflow", "keras"))
+    size, _, channels = rd.open_model(options.model)[1]
+    images = data.load_images(options.data, size, channels)[0][: options.count]
+    print("| steps | deviation | way back, grey levels | worst image |\n|---|---|---|---|")
+    for steps in options.steps:
+        noise = rd.invert(images, options.model, steps, verbose=0)
+        how = {"sampler": "ddim", "steps": steps, "clip": False, "verbose": 0}
+        away = np.abs(rd.my_sample(model=options.model, noise=noise, **how) - images.astype(int))
+        print(f"| {steps} | {noise.std():.2f} | {away.mean():.1f} | {away.mean(axis=(1, 2, 3)).max():.1f} |")
+
+
+if __name__ == "__main__":
+    main()
