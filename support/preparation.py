@@ -143,14 +143,17 @@ def build_optimizer(settings: dict) -> keras.optimizers.Optimizer:
 
 
 def check_effects(settings: dict, typed: dict) -> None:
-    """Raises ValueError for options, typed ones, that would have no effect beside the others."""
+    """Raises ValueError for options, typed ones, that would have no effect beside the others.
+
+    A variance is kept for the day when the sampler is ddpm, so it is only said that it has none now.
+    """
+    if "variance" in typed and settings["variance"] != "learned" and settings["sampler"] != "ddpm":
+        say(f"--variance {settings['variance']} has no effect with --sampler {settings['sampler']}, only with ddpm")
     without_effect = {
         "beta1": settings["schedule"] != "linear" and "belongs to --schedule linear",
         "beta2": settings["schedule"] != "linear" and "belongs to --schedule linear",
         "drop_label": not settings["classes"] and "needs --classes",
         "validate_every": settings["validation"] is None and "validation" not in typed and "needs --validation",
-        "variance": settings["variance"] != "learned" and settings["sampler"] != "ddpm" and "needs --sampler ddpm",
-        "xla": typed.get("xla") and typed.get("deterministic") and "compiles what --deterministic forbids to compile",
     }
     if settings["network"] == "classifier":
         without_effect["drop_label"] = "is for networks that sample images"

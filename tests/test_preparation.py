@@ -157,8 +157,6 @@ def test_a_target_that_is_the_presets_changes_no_weighting(folder, capsys):
         ({"drop_label": 0.2, "classes": True, "network": "classifier"}, "--drop-label is for networks that sample"),
         ({"weaker_after": 5, "classes": True, "network": "classifier"}, "--weaker-after is for networks that sample"),
         ({"validate_every": 2}, "--validate-every needs --validation"),
-        ({"variance": "posterior", "sampler": "ddim"}, "--variance needs --sampler ddpm"),
-        ({"xla": True, "deterministic": True}, "--xla compiles what --deterministic forbids"),
     ],
 )
 def test_options_without_effect_are_refused(typed, message):
@@ -176,12 +174,18 @@ def test_options_without_effect_are_refused(typed, message):
         {"validate_every": 2, "validation": "0.1"},
         {"variance": "learned", "network": "unet", "sampler": "ddim"},
         {"variance": "posterior"},
-        {"xla": False, "deterministic": True},
     ],
 )
-def test_options_with_an_effect_are_taken(typed):
+def test_options_with_an_effect_are_taken(capsys, typed):
     chosen = settings.choose_settings({"preset": "first", **typed}, {}, "m.keras", None)
     preparation.check_effects(chosen, typed)
+    assert "no effect" not in capsys.readouterr().out
+
+
+def test_a_variance_that_waits_for_ddpm_is_said(capsys):
+    typed = {"variance": "posterior", "sampler": "ddim"}
+    preparation.check_effects(settings.choose_settings({"preset": "first", **typed}, {}, "m.keras", None), typed)
+    assert "--variance posterior has no effect with --sampler ddim, only with ddpm" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("seed, fits", [("4294967295", True), ("4294967296", False), ("5000000000", False)])

@@ -295,8 +295,8 @@ def test_corrections_that_move_nothing_change_no_sampler(steps):
     """Also not the noise of ddpm: at each t draw 0 is that of the step that leaves it."""
     for sampler in "ddpm", "ddim", "dpm++":
         ends = []
-        for corrector in 0, 2:
-            plan = sampling.make_plan(SLIDES, sampler, 8, corrector=corrector, snr=1e-6)
+        for how in {}, {"corrector": 2, "snr": 1e-6}:
+            plan = sampling.make_plan(SLIDES, sampler, 8, **how)
             ends.append(list(sampling.sample(steps, plan, 0, range(64)))[-1][1].numpy())
         np.testing.assert_allclose(*ends, atol=2e-5)
 
