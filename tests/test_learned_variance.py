@@ -295,7 +295,8 @@ def test_bits_of_a_gaussian_are_fewest_with_the_learned_variance():
 
 # --- files ------------------------------------------------------------------------------------------------------------
 
-LEARNED = (*TINY, "--network", "unet", "--n-feat", "8", "--variance", "learned", "--target", "v", "--sample-steps", "5")
+UNET = ("--network", "unet", "--n-feat", "8", "--widths", "1", "--attention", "0", "--patch", "1")  # compiled quickly
+LEARNED = (*TINY, *UNET, "--variance", "learned", "--target", "v", "--sample-steps", "5")
 
 
 def test_a_network_learns_it_and_its_file_recommends_it(train_tiny, tmp_path):
@@ -321,13 +322,13 @@ def test_a_resumed_run_ends_in_the_same_bits(train_tiny):
 
 def test_what_has_not_learned_it_is_refused(train_tiny):
     train_tiny(*TINY, "--n-epochs", "1", "--model", "plain.keras")
-    train_tiny(*TINY, *("--network", "unet", "--n-feat", "8", "--n-epochs", "1"), "--model", "unet.keras")
+    train_tiny(*TINY, *UNET, "--n-epochs", "1", "--model", "unet.keras")
     for model, message in (
         ("plain.keras", "--variance learned is of --network unet"),
         ("new.keras", "--variance learned is of --network unet"),
         ("unet.keras", "variance learned needs a network that learns it"),
     ):
-        network = ("--network", "unet", "--n-feat", "8") if model == "unet.keras" else ()
+        network = UNET if model == "unet.keras" else ()
         with pytest.raises(ValueError, match=message):
             train_tiny(*TINY, *network, "--n-epochs", "2", "--model", model, "--variance", "learned")
     with pytest.raises(ValueError, match="variance learned needs a network that learns it"):

@@ -231,7 +231,8 @@ def test_a_signal_at_the_very_step_of_the_early_copy_loses_nothing(train_tiny, m
 
 
 def test_a_run_with_muon_resumes_in_the_same_bits_and_keeps_to_it(train_tiny):
-    network = ("--network", "unet", "--n-feat", "16", "--widths", "1", "--optimizer", "muon")
+    network = ("--network", "unet", "--n-feat", "16", "--widths", "1", "--attention", "0", "--patch", "1")
+    network += ("--optimizer", "muon")
     options = (*TINY, *network, "--lr-decay", "none", "--parts", "1")
     train_tiny(*options, "--n-epochs", "2", "--model", "at-once.keras")
     train_tiny(*options, "--n-epochs", "1")
