@@ -285,6 +285,22 @@ def loss_weight(t, sched, target="eps", weighting="none", gamma=5.0):
     return tf.gather(tf.constant(weight, tf.float32), t)[:, None, None, None]
 
 
+def comparable_weight(t, sched):
+    """What the squared error of ε̂ is multiplied by for a loss that means the same for every target.
+
+    That loss is the smaller of the errors of x̂_0 and ε̂, which differ by the factor (1 - ᾱ_t) / ᾱ_t: min-SNR weights
+    with γ = 1. Neither of them alone will do: at small t the ε̂ of a network that predicts x_0 is off by many times its
+    size, at large t the x̂_0 of one that predicts ε, and that would be most of the mean over all t.
+
+    Args:
+        t: (n,) int, 1 … T.
+
+    Returns:
+        (n,) float32.
+    """
+    return loss_weight(t, sched, "eps", "min-snr", gamma=1.0)[:, 0, 0, 0]
+
+
 def p_sample(x_t, t, eps, z, sched, variance="beta", clip=True):
     """One reverse step: x_{t-1} = μ_θ(x_t, t) + σ_t z (DDPM algorithm 2, slides "Reverse diffusion").
 

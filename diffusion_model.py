@@ -20,8 +20,8 @@ import data
 from support import console, device
 from support.console import say
 from support.lock import Lock
-from support.settings import parse_options
 from support.signals import Interruption
+from training.settings import parse_options
 
 
 def main():
@@ -42,10 +42,10 @@ def train_model(options, path, interruption):
     """Trains the model at `path`, a new one or the one in the file, to the last epoch."""
     import tensorflow as tf
 
-    from evaluation.validation import Validation
-    from support import checkpoint
-    from support.preparation import check_files, describe, finished, prepare
-    from support.training_run import TrainingRun
+    from diffusion import model_file
+    from training.preparation import check_files, describe, finished, prepare
+    from training.training_run import TrainingRun
+    from training.validation import Validation
 
     if options.get("deterministic"):  # XLA has no such promise
         tf.config.experimental.enable_op_determinism()
@@ -55,11 +55,11 @@ def train_model(options, path, interruption):
     except tf.errors.ResourceExhaustedError:
         console.leave("diffusion_model.py: the network does not fit in the GPU's memory; does another process use it, "
                       "as nvidia-smi shows? Else try a smaller --n-feat", 1)  # fmt: skip
-    book = checkpoint.metadata(model)  # a dict in the file, of which settings and progress are parts
+    book = model_file.metadata(model)  # a dict in the file, of which settings and progress are parts
     board = None
-    sched, target = checkpoint.diffusion_of(model)
+    sched, target = model_file.diffusion_of(model)
     if "tensorboard" in options:
-        from support.tensorboard import Board
+        from training.tensorboard import Board
 
         board = Board(options["tensorboard"], model, sched)
     validation = Validation(model, held_out.images, sched, target, held_out.labels) if held_out else None
@@ -101,12 +101,12 @@ def train(model, images, run):
     """
     import tensorflow as tf
 
-    from support import checkpoint
-    from support.execution import learns_variance
+    from diffusion import model_file
+    from diffusion.reverse import learns_variance
 
-    book = checkpoint.metadata(model)
+    book = model_file.metadata(model)
     settings, progress = book["settings"], book["progress"]
-    sched, predicted = checkpoint.diffusion_of(model)
+    sched, predicted = model_file.diffusion_of(model)
     more = settings["weighting"], settings["t_sampling"], learns_variance(model)
     noisy = noising(sched, settings["seed"], predicted, *more)
     for i in range(progress["epoch"], settings["n_epochs"]):

@@ -83,9 +83,9 @@ def check_outputs(options, book):
 
 def inputs_of(options, book):
     """The files that an evaluation reads, and names of built-in sources, which are no files."""
-    from support import checkpoint
+    from diffusion import model_file
 
-    models = [checkpoint.locate(path) for path in (options.model, options.weaker) if path]
+    models = [model_file.locate(path) for path in (options.model, options.weaker) if path]
     trained_on = [(book.get(images) or {}).get("source") for images in ("data", "validation")]
     return [*models, options.data, options.train, options.samples, options.features, *trained_on]
 
@@ -113,29 +113,29 @@ def main():
         from support import device
 
         device.start_tensorflow(parts=device.MOST_PARTS)
+        from diffusion import model_file
         from diffusion.sampling import make_plan
         from evaluation.inputs import OF_SAMPLES, load_inputs
         from evaluation.likelihood import likelihood_rows
         from evaluation.samples import generate_samples, sample_rows
-        from support import advice, checkpoint
 
-        model, book = checkpoint.open_with_schedule(options.model)
+        model, book = model_file.open_with_schedule(options.model)
         if {"data", "settings", "progress"} - book.keys():
             raise ValueError(
                 f"{options.model} carries no training metadata; evaluate one that diffusion_model.py wrote"
             )
         check_outputs(options, book)
         options.how = console.sampler_options(options)
-        options.how |= checkpoint.sampler_of(model, options.sampler, options.steps, options.variance)
-        make_plan(checkpoint.diffusion_of(model)[0], **options.how)  # better known now
-        weaker = options.weaker and checkpoint.open_with_schedule(options.weaker)[0]
+        options.how |= model_file.sampler_of(model, options.sampler, options.steps, options.variance)
+        make_plan(model_file.diffusion_of(model)[0], **options.how)  # better known now
+        weaker = options.weaker and model_file.open_with_schedule(options.weaker)[0]
         if weaker:
-            checkpoint.check_guide(weaker, options.weaker, model, classifier=False)
-        if sentence := advice.on_drop_label(book):
+            model_file.check_guide(weaker, options.weaker, model, classifier=False)
+        if sentence := model_file.warn_of_no_class(book):
             console.warn(sentence)
         held_out, training, samples, extract = load_inputs(model, book, options)
 
-        cache = cache_prefix(options, checkpoint.fingerprint(model))
+        cache = cache_prefix(options, model_file.fingerprint(model))
         if cache:
             check_caches(cache, options, book, weaker, training, extract and samples is None)
         rows = {}

@@ -55,13 +55,13 @@ def reverse(model, seed=0, steps=None):
     """
     import tensorflow as tf
 
+    from diffusion import model_file
     from diffusion.denoiser import clipped
+    from diffusion.reverse import denoiser_of
     from diffusion.sampling import make_plan, sample
-    from support import checkpoint
-    from support.execution import denoiser_of
 
     sched, reverse_steps = sampler(model, 1)
-    _, target = checkpoint.diffusion_of(model)
+    _, target = model_file.diffusion_of(model)
     denoise = clipped(denoiser_of(model, sched, target, 1), sched)
     shown = steps or fractions(sched)
     titles, noisy, estimates = [], [], []
@@ -106,10 +106,11 @@ def classes(model, classifier=None, guidance=(0, 1, 2, 4), count=4, steps=50, se
     import numpy as np
 
     from ddpm import n_steps, to_pixels
+    from diffusion import model_file
     from diffusion.sampling import make_plan, sample
-    from support import checkpoint, files
+    from support import files
 
-    names = checkpoint.classes_of(classifier or model)
+    names = model_file.classes_of(classifier or model)
     sched, reverse_steps = sampler(model, count * len(names), classifier=classifier)
     index, label = np.tile(np.arange(count), len(names)), np.repeat(np.arange(len(names)), count) + 1
     columns = []
@@ -233,7 +234,7 @@ def training(path):
     """Loss and learning rate of `model.csv` against the epoch."""
     import matplotlib.pyplot as plt
 
-    from support import history
+    from training import history
 
     if not os.path.exists(path):
         raise FileNotFoundError(f"there is no table {path} for the figure training; choose others with --only")
@@ -276,10 +277,10 @@ def fractions(sched):
 
 def sampler(model, batch_size, noise=None, classifier=None):
     """Schedule and reverse steps of a model, guided by a classifier if there is one."""
-    from support import checkpoint
-    from support.execution import ReverseSteps
+    from diffusion import model_file
+    from diffusion.reverse import ReverseSteps
 
-    sched, target = checkpoint.diffusion_of(model)
+    sched, target = model_file.diffusion_of(model)
     noise = {"noise": noise} if noise else {}
     return sched, ReverseSteps(model, sched, batch_size, target, classifier=classifier, **noise)
 
@@ -334,9 +335,9 @@ def choose_figures(typed, model, classifier):
 def why_not(name, model, classifier):
     """Why a model does not have a figure, or None if it has it."""
     import unet
-    from support import checkpoint
+    from diffusion import model_file
 
-    if name == "classes" and not (classifier or checkpoint.classes_of(model)):
+    if name == "classes" and not (classifier or model_file.classes_of(model)):
         return "this model has no classes; train one with --classes, or give a --classifier"
     if name == "network" and not any(isinstance(layer, unet.UnetDownLayer) for layer in model.layers):
         return "it shows the network of the slides, and this model has another one"
@@ -370,17 +371,18 @@ def main():
         device.start_tensorflow(parts=device.MOST_PARTS)
         draw_for_files()
         import data
-        from support import advice, checkpoint, files
+        from diffusion import model_file
+        from support import files
 
-        model, book = checkpoint.open_with_schedule(options.model)
+        model, book = model_file.open_with_schedule(options.model)
         table = files.table_name(options.model)
-        classifier = options.classifier and checkpoint.open_model(options.classifier, classifier=True)
+        classifier = options.classifier and model_file.open_model(options.classifier, classifier=True)
         if classifier:
-            checkpoint.check_guide(classifier, options.classifier, model, classifier=True)
-        if sentence := advice.on_drop_label(book):
+            model_file.check_guide(classifier, options.classifier, model, classifier=True)
+        if sentence := model_file.warn_of_no_class(book):
             console.warn(sentence)
         names = choose_figures(options.only, model, classifier)
-        models = [checkpoint.locate(path) for path in (options.model, options.classifier) if path]
+        models = [model_file.locate(path) for path in (options.model, options.classifier) if path]
         inputs = [*models, table, options.data or book.get("data", {}).get("source")]
         paths = prepare_files(options.out, names, inputs)  # better known now than after the work
 
@@ -389,7 +391,7 @@ def main():
             images, _ = data.load_images(options.data or book["data"]["source"], size, channels)
             return images[options.seed % len(images)]
 
-        sched, _ = checkpoint.diffusion_of(model)
+        sched, _ = model_file.diffusion_of(model)
 
         def write(name, path):
             if name == "gif":

@@ -141,8 +141,8 @@ def my_sample(
     import numpy as np
 
     from ddpm import to_pixels
+    from diffusion import model_file
     from diffusion.sampling import make_plan
-    from support import checkpoint
 
     model, shape = open_model(model)
     if classifier and weaker:
@@ -169,7 +169,7 @@ def my_sample(
     sched, steps_for = reverse_steps(model, classifier, weaker)
     more = {"spacing": spacing, "eta": eta, "corrector": corrector, "snr": snr}
     more |= {"guidance": guidance, "guidance_interval": guidance_interval}
-    plan = make_plan(sched, **checkpoint.sampler_of(model, sampler, steps, variance), **more)
+    plan = make_plan(sched, **model_file.sampler_of(model, sampler, steps, variance), **more)
     return to_pixels(run_plan(steps_for, plan, model, n_sample, seed, bool(clip), noise, verbose, labels))
 
 
@@ -201,8 +201,9 @@ def invert(images, model="model.keras", steps=None, verbose=1, *, label=None):
 
     import data
     from ddpm import check_finite
+    from diffusion import model_file
     from diffusion.sampling import make_inversion
-    from support import checkpoint, console
+    from support import console
 
     model, shape = open_model(model)
     images = as_images("images", images, shape)
@@ -219,7 +220,7 @@ def invert(images, model="model.keras", steps=None, verbose=1, *, label=None):
     if verbose and label is None:
         warn_of_no_class(model)
     sched, steps_for = reverse_steps(model, None, None)
-    plan = make_inversion(sched, steps, checkpoint.diffusion_of(model)[1])
+    plan = make_inversion(sched, steps, model_file.diffusion_of(model)[1])
     noise = run_plan(steps_for, plan, model, len(images), 0, False, x_0, verbose, labels)
     check_finite(noise)
     return noise
@@ -227,9 +228,10 @@ def invert(images, model="model.keras", steps=None, verbose=1, *, label=None):
 
 def warn_of_no_class(model):
     """Says that a model that is asked for images of no class never learned them, if so."""
-    from support import advice, checkpoint, console
+    from diffusion import model_file
+    from support import console
 
-    if sentence := advice.on_drop_label(checkpoint.metadata(model)):
+    if sentence := model_file.warn_of_no_class(model_file.metadata(model)):
         console.warn(sentence)
 
 
@@ -259,7 +261,8 @@ def as_labels(label, n_sample, model, classifier=None):
     """
     import numpy as np
 
-    from support import checkpoint, files
+    from diffusion import model_file
+    from support import files
 
     if label is None:
         return np.zeros(n_sample, np.int32)
@@ -267,7 +270,7 @@ def as_labels(label, n_sample, model, classifier=None):
         raise ValueError(
             "this model knows no classes, so it takes no label; train one with --classes, or give a classifier"
         )
-    names = checkpoint.classes_of(classifier or model)
+    names = model_file.classes_of(classifier or model)
     count = classifier.output_shape[-1] if classifier else MOST_CLASSES if names is None else len(names)
     one = isinstance(label, str) or np.ndim(label) == 0
     given = [label] * n_sample if one else list(label)
@@ -309,10 +312,10 @@ def read_label(word, names):
 
 def read_labels(words, model, classifier):
     """The labels that were typed for a model, or for the classifier that guides it: one, or a list of several."""
-    from support import checkpoint
+    from diffusion import model_file
 
     model, _ = open_model(model)
-    names = checkpoint.classes_of(open_guide("classifier", classifier, model) or model)
+    names = model_file.classes_of(open_guide("classifier", classifier, model) or model)
     label_of = {word: read_label(word, names) for word in words}
     return label_of[words[0]] if len(words) == 1 else [label_of[word] for word in words]
 
@@ -321,9 +324,9 @@ def run_plan(steps_for, plan, model, n_sample, seed, clip, start, verbose, label
     """Runs the steps of a plan for all images in batches; float32 (n_sample, height, width, channels)."""
     import numpy as np
 
+    from diffusion.reverse import even_batches
     from diffusion.sampling import sample
     from support import console
-    from support.execution import even_batches
 
     _, batch_size = even_batches(model, n_sample)
     batch_size = min((size for size in SIZES if size >= batch_size), default=batch_size)
@@ -344,10 +347,10 @@ def run_plan(steps_for, plan, model, n_sample, seed, clip, start, verbose, label
 
 def open_model(model):
     """A model given as itself or by its path, and the shape of its images."""
-    from support import checkpoint
+    from diffusion import model_file
 
     model, name = as_model("model", model)
-    checkpoint.check_network(model, name or "this")
+    model_file.check_network(model, name or "this")
     return model, tuple(model.inputs[0].shape[1:])
 
 
@@ -357,13 +360,13 @@ def open_guide(kind, guide, model):
     Raises:
         FileNotFoundError, ValueError: if there is none, or if it does not fit the model.
     """
-    from support import checkpoint
+    from diffusion import model_file
 
     if guide is None:
         return None
     classifier = kind == "classifier"
     guide, name = as_model(kind, guide, classifier)
-    checkpoint.check_guide(guide, name or f"this {'classifier' if classifier else 'weaker model'}", model, classifier)
+    model_file.check_guide(guide, name or f"this {'classifier' if classifier else 'weaker model'}", model, classifier)
     return guide
 
 
@@ -378,9 +381,9 @@ def as_model(kind, model, classifier=False):
 
 def load_key(path, classifier=False):
     """The arguments of `load`: a file's real path, a stamp that differs when it has changed, and what it must hold."""
-    from support import checkpoint
+    from diffusion import model_file
 
-    path = os.path.realpath(checkpoint.locate(path))
+    path = os.path.realpath(model_file.locate(path))
     status = os.stat(path) if os.path.exists(path) else None
     return path, status and (status.st_ino, status.st_mtime_ns, status.st_size), classifier
 
@@ -388,9 +391,9 @@ def load_key(path, classifier=False):
 @functools.lru_cache(maxsize=2 * MODELS)  # each with one that guides it
 def load(path, stamp, classifier):
     """The model in a file, cached until two others or newer ones are asked for."""
-    from support import checkpoint
+    from diffusion import model_file
 
-    return checkpoint.open_model(path, classifier=classifier)
+    return model_file.open_model(path, classifier=classifier)
 
 
 @functools.lru_cache(maxsize=MODELS)
@@ -399,11 +402,11 @@ def reverse_steps(model, classifier, weaker):
 
     They are cached as long as the model is one of the latest, since they take seconds to compile.
     """
-    from support import checkpoint
-    from support.execution import ReverseSteps
+    from diffusion import model_file
+    from diffusion.reverse import ReverseSteps
 
-    sched, target = checkpoint.diffusion_of(model)
-    weaker = weaker and (weaker, checkpoint.diffusion_of(weaker)[1])
+    sched, target = model_file.diffusion_of(model)
+    weaker = weaker and (weaker, model_file.diffusion_of(weaker)[1])
 
     @functools.cache
     def steps_for(clip, batch_size):
@@ -459,9 +462,10 @@ def main():
         options = parse_options()
         console.say("reverse_diffusion.py: starting TensorFlow …")
         device.start_tensorflow(parts=min(options.n_sample, device.MOST_PARTS))
-        from support import checkpoint, files
+        from diffusion import model_file
+        from support import files
 
-        models = [checkpoint.locate(path) for path in (options.model, options.classifier, options.weaker) if path]
+        models = [model_file.locate(path) for path in (options.model, options.classifier, options.weaker) if path]
         files.check_outputs([("--out", options.out), ("--npy", options.npy)], models)
         how = console.sampler_options(options)
         how |= {name: getattr(options, name) for name in ("classifier", "weaker")}

@@ -24,8 +24,8 @@ def main():
     from support import device
 
     device.start_tensorflow(parts=device.MOST_PARTS)
-    from support.preparation import build_network
-    from support.settings import FOR_GPU, PRESETS, choose_settings
+    from training.preparation import build_network
+    from training.settings import FOR_GPU, PRESETS, choose_settings
 
     rows = [("preset", "image size", "parameters", "GFLOP an image", "ms a step here", "images an hour here",
              *(f"on {card} (computed)" for card in CARDS))]  # fmt: skip

@@ -77,8 +77,9 @@ def kill_once(folder, number, chance):
 CHECK = """
 import warnings
 warnings.simplefilter("error")
-from support import checkpoint
-print("step", checkpoint.metadata(checkpoint.open_for_training("model.keras"))["progress"]["step"])
+from diffusion import model_file
+from training import checkpoint
+print("step", model_file.metadata(checkpoint.open_for_training("model.keras"))["progress"]["step"])
 """
 
 

@@ -35,8 +35,8 @@ def fit(features, labels, count):
 def load(book):
     """Training and held-out images of a model, each as images and labels."""
     import data
+    from data.splits import split_held_out
     from evaluation.inputs import held_out_by_training
-    from evaluation.validation import split_held_out
 
     settings = book["settings"]
 
@@ -55,7 +55,7 @@ def load(book):
 def sample(model, classifier, label, g, options):
     """Samples of a class, uint8, cached in a file."""
     import reverse_diffusion as rd
-    from support.checkpoint import fingerprint
+    from diffusion.model_file import fingerprint
 
     kind = f"classifier-{fingerprint(classifier)}" if classifier else "free"
     what = f"{fingerprint(model)}-{kind}-{g:g}-{label}-{options.steps}-{options.n_sample}"
@@ -78,13 +78,13 @@ def main():
     options = parser.parse_args()
     print(common.machine("tensorflow", "keras"))
     device.start_tensorflow(parts=device.MOST_PARTS)
+    from diffusion import model_file
     from evaluation.features import extractor
     from evaluation.metrics import kid
-    from support import checkpoint
 
-    model = checkpoint.open_model(options.model)
-    classifier = options.classifier and checkpoint.open_model(options.classifier, classifier=True)
-    book, extract = checkpoint.metadata(model), extractor(options.features)
+    model = model_file.open_model(options.model)
+    classifier = options.classifier and model_file.open_model(options.classifier, classifier=True)
+    book, extract = model_file.metadata(model), extractor(options.features)
     names = book["classes"]
     (images, labels), (held_out, of_held_out) = load(book)
     known = np.flatnonzero(labels >= 0)

@@ -104,7 +104,7 @@ def training(size, folder, *words, **more):
 
 def gpu_preset(size):
     """Options that replace those of the slides in `training` by those of the preset gpu-16gb."""
-    from support.settings import PRESETS
+    from training.settings import PRESETS
 
     return "--preset", "gpu-16gb", "--n-feat", PRESETS["gpu-16gb"]["n_feat"] if size.full else 8
 
@@ -429,7 +429,7 @@ def losses(size, precision):
     import data
     import diffusion_model
     from ddpm import ddpm_schedule
-    from support import checkpoint
+    from training import checkpoint
     from unet import NaiveUnet
 
     keras.utils.set_random_seed(0)

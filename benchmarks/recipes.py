@@ -108,8 +108,8 @@ def time_ours(options, path):
 
     device.start_tensorflow(parts=device.MOST_PARTS)
     import diffusion_model
-    from support.preparation import prepare
-    from support.settings import parse_options
+    from training.preparation import prepare
+    from training.settings import parse_options
 
     model, images, _ = prepare(parse_options("", [*options, "--n-epochs", "1000"]), path)
     timer = Timer()
@@ -183,7 +183,7 @@ class Search:
             from PIL import Image
 
             import data
-            from evaluation.validation import split_held_out
+            from data.splits import split_held_out
 
             images, _ = data.load_images(self.options.data, self.options.image_size, 3)
             images = images if self.options.test else split_held_out(images, 0.1, seed)[0]

@@ -46,8 +46,8 @@ def ours(network, n_feat, size, batch, way, how=None):
     """
     tf = device.start_tensorflow(parts=min(batch, device.MOST_PARTS) if way in ("my_sample", "network") else 1)
     import ddpm
+    from diffusion import reverse
     from diffusion.sampling import make_plan
-    from support import execution
 
     model, sched = common.build(network, size, n_feat), ddpm.ddpm_schedule(1e-4, 0.02, T)
     t, x_t = tf.constant(500), tf.random.normal((batch, size, size, 3))
@@ -62,7 +62,7 @@ def ours(network, n_feat, size, batch, way, how=None):
         return once
 
     if way == "network":
-        predict = execution.predictor(model, device.parts_for(batch))
+        predict = reverse.predictor(model, device.parts_for(batch))
         t_input = tf.fill((batch, 1), 0.5)
 
         @tf.function(autograph=False)
@@ -71,7 +71,7 @@ def ours(network, n_feat, size, batch, way, how=None):
 
         return lambda: calls(x_t).numpy()
 
-    steps = execution.ReverseSteps(model, sched, batch, xla=way == "xla" or None)
+    steps = reverse.ReverseSteps(model, sched, batch, xla=way == "xla" or None)
     plan = make_plan(sched) if how is None else make_plan(sched, **how, steps=TOGETHER)
     now = slice(500, 500 + TOGETHER) if how is None else slice(None)
     rows = plan.times[:-1][now], plan.draws[now], plan.coefficients[now], plan.guidance[now]

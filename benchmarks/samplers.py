@@ -39,15 +39,15 @@ def main():
     device.start_tensorflow(parts=device.MOST_PARTS)
     import data
     from ddpm import to_pixels
-    from diffusion import sampling
+    from diffusion import model_file, reverse, sampling
     from evaluation import features, metrics
-    from support import checkpoint, console, execution, files
+    from support import console, files
 
     os.makedirs(options.out, exist_ok=True)
-    model, _ = checkpoint.open_with_schedule(options.model)
+    model, _ = model_file.open_with_schedule(options.model)
     size, _, channels = model.inputs[0].shape[1:]
-    sched, target = checkpoint.diffusion_of(model)
-    steps = execution.ReverseSteps(model, sched, BATCH, target)
+    sched, target = model_file.diffusion_of(model)
+    steps = reverse.ReverseSteps(model, sched, BATCH, target)
     extract = features.extractor("efficientnet")
     real = metrics.random_subset(data.load_images(options.data, size, channels)[0], options.count)
     of_real = extract(real, console.Bar(len(real), "image").update)
@@ -61,7 +61,7 @@ def main():
         return np.concatenate(found)[:count], time.perf_counter() - start
 
     path = os.path.join(options.out, "numbers.json")
-    measured = f"{checkpoint.fingerprint(model)} beside {data.digest(real)}"
+    measured = f"{model_file.fingerprint(model)} beside {data.digest(real)}"
     all_numbers = {}
     if os.path.exists(path):
         with open(path, encoding="utf-8") as file:

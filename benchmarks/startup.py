@@ -25,7 +25,7 @@ stage("NumPy, Pillow, our modules")
 tf = device.start_tensorflow(parts=device.MOST_PARTS); import keras
 stage("TensorFlow and Keras")
 import ddpm, diffusion_model
-from support import preparation
+from training import preparation
 images, _ = data.load_images("drawings", 32)
 stage("2,048 drawings")
 model, *_ = preparation.prepare({"preset": "first", "data": "images.npy"}, "model.keras")

@@ -36,7 +36,8 @@ def ours(network, n_feat, size, batch, precision, options):
     import data
     import diffusion_model
     from ddpm import ddpm_schedule
-    from support import checkpoint
+    from diffusion import model_file
+    from training import checkpoint
 
     if options.get("keras_norm"):
         import unet
@@ -45,7 +46,7 @@ def ours(network, n_feat, size, batch, precision, options):
     model = common.build(network, size, n_feat)
     optimizer = keras.optimizers.Adam(1e-3, use_ema=True, ema_momentum=0.99)
     optimizer.build(model.trainable_variables)
-    checkpoint.metadata(model)["progress"] = {}
+    model_file.metadata(model)["progress"] = {}
     parts = options.get("parts", device.parts_for(batch))
     checkpoint.compile_for_run(model, optimizer, precision, options.get("xla", device.has_gpu()), parts)
     images = np.random.default_rng(0).integers(0, 256, (64 * batch, size, size, 3), np.uint8)

@@ -1,1 +1,1 @@
-"""Between network and image: layers, denoiser, samplers, the sampling loop. No files, no printing."""
+"""What came after the slides, and the way from a network to images: networks, denoiser, samplers, model files."""

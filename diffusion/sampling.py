@@ -163,7 +163,7 @@ def sample(
     """The loop over the steps of a plan (DDPM algorithm 2): yields (t, x_t) from its first time to its last.
 
     Args:
-        steps: a `support.execution.ReverseSteps`, which computes several steps at once where they are quick.
+        steps: a `diffusion.reverse.ReverseSteps`, which computes several steps at once where they are quick.
         plan: see `make_plan`.
         seed: an integer, see `standard_normal`.
         index: (batch,) int, the numbers of the images.

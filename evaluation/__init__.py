@@ -1,1 +1,1 @@
-"""How good a model is: likelihood, statistics of samples, features, metrics, held-out loss."""
+"""How good a model is: likelihood, statistics of samples, features, metrics."""

@@ -113,8 +113,8 @@ def _in_parts(model, prepared):
     """A Keras model as a function of images, which `prepared` preprocesses, with batches in parts."""
     import tensorflow as tf
 
+    from diffusion.reverse import predictor
     from support import device
-    from support.execution import predictor
 
     def of_only_input(inputs, training):  # which a model takes without a list around it
         return model(inputs[0], training=training)

@@ -8,9 +8,9 @@ import keras
 import numpy as np
 
 import data
+from data.splits import split_held_out
 from evaluation.features import extractor
 from evaluation.metrics import random_subset
-from evaluation.validation import split_held_out
 from support.console import say
 
 OF_SAMPLES = ("kid", "frechet", "precision", "recall", "copies")  # parts of an evaluation that need samples

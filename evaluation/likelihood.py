@@ -9,11 +9,11 @@ import numpy as np
 import tensorflow as tf
 
 import data
-from ddpm import Schedule, bound_decoder, bound_prior, bound_term, clip_estimate, n_steps, q_sample
+from ddpm import Schedule, bound_decoder, bound_prior, bound_term, clip_estimate, comparable_weight, n_steps, q_sample
+from diffusion import model_file, reverse
 from diffusion.denoiser import Denoiser
 from evaluation.metrics import random_subset
-from evaluation.validation import comparable_weight
-from support import checkpoint, console, device, execution, files
+from support import console, device, files
 
 MEMORISED_BELOW = 0.8  # training loss / held-out loss below this is reported as memorisation
 WAYS = [(variance, clip) for variance in ("beta", "posterior") for clip in (True, False)]  # to take a reverse step
@@ -36,10 +36,10 @@ def likelihood_rows(
         options: of `evaluate.py`.
         cache: how the names of cached results begin; None to cache nothing.
     """
-    (sched, target), batch_size = checkpoint.diffusion_of(model), execution.even_batches(model, len(held_out))[1]
-    denoise = execution.denoiser_of(model, sched, target, device.parts_for(batch_size))
+    (sched, target), batch_size = model_file.diffusion_of(model), reverse.even_batches(model, len(held_out))[1]
+    denoise = reverse.denoiser_of(model, sched, target, device.parts_for(batch_size))
 
-    ways = WAYS + LEARNED * execution.learns_variance(model)
+    ways = WAYS + LEARNED * reverse.learns_variance(model)
 
     def measure(images, name):
         return measure_denoising(denoise, sched, images, options.draws, batch_size, cache and f"{cache}-{name}", ways)

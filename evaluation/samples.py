@@ -9,12 +9,13 @@ import numpy as np
 
 import data
 from ddpm import to_pixels
+from diffusion import model_file
+from diffusion.reverse import ReverseSteps, even_batches
 from diffusion.sampling import make_plan, sample
 from evaluation import metrics
 from evaluation.features import KNOWN
-from support import checkpoint, console, files
+from support import console, files
 from support.console import say
-from support.execution import ReverseSteps, even_batches
 
 
 def generate_samples(
@@ -32,10 +33,10 @@ def generate_samples(
     how = options.how
     path = cache and samples_path(cache, how, weaker)
     samples = np.load(path) if path and os.path.exists(path) else np.empty((0, *shape), np.uint8)
-    start, (sched, target) = len(samples), checkpoint.diffusion_of(model)
+    start, (sched, target) = len(samples), model_file.diffusion_of(model)
     plan = make_plan(sched, **how)
     batches, batch_size = even_batches(model, max(1, options.n_sample - start))
-    of_weaker = weaker and (weaker, checkpoint.diffusion_of(weaker)[1])
+    of_weaker = weaker and (weaker, model_file.diffusion_of(weaker)[1])
     steps = ReverseSteps(model, sched, batch_size, target, weaker=of_weaker)
     S, place = len(plan.times) - 1, {int(t): k for k, t in enumerate(plan.times)}
     bar = console.Bar(batches * batch_size * S, "step")
@@ -50,7 +51,7 @@ def generate_samples(
 
 def samples_path(cache: str, how: dict, weaker: keras.Model | None) -> str:
     """Where samples are cached, see `generate_samples`."""
-    guide = f"{checkpoint.fingerprint(weaker)}-" if weaker else ""
+    guide = f"{model_file.fingerprint(weaker)}-" if weaker else ""
     return f"{cache}-{sampler_name(**how)}{guide}samples.npy"
 
 

@@ -1,1 +1,1 @@
-"""What keeps a run alive: settings, checkpoints, progress, signals, files, the machine. It knows no formula."""
+"""The ground that everything stands on: printing, files, the machine, signals, a lock. Knows nothing of diffusion."""

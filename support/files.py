@@ -111,7 +111,7 @@ def check_distinct(outputs: Iterable[tuple[str, str | None]], inputs: Iterable[s
 
     Args:
         outputs: pairs of what a file is, for example its option, and its path, or None for no file.
-        inputs: paths, those of models as `checkpoint.locate` returns them; None for none.
+        inputs: paths, those of models as `model_file.locate` returns them; None for none.
 
     Raises:
         ValueError: if one does; the sentence names it.

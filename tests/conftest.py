@@ -140,8 +140,8 @@ class Oracle:
 
 def generate(function, sched, shape, count, seed=0, variance="beta", clip=True, plan=None, **more):
     """All (t, x_t) of a reverse process in which the noise is predicted by a function."""
+    from diffusion.reverse import ReverseSteps
     from diffusion.sampling import make_plan, sample
-    from support.execution import ReverseSteps
 
     steps = ReverseSteps(Oracle(function, shape), sched, count, clip=clip, xla=False)
     plan = make_plan(sched, variance=variance) if plan is None else plan
@@ -169,7 +169,7 @@ def tiny_network(shape, n_feat=None, classes=0):
 @pytest.fixture
 def tiny_networks(monkeypatch):
     """`prepare` starts with such networks, which are built in no time, instead of the slides'."""
-    from support import preparation
+    from training import preparation
 
     monkeypatch.setattr(preparation, "NaiveUnet", tiny_network)
 
@@ -183,8 +183,8 @@ TINY = ("--data", "images.npy", "--image-size", "8", "--channels", "1", "--batch
 def train_tiny(tiny_networks, tmp_path, monkeypatch, capsys):
     """A function that trains a tiny network here as the script does, in a temporary folder; returns what it says."""
     import diffusion_model
-    from support import settings
     from support.signals import Interruption
+    from training import settings
 
     monkeypatch.chdir(tmp_path)
     np.save("images.npy", np.random.default_rng(0).integers(0, 256, (17, 8, 8)).astype(np.uint8))

@@ -11,7 +11,8 @@ from tensorflow.python.client import device_lib
 
 import ddpm
 import diffusion_model
-from support import advice, device, preparation, settings
+from support import device
+from training import advice, preparation, settings
 
 
 @pytest.mark.parametrize(

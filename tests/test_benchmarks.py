@@ -21,7 +21,7 @@ def test_help_names_the_question_and_the_command(run, script):
 def test_recipes_are_options_and_train_as_long_as_their_minutes(tmp_path):
     import recipes
 
-    from support import settings
+    from training import settings
 
     options = argparse.Namespace(
         data="drawings",
@@ -71,7 +71,7 @@ def test_the_peer_trains_on_the_images_of_our_rows_of_the_same_seed(tmp_path):
     from PIL import Image
 
     import data
-    from evaluation.validation import split_held_out
+    from data.splits import split_held_out
 
     images = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3)).astype(np.uint8)
     np.save(tmp_path / "images.npy", images)

@@ -20,9 +20,10 @@ import evaluate
 import reverse_diffusion as rd
 from data import classes, drawings, listing
 from data.classes import describe_classes
+from data.splits import split_held_out
+from diffusion import model_file
 from evaluation import inputs
-from evaluation.validation import split_held_out
-from support import advice, checkpoint, preparation
+from training import checkpoint, preparation
 
 CLASSES = ("--classes", "--T", "20", "--beta2", "0.5", "--image-size", "8", "--sample-every", "0")
 
@@ -230,8 +231,8 @@ def test_training_and_resuming_give_the_network_the_labels_of_its_images(train_t
         np.testing.assert_array_equal(np.ravel(label), labels[number] + 2)
         assert target.shape == x_t.shape
     assert len(asked) == 3 * 2
-    model = checkpoint.open_model("m.keras")
-    assert checkpoint.classes_of(model) == ["a", "b", "c", "d"]
+    model = model_file.open_model("m.keras")
+    assert model_file.classes_of(model) == ["a", "b", "c", "d"]
     rd.my_sample(model="m.keras", n_sample=2, label=["d", "a"], verbose=0)
 
     for drop in "1", "0.5":
@@ -259,7 +260,7 @@ def test_training_and_resuming_give_the_network_the_labels_of_its_images(train_t
 
 
 def test_the_grid_shows_the_classes_in_their_order(train_tiny, monkeypatch):
-    from support import training_run
+    from training import training_run
 
     shown, sample = [], training_run.sample
     monkeypatch.setattr(training_run, "sample", lambda *more, label: shown.append(label) or sample(*more, label=label))
@@ -285,7 +286,7 @@ def test_a_classifier_is_trained_resumed_and_guides(train_tiny, capsys):
     accuracy = re.findall(r"^held-out accuracy (\S+); by quarters of t: (\S+)", said, re.MULTILINE)
     assert len(accuracy) == 6 and float(accuracy[-1][0]) > 0.8 and float(accuracy[-1][1]) == 1
     assert "--classifier c.keras --label='lying down'" in said and not os.path.exists("c-samples.png")
-    classifier = checkpoint.open_model("c.keras", classifier=True)
+    classifier = model_file.open_model("c.keras", classifier=True)
     clean = [images[:, :, :, None] / 127.5 - 1, np.full((96, 1), 1 / 20)]
     assert np.mean(np.argmax(classifier(clean), axis=1) == labels) == 1
     assert "all its 60 epochs" in train_tiny("--model", "c.keras",
@@ -384,7 +385,7 @@ def test_a_model_that_never_learned_no_class_says_so(train_tiny, capsys):
 
 
 def test_advice_on_no_class_depends_on_the_metadata():
-    assert "evaluate.py need" in advice.on_drop_label(
+    assert "evaluate.py need" in model_file.warn_of_no_class(
         {"classes": ["a"], "settings": {"network": "unet", "drop_label": 0.0}}
     )
     for book in (
@@ -394,7 +395,7 @@ def test_advice_on_no_class_depends_on_the_metadata():
         {"classes": ["a"], "settings": {"network": "unet", "drop_label": 0.1}},
         {"classes": ["a"], "settings": {"network": "classifier", "drop_label": 0.0}},
     ):
-        assert advice.on_drop_label(book) is None
+        assert model_file.warn_of_no_class(book) is None
 
 
 def choose_classes(book=None, **options):
@@ -497,8 +498,8 @@ def test_files_with_decomposed_names_resume(tmp_path, monkeypatch, validation):
 def test_labels_and_names_of_models_are_composed():
     decomposed = [unicodedata.normalize("NFD", name) for name in NAMES[:2]]
     model, composed = conditional(CONSTANTS[::-1], decomposed), conditional(CONSTANTS, NAMES[:2])
-    assert checkpoint.classes_of(model) == NAMES[:2]
-    checkpoint.check_guide(model, "weaker.keras", composed, classifier=False)
+    assert model_file.classes_of(model) == NAMES[:2]
+    model_file.check_guide(model, "weaker.keras", composed, classifier=False)
     for name in decomposed[1], NAMES[1]:
         for network in model, composed:
             assert rd.as_labels([name, NAMES[0], 1], 3, network).tolist() == [2, 1, 2]

@@ -9,9 +9,9 @@ import tensorflow as tf
 from conftest import ROOT, generate
 
 import ddpm
+from diffusion import reverse
 from diffusion.denoiser import denoiser
 from diffusion.sampling import standard_normal
-from support import execution
 
 BETA1, BETA2, T = 1e-4, 0.02, 1000
 
@@ -286,12 +286,12 @@ def test_steps_that_are_taken_together_are_the_same_steps(monkeypatch):
 
     one_by_one = run(every=True)
     assert list(one_by_one) == list(range(25, -1, -1))
-    monkeypatch.setattr(execution.ReverseSteps, "QUICK", 100)
+    monkeypatch.setattr(reverse.ReverseSteps, "QUICK", 100)
     together = run()
     assert list(together) == [25, 24, 14, 4, 0]
     for t, x_t in together.items():
         np.testing.assert_array_equal(x_t, one_by_one[t])
-    monkeypatch.setattr(execution.ReverseSteps, "QUICK", 0)  # steps that take long are shown one by one
+    monkeypatch.setattr(reverse.ReverseSteps, "QUICK", 0)  # steps that take long are shown one by one
     assert list(run()) == list(one_by_one)
 
 

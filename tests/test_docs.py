@@ -54,7 +54,7 @@ def parsers():
     import evaluate
     import figures
     import reverse_diffusion
-    from support import settings
+    from training import settings
 
     return {
         "diffusion_model.py": lambda arguments: settings.parse_options("", arguments),
@@ -273,7 +273,7 @@ WRONG = {
     "a module of a package": "`support.executor.split`",
     "a folder": "`evaluations/`",
     "a function": "`ddpm.q_samples`",
-    "a method": "`support.saving.Checkpoints.saves`",
+    "a method": "`training.saving.Checkpoints.saves`",
     "an import": "```python\nfrom data import load_image\n```",
     "an attribute": "```python\nimport reverse_diffusion as rd\na = rd.sample()\n```",
     "an argument": "```python\nimport reverse_diffusion as rd\na = rd.my_sample(n_samples=4)\n```",

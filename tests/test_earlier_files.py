@@ -13,7 +13,8 @@ import pytest
 
 import diffusion_model
 import reverse_diffusion as rd
-from support import checkpoint, preparation
+from diffusion import model_file
+from training import checkpoint, preparation
 
 FIXTURES = os.path.join(os.path.dirname(__file__), "fixtures")
 MODEL = os.path.join(FIXTURES, "before-packages.keras")
@@ -71,7 +72,7 @@ def test_the_same_images_for_the_same_seed(then, options, name):
 def test_the_same_losses_of_the_next_steps_and_ema_weights_without_a_warm_up(then, source):
     """After its 14 steps the momentum of a warm-up would be 15/24."""
     model, images, _ = preparation.prepare({"data": source}, MODEL)
-    momentum, averages, raw = checkpoint.metadata(model)["settings"]["ema"], ema_weights(model), []
+    momentum, averages, raw = model_file.metadata(model)["settings"]["ema"], ema_weights(model), []
     train_on_batch = model.train_on_batch
 
     def recording(*batch, **more):
@@ -80,9 +81,9 @@ def test_the_same_losses_of_the_next_steps_and_ema_weights_without_a_warm_up(the
         return loss
 
     model.train_on_batch = recording
-    assert checkpoint.metadata(model)["data"]["source"] == source  # where the images are now
+    assert model_file.metadata(model)["data"]["source"] == source  # where the images are now
     np.testing.assert_allclose(train(model, images), then["losses"], rtol=1e-5)
-    progress = checkpoint.metadata(model)["progress"]
+    progress = model_file.metadata(model)["progress"]
     assert progress["step"] == 16 and progress["images"] == 20 and progress["epoch_steps"] == 4
     assert progress["loss"] == pytest.approx(0.948615312576294 + sum(then["losses"]), rel=1e-6)
     for weights in raw:
@@ -105,7 +106,7 @@ def test_a_typed_batch_size_counts_at_once_and_another_only_when_typed(source):
         model.train_on_batch = lambda inputs, target, sizes=trained, **more: sizes.append(len(target)) or 0.5
         train(model, images)
         assert trained == sizes
-        progress = checkpoint.metadata(model)["progress"]
+        progress = model_file.metadata(model)["progress"]
         assert progress["images"] == 20 and progress["epoch_steps"] == 1 + len(sizes)  # what means divide by
 
 

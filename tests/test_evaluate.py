@@ -18,11 +18,12 @@ import data
 import ddpm
 import evaluate
 import reverse_diffusion as rd
-from data import drawings
+from data import drawings, splits
+from diffusion import model_file, reverse
 from diffusion.denoiser import denoiser
-from evaluation import features, inputs, likelihood, metrics, validation
+from evaluation import features, inputs, likelihood, metrics
 from evaluation import samples as samples_module
-from support import checkpoint, console, execution
+from support import console
 
 
 def measure(network, sched, *more, **named):
@@ -55,7 +56,7 @@ def test_the_whole_table(run, model_folder, monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert "kid" in printed and "bits" not in printed
 
-    model = checkpoint.open_model(str(model_folder / "model.keras"))  # another one, after as many steps
+    model = model_file.open_model(str(model_folder / "model.keras"))  # another one, after as many steps
     model.set_weights([weight + 0.01 for weight in model.get_weights()])
     model.save(model_folder / "model.keras")
     evaluate.main()
@@ -63,7 +64,7 @@ def test_the_whole_table(run, model_folder, monkeypatch, capsys):
 
 
 def test_samples_guided_by_a_weaker_model_are_measured(run, model_folder):
-    weaker = checkpoint.open_model(str(model_folder / "model.keras"))
+    weaker = model_file.open_model(str(model_folder / "model.keras"))
     weaker.set_weights([0.9 * weight for weight in weaker.get_weights()])
     weaker.save(model_folder / "weaker.keras")
     np.save(model_folder / "held-out.npy", drawings.draw_cats(32, count=30, seed=1))
@@ -79,8 +80,8 @@ def test_samples_guided_by_a_weaker_model_are_measured(run, model_folder):
     for wrong in options, (*options[:-2], "--weaker", "weaker.keras"):
         process = run("evaluate.py", *wrong)
         assert process.returncode == 2 and "go together" in process.stderr
-    longer = checkpoint.open_model(weaker)
-    checkpoint.metadata(longer)["diffusion"]["T"] = 30
+    longer = model_file.open_model(weaker)
+    model_file.metadata(longer)["diffusion"]["T"] = 30
     longer.save(model_folder / "longer.keras")
     for wrong, words in (
         (("--weaker", "longer.keras"), "longer.keras was trained with another noise schedule"),
@@ -190,7 +191,7 @@ def sources(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     images = {name: np.random.default_rng(k).integers(0, 256, (60, 4, 4, 1), np.uint8)
               for k, name in enumerate(("all", "other"))}  # fmt: skip
-    images["training"], images["held"] = validation.split_held_out(images["all"], 0.5, seed=7)
+    images["training"], images["held"] = splits.split_held_out(images["all"], 0.5, seed=7)
     images["few"] = images["other"][:19]
     images["some"] = np.concatenate([images["other"][:25], images["training"][:5]])
     for name, array in images.items():
@@ -426,8 +427,8 @@ def test_of_sorted_training_images_some_of_all_classes_are_compared(monkeypatch)
         return {"t": np.ones((len(images), 1), int), "error": np.ones((len(images), 1))}
 
     monkeypatch.setattr(likelihood, "measure_denoising", measure_denoising)
-    monkeypatch.setattr(execution, "even_batches", lambda *more: (1, 10))
-    monkeypatch.setattr(checkpoint, "diffusion_of", lambda model: (ddpm.ddpm_schedule(), "eps"))
+    monkeypatch.setattr(reverse, "even_batches", lambda *more: (1, 10))
+    monkeypatch.setattr(model_file, "diffusion_of", lambda model: (ddpm.ddpm_schedule(), "eps"))
     training, options = np.repeat(np.arange(10), 100), types.SimpleNamespace(only=["overfitting"], draws=1)
     book = {"diffusion": {"beta1": 1e-4, "beta2": 0.5, "T": 20}}
     likelihood.likelihood_rows(Oracle(None, (8, 8, 1)), book, np.arange(50), training, options, None)
@@ -642,7 +643,7 @@ def test_without_a_cache_all_is_computed_and_written_before_it_is_shown(model_fo
     (model_folder / "out").mkdir()
     closed(monkeypatch, model_folder / ".model-step6", model_folder / "out" / ".model-step6")
     monkeypatch.setattr(evaluate, "show", show)
-    monkeypatch.setattr(execution, "predictor", lambda model, parts: lambda inputs: inputs[0])
+    monkeypatch.setattr(reverse, "predictor", lambda model, parts: lambda inputs: inputs[0])
     monkeypatch.chdir(model_folder)
     options = ("--data", "images.npy", "--only", "loss,overfitting,kid", "--draws", "1", "--features", "pixels")
     monkeypatch.setattr("sys.argv", ["evaluate.py", *options, "--n-sample", "20", "--out", "out/numbers.json"])

@@ -7,15 +7,17 @@ import tensorflow as tf
 from conftest import Oracle
 
 import ddpm
+from diffusion import reverse
 from diffusion.layers import GroupNormalization, Logbook
 from diffusion.sampling import make_plan, sample
-from support import checkpoint, device, execution
+from support import device
+from training import checkpoint
 from unet import NaiveUnet
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 16])
 def test_pieces_are_in_order_and_of_nearly_the_same_size(size):
-    pieces = [piece.numpy() for piece in execution.split(tf.range(size), 3)]
+    pieces = [piece.numpy() for piece in reverse.split(tf.range(size), 3)]
     np.testing.assert_array_equal(np.concatenate(pieces), range(size))
     assert max(map(len, pieces)) - min(map(len, pieces)) <= 1
 
@@ -73,7 +75,7 @@ def test_prediction_in_parts_is_prediction():
     model = NaiveUnet((32, 32, 3), 8)
     model.layers[-1].set_weights([np.random.default_rng(0).normal(size=w.shape) for w in model.layers[-1].weights])
     inputs = [tf.random.normal((5, 32, 32, 3)), tf.random.uniform((5, 1))]
-    np.testing.assert_allclose(execution.predictor(model, 3)(inputs), model(inputs), atol=1e-4)
+    np.testing.assert_allclose(reverse.predictor(model, 3)(inputs), model(inputs), atol=1e-4)
 
 
 def test_a_model_is_traced_once_for_inference():
@@ -87,8 +89,8 @@ def test_a_model_is_traced_once_for_inference():
     oracle, sched = Oracle(network, (4, 4, 1)), ddpm.ddpm_schedule(0.01, 0.3, 20)
     for count, parts in (3, 2), (1, 1), (8, 3):
         x_t, t = tf.ones((count, 4, 4, 1)), tf.ones((count, 1))
-        np.testing.assert_array_equal(execution.predictor(oracle, parts)([x_t, t]), x_t)
-    *_, (_, x_0) = sample(execution.ReverseSteps(oracle, sched, 5), make_plan(sched, steps=3), 0, range(5))
+        np.testing.assert_array_equal(reverse.predictor(oracle, parts)([x_t, t]), x_t)
+    *_, (_, x_0) = sample(reverse.ReverseSteps(oracle, sched, 5), make_plan(sched, steps=3), 0, range(5))
     assert x_0.shape == (5, 4, 4, 1) and traced == [(None, 4, 4, 1)]
 
 
@@ -99,7 +101,7 @@ def test_a_model_is_traced_anew_in_another_precision():
     found = {}
     for precision in "float32", "bfloat16", "float32":
         checkpoint.set_precision(model, precision)
-        found[precision] = execution.predictor(model, 1)(inputs)
+        found[precision] = reverse.predictor(model, 1)(inputs)
         np.testing.assert_allclose(found[precision], model(inputs), atol=1e-4 if precision == "float32" else 0.1)
     assert np.abs(found["bfloat16"] - found["float32"]).max() > 1e-3
 
@@ -110,7 +112,7 @@ def test_a_model_may_have_inputs_of_other_dtypes(dtype):
     image, t, label = keras.Input((4, 4, 1)), keras.Input((1,), dtype="float16"), keras.Input((1,), dtype=dtype)
     of_label = keras.layers.Embedding(3, 1, embeddings_initializer="ones")(label)
     model = keras.Model([image, t, label], keras.layers.Add()([image, keras.layers.Reshape((1, 1, 1))(of_label)]))
-    denoise = execution.denoiser_of(model, ddpm.ddpm_schedule(0.01, 0.3, 20), "eps", 1)
+    denoise = reverse.denoiser_of(model, ddpm.ddpm_schedule(0.01, 0.3, 20), "eps", 1)
     _, eps = denoise(tf.ones((2, 4, 4, 1)), tf.constant([3, 4]), tf.constant([0, 1]))
     np.testing.assert_array_equal(eps, 2 * np.ones((2, 4, 4, 1)))
 

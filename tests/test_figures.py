@@ -11,8 +11,8 @@ from test_sampling import light_model
 
 import ddpm
 import figures
-from diffusion import sampling
-from support import checkpoint
+from diffusion import model_file, sampling
+from training import checkpoint
 from unet import NaiveUnet
 
 
@@ -133,7 +133,7 @@ def test_forward_goes_from_the_image_to_noise():
 
 
 def test_the_ends_of_an_interpolation_are_the_images_of_the_two_noises(trained):
-    model = checkpoint.open_model(str(trained[0] / "model.keras"))
+    model = model_file.open_model(str(trained[0] / "model.keras"))
     figure = figures.interpolation(model, count=3)
     first, _, last = (np.asarray(axis.images[0].get_array(), int) for axis in figure.axes)
     sched, steps = figures.sampler(model, 2)
@@ -168,7 +168,7 @@ def test_steps_of_a_short_process_are_shown_once(T, shown):
     titles = [f"t = {t}" for t in shown]
     figure = figures.reverse(model)
     assert [axis.get_title() for axis in figure.axes[: len(shown)]] == titles[::-1]
-    figure = figures.forward(np.zeros((8, 8, 1), np.uint8), checkpoint.diffusion_of(model)[0])
+    figure = figures.forward(np.zeros((8, 8, 1), np.uint8), model_file.diffusion_of(model)[0])
     assert [axis.get_title() for axis in figure.axes] == titles
 
 

@@ -13,7 +13,7 @@ from ddpm import ddpm_schedule, n_steps
 from diffusion import sampling
 from diffusion.denoiser import autoguided, classifier_free, denoiser, with_classifier
 from diffusion.layers import Logbook
-from support.execution import ReverseSteps
+from diffusion.reverse import ReverseSteps
 
 WEIGHTS, MEANS, STDS = np.array([0.3, 0.7]), np.array([-0.5, 0.4]), np.array([0.1, 0.2])
 SCHED = ddpm_schedule(T=200, schedule="cosine")

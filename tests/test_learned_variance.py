@@ -11,11 +11,11 @@ from test_training import assert_equal_to_the_bit
 
 import ddpm
 import reverse_diffusion as rd
-from diffusion import sampling
+from diffusion import model_file, reverse, sampling
 from diffusion.denoiser import autoguided, classifier_free, clipped, denoiser, with_classifier
 from diffusion.networks import Unet
 from evaluation import likelihood
-from support import advice, checkpoint, execution
+from training import advice, checkpoint, train_step
 
 SCHED = ddpm.ddpm_schedule(1e-3, 0.5, 20)
 BETA = np.linspace(1e-3, 0.5, 20)
@@ -130,7 +130,7 @@ def test_only_the_variance_learns_from_the_bound():
     with tf.GradientTape() as tape:
         tape.watch([predicted, u])
         output = tf.concat([predicted, 2 * u - 1], axis=-1)
-        loss = tf.reduce_sum(execution.squared_errors(output, wanted, weight))
+        loss = tf.reduce_sum(train_step.squared_errors(output, wanted, weight))
     of_predicted, of_u = tape.gradient(loss, [predicted, u])
     np.testing.assert_allclose(of_predicted, 2 * 0.7 * (predicted - wanted), rtol=1e-5)
     ratio, k, d = (weight[..., k : k + 1].numpy().astype(np.float64) for k in (1, 2, 3))
@@ -230,7 +230,7 @@ def oracle(u_of, shape=(32, 32, 1)):
 
 
 def end(network, batch=32, **how):
-    steps = execution.ReverseSteps(network, SCHED, batch, clip=False, xla=False)
+    steps = reverse.ReverseSteps(network, SCHED, batch, clip=False, xla=False)
     return list(sampling.sample(steps, sampling.make_plan(SCHED, **how), 0, range(batch)))[-1][1].numpy()
 
 
@@ -301,15 +301,15 @@ LEARNED = (*TINY, *UNET, "--variance", "learned", "--target", "v", "--sample-ste
 
 def test_a_network_learns_it_and_its_file_recommends_it(train_tiny, tmp_path):
     train_tiny(*LEARNED, "--n-epochs", "2", "--model", "two.keras")
-    model = checkpoint.open_model("two.keras")
-    assert model.outputs[0].shape[-1] == 2 and checkpoint.sampler_of(model)["variance"] == "learned"
+    model = model_file.open_model("two.keras")
+    assert model.outputs[0].shape[-1] == 2 and model_file.sampler_of(model)["variance"] == "learned"
     how = {"model": "two.keras", "seed": 0, "n_sample": 2, "verbose": 0}
     np.testing.assert_array_equal(rd.my_sample(**how), rd.my_sample(**how, steps=5, variance="learned"))
     assert np.any(rd.my_sample(**how) != rd.my_sample(**how, steps=5, variance="beta"))
 
     train_tiny("--variance", "posterior", "--n-epochs", "3", "--model", "two.keras")  # of grids, and it learns on
-    model = checkpoint.open_model("two.keras")
-    assert model.outputs[0].shape[-1] == 2 and checkpoint.sampler_of(model)["variance"] == "posterior"
+    model = model_file.open_model("two.keras")
+    assert model.outputs[0].shape[-1] == 2 and model_file.sampler_of(model)["variance"] == "posterior"
 
 
 def test_a_resumed_run_ends_in_the_same_bits(train_tiny):

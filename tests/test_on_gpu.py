@@ -20,8 +20,8 @@ def tiny(monkeypatch, tiny_networks):
 
     import diffusion_model
     import unet
-    from support import settings
     from support.signals import Interruption
+    from training import settings
 
     monkeypatch.setattr(unet, "NaiveUnet", tiny_network)
     monkeypatch.setattr(common, "operations", lambda *setting: 1e3)

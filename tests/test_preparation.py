@@ -14,7 +14,8 @@ from test_resume import in_a_process
 
 import diffusion_model
 from data import drawings
-from support import files, preparation, settings
+from support import files
+from training import preparation, settings
 
 
 @pytest.fixture

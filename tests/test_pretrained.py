@@ -10,7 +10,8 @@ from conftest import TINY
 import evaluate
 import figures
 import reverse_diffusion as rd
-from support import checkpoint, preparation, publish, settings
+from diffusion import model_file
+from training import preparation, publish, settings
 
 NOISE = {"n_sample": 2, "seed": 3, "verbose": 0}
 
@@ -19,7 +20,7 @@ NOISE = {"n_sample": 2, "seed": 3, "verbose": 0}
 def model(train_tiny):
     """A model of T = 20 that recommends seven steps of DDIM."""
     train_tiny(*TINY, "--n-epochs", "1", "--sampler", "ddim", "--sample-steps", "7")
-    return checkpoint.open_model("model.keras")
+    return model_file.open_model("model.keras")
 
 
 def test_my_sample_follows_what_the_file_recommends_unless_told_otherwise(model):
@@ -33,23 +34,23 @@ def test_my_sample_follows_what_the_file_recommends_unless_told_otherwise(model)
 
 
 def test_what_is_recommended_by_files_with_fewer_steps_and_by_those_that_recommend_nothing(model):
-    entries = checkpoint.metadata(model)
+    entries = model_file.metadata(model)
     entries["sampling"] = {"sampler": "ddpm", "steps": 10, "variance": "posterior"}
-    assert checkpoint.sampler_of(model) == {"sampler": "ddpm", "steps": 10, "variance": "posterior"}
+    assert model_file.sampler_of(model) == {"sampler": "ddpm", "steps": 10, "variance": "posterior"}
     beta_with_all_steps = {"sampler": "ddpm", "steps": None, "variance": "beta"}
-    assert checkpoint.sampler_of(model, "ddpm") == checkpoint.sampler_of(model, variance="beta") == beta_with_all_steps
+    assert model_file.sampler_of(model, "ddpm") == model_file.sampler_of(model, variance="beta") == beta_with_all_steps
     entries["sampling"] = {"sampler": "dpm++", "steps": 50}  # of 20
-    assert checkpoint.sampler_of(model) == {"sampler": "dpm++", "steps": 20, "variance": "beta"}
+    assert model_file.sampler_of(model) == {"sampler": "dpm++", "steps": 20, "variance": "beta"}
     entries["sampling"] = {"sampler": "ddpm", "steps": None}
-    assert checkpoint.sampler_of(model) == {"sampler": "ddpm", "steps": None, "variance": "beta"}
+    assert model_file.sampler_of(model) == {"sampler": "ddpm", "steps": None, "variance": "beta"}
     del entries["sampling"]
-    assert checkpoint.sampler_of(model) == {"sampler": "ddpm", "steps": None, "variance": "beta"}
-    assert checkpoint.sampler_of(model, "ddim") == {"sampler": "ddim", "steps": None, "variance": "beta"}
+    assert model_file.sampler_of(model) == {"sampler": "ddpm", "steps": None, "variance": "beta"}
+    assert model_file.sampler_of(model, "ddim") == {"sampler": "ddim", "steps": None, "variance": "beta"}
 
 
 def test_the_recommendation_can_change_when_a_run_resumes(model, train_tiny):
     train_tiny("--n-epochs", "2", "--sampler", "dpm++", "--sample-steps", "5")
-    assert checkpoint.metadata(checkpoint.open_model("model.keras"))["sampling"] == {
+    assert model_file.metadata(model_file.open_model("model.keras"))["sampling"] == {
         "sampler": "dpm++", "steps": 5, "variance": "beta"
     }  # fmt: skip
 
@@ -71,7 +72,7 @@ def publish_to(path, monkeypatch):
 def test_a_published_file_samples_alike_and_holds_no_optimizer_and_no_path(model, monkeypatch, train_tiny):
     publish_to("small.keras", monkeypatch)
     np.testing.assert_array_equal(rd.my_sample(model="small.keras", **NOISE), rd.my_sample(**NOISE))
-    entries = checkpoint.metadata(checkpoint.open_model("small.keras", compile=True))
+    entries = model_file.metadata(model_file.open_model("small.keras", compile=True))
     assert entries["data"]["source"] == "images.npy" and entries["progress"]["step"] == 2
     assert os.path.getsize("small.keras") < os.path.getsize("model.keras")
     with pytest.raises(ValueError, match="optimizer's state"):
@@ -85,9 +86,9 @@ def test_pretrained_models_are_found_by_their_names(model, monkeypatch, tmp_path
     folder = tmp_path / "models"
     folder.mkdir()
     os.rename("model.keras", folder / "cats.keras")
-    monkeypatch.setattr(checkpoint, "PRETRAINED", str(folder))
+    monkeypatch.setattr(model_file, "PRETRAINED", str(folder))
     os.mkdir("cats")  # a folder of that name is no model
-    assert checkpoint.locate("cats") == str(folder / "cats.keras") and checkpoint.locate("dogs") == "dogs"
+    assert model_file.locate("cats") == str(folder / "cats.keras") and model_file.locate("dogs") == "dogs"
     assert rd.my_sample(model="cats", **NOISE).shape == (2, 8, 8, 1)
     with pytest.raises(FileNotFoundError, match="no model .*dogs"):
         rd.my_sample(model="dogs")
@@ -96,7 +97,7 @@ def test_pretrained_models_are_found_by_their_names(model, monkeypatch, tmp_path
 def test_no_script_overwrites_its_model(tmp_path, monkeypatch, capsys):
     """Which is known by the name `cats`, by its path and by links."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(checkpoint, "PRETRAINED", "models")
+    monkeypatch.setattr(model_file, "PRETRAINED", "models")
     os.mkdir("models")
     for name in "models/cats.keras", "own.keras":
         with open(name, "w") as file:
@@ -146,14 +147,14 @@ def test_a_training_starts_from_the_weights_of_another(model, train_tiny):
     said = train_tiny(*TINY, "--n-epochs", "1", "--model", "b.keras", "--init", "model.keras",
                       "--learning-rate", "1e-12")  # fmt: skip
     assert "start     2 of 2 parameters from model.keras\n" in said
-    for ours, theirs in zip(checkpoint.open_model("b.keras").weights, model.weights, strict=True):
+    for ours, theirs in zip(model_file.open_model("b.keras").weights, model.weights, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-6)
     assert "parameters from" not in train_tiny("--model", "b.keras", "--init", "model.keras", "--n-epochs", "2")
 
 
 def test_what_is_new_is_said_and_nothing_in_common_is_refused(model, train_tiny):
     from diffusion.networks import Unet
-    from support import transfer
+    from training import transfer
 
     wide = Unet((8, 8, 1), 8, widths=(1,), attention=0)
     with pytest.raises(ValueError, match="--init model.keras has no layer of the same shape"):
@@ -165,7 +166,7 @@ def test_what_is_new_is_said_and_nothing_in_common_is_refused(model, train_tiny)
 
 def test_layers_are_found_by_kind_and_place_and_new_ones_named(tmp_path, capsys):
     from diffusion.networks import Unet
-    from support import transfer
+    from training import transfer
 
     trained, new = Unet((8, 8, 1), 8, widths=(1,), attention=0), Unet((8, 8, 1), 8, 2, widths=(1,), attention=0)
     for weight in trained.weights:
@@ -188,12 +189,12 @@ def test_the_pretrained_model_knows_drawings_it_has_not_seen():
     from data import drawings
     from diffusion.denoiser import denoiser
 
-    path = checkpoint.locate("drawings")
+    path = model_file.locate("drawings")
     assert os.path.getsize(path) < 6e6
-    model = checkpoint.open_model("drawings")
-    entries = checkpoint.metadata(model)
+    model = model_file.open_model("drawings")
+    entries = model_file.metadata(model)
     assert os.sep not in entries["data"]["source"] and entries["sampling"]["steps"] == 50
-    sched, target = checkpoint.diffusion_of(model)
+    sched, target = model_file.diffusion_of(model)
     x_0 = data.scaled(drawings.draw_cats(32, count=16, seed=1))
     t = tf.fill([16], 500)
     x_t = ddpm.q_sample(x_0, t, tf.random.stateless_normal(x_0.shape, [0, 1]), sched)
@@ -205,13 +206,13 @@ def test_the_pretrained_model_knows_drawings_it_has_not_seen():
 def start_with(tmp_path, capsys, kind, classes, new_classes, **differences):
     """A new model that started from a trained one with random weights, that one, and what was said."""
     from diffusion.networks import Classifier, Unet
-    from support import transfer
+    from training import transfer
 
     def build(names, **diffusion):
         count = [len(names)] if names else []
         built = (Unet if kind == "unet" else Classifier)((8, 8, 1), 8, *count, widths=(1,), attention=0)
         entries = {"beta1": 1e-4, "beta2": 0.02, "T": 100, "target": "eps", **diffusion}
-        checkpoint.metadata(built).update(diffusion=entries, classes=names)
+        model_file.metadata(built).update(diffusion=entries, classes=names)
         return built
 
     trained, new = build(classes), build(new_classes, **differences)

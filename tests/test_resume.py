@@ -18,7 +18,8 @@ from conftest import SMALL, TINY, environment, finish, iterations, start, write_
 from test_training import assert_equal_to_the_bit, losses
 
 import unet
-from support import checkpoint
+from diffusion import model_file
+from training import checkpoint
 
 LONG = (*SMALL, "--n-epochs", "40", "--sample-every", "0", "--lr-decay", "cosine", "--save-every", "0.005")
 
@@ -45,7 +46,7 @@ def table(path):
 
 
 def progress(path):
-    return checkpoint.metadata(keras.models.load_model(path))["progress"]
+    return model_file.metadata(keras.models.load_model(path))["progress"]
 
 
 def assert_the_same_end(done, lines, at_once, folder):
@@ -296,7 +297,7 @@ def test_a_damaged_file_is_refused_in_one_sentence_and_left_as_it_is(model_folde
         checkpoint.open_for_training(path)
     if kind not in FOR_TRAINING_ONLY:
         with pytest.raises(ValueError, match="model.keras"):
-            checkpoint.open_model(path)
+            model_file.open_model(path)
     assert path.read_bytes() == before
 
 

@@ -13,8 +13,8 @@ import ddpm
 import reverse_diffusion as rd
 from diffusion import denoiser, samplers, sampling
 from diffusion.layers import Logbook
-from support import checkpoint
-from support.execution import ReverseSteps
+from diffusion.reverse import ReverseSteps
+from training import checkpoint
 
 MEAN, DEVIATION = 0.2, 0.25
 SLIDES = ddpm.ddpm_schedule()

@@ -18,8 +18,9 @@ from test_earlier_files import FIXTURES, MODEL
 import ddpm
 import reverse_diffusion as rd
 import unet
-from diffusion import sampling
-from support import checkpoint, device, execution
+from diffusion import model_file, reverse, sampling
+from support import device
+from training import checkpoint
 
 
 @pytest.fixture
@@ -45,7 +46,7 @@ def test_the_same_seed_gives_the_same_images_and_another_seed_others(model):
 
 def test_an_image_depends_neither_on_their_number_nor_on_the_batches(model, monkeypatch):
     seven = sample(model, 7)
-    monkeypatch.setattr(execution, "LARGEST_BATCH", 3)
+    monkeypatch.setattr(reverse, "LARGEST_BATCH", 3)
     in_batches = sample(model, 7)
     assert np.abs(seven - in_batches).max() <= 1  # rounding
     assert np.abs(seven[:2] - sample(model, 2)).max() <= 1
@@ -53,7 +54,7 @@ def test_an_image_depends_neither_on_their_number_nor_on_the_batches(model, monk
 
 
 def test_one_compiled_step_is_cached_and_an_incomplete_batch_needs_no_other(model, monkeypatch):
-    monkeypatch.setattr(execution, "LARGEST_BATCH", 4)
+    monkeypatch.setattr(reverse, "LARGEST_BATCH", 4)
     rd.reverse_steps.cache_clear()
     sample(model, 6)
     sample(model, 5)
@@ -134,10 +135,10 @@ def test_numpy_that_raises_every_warning_is_no_obstacle(monkeypatch, sampler):
         return x_t, memory
 
     steps.at_once = 10
-    monkeypatch.setattr(execution, "ReverseSteps", lambda *_, **__: steps)
+    monkeypatch.setattr(reverse, "ReverseSteps", lambda *_, **__: steps)
     for T in 1, 2, 1000:
         light = light_model(T)
-        checkpoint.metadata(light)["diffusion"] |= {"target": "v", "schedule": "cosine", "zero_snr": True}
+        model_file.metadata(light)["diffusion"] |= {"target": "v", "schedule": "cosine", "zero_snr": True}
         with np.errstate(all="raise"), warnings.catch_warnings(action="error"):
             same = sample(light, 2, sampler=sampler, noise=x_T)
         np.testing.assert_array_equal(same, ddpm.to_pixels(x_T))
@@ -204,7 +205,7 @@ def test_a_warning_while_a_model_is_loaded_does_not_make_it_a_damaged_one(model,
         warnings.simplefilter(action)
         filters = list(warnings.filters)
         with warnings.catch_warnings(record=action == "default"):
-            checkpoint.open_model(model)
+            model_file.open_model(model)
         assert warnings.filters == filters
         checkpoint.open_for_training(model)
     if action == "default":  # other threads see the filters too
@@ -271,7 +272,7 @@ def test_few_sizes_of_batches_are_compiled_and_few_models_kept(monkeypatch):
         yield 0, np.zeros((len(index), *shape))
 
     forget()
-    monkeypatch.setattr(execution, "ReverseSteps", fake_steps)
+    monkeypatch.setattr(reverse, "ReverseSteps", fake_steps)
     monkeypatch.setattr(sampling, "sample", fake_sample)
     for n in (*range(1, 65), *range(64, 0, -1), 200, 1000):
         assert len(sample(models[0], n)) == n
@@ -332,7 +333,7 @@ def test_files_with_weights_that_are_not_finite_are_refused(model, tmp_path, com
         changed.trainable_variables[3].assign(np.full(changed.trainable_variables[3].shape, np.nan))
     changed.save(tmp_path / "m.keras")
     with pytest.raises(ValueError, match="m.keras has the weight .*not finite; use another file"):
-        checkpoint.open_model(str(tmp_path / "m.keras"), compile=compiled)
+        model_file.open_model(str(tmp_path / "m.keras"), compile=compiled)
 
 
 @pytest.mark.parametrize("name", rd.OURS)

@@ -13,8 +13,8 @@ import reverse_diffusion as rd
 import unet
 from diffusion import samplers, sampling
 from diffusion.denoiser import clipped, denoiser
-from evaluation import likelihood, validation
-from support import checkpoint
+from evaluation import likelihood
+from training import checkpoint, validation
 
 T = 20
 DIFFUSION = {"beta1": 0.01, "beta2": 0.3, "T": T}

@@ -10,9 +10,10 @@ import types
 import pytest
 
 import unet
-from support import checkpoint, files, history
-from support.history import COLUMNS, History
-from support.saving import Checkpoints
+from support import files
+from training import checkpoint, history
+from training.history import COLUMNS, History
+from training.saving import Checkpoints
 
 
 @pytest.fixture

@@ -18,8 +18,10 @@ from tensorflow.compat.v1.train import summary_iterator
 import ddpm
 import reverse_diffusion
 import unet
-from evaluation import validation
-from support import checkpoint, device, preparation, settings, tensorboard, training_run
+from data import splits
+from diffusion import model_file
+from support import device
+from training import checkpoint, preparation, settings, tensorboard, training_run, validation
 
 EPOCH_LINE = re.compile(r"^Epoch :(\d+) loss :(\d+\.\d+(?:e-?\d+)?)$", re.MULTILINE)
 
@@ -68,7 +70,7 @@ def test_the_first_loss_is_that_of_predicting_nothing(trained):
 def test_the_model_is_one_compiled_keras_file_with_its_settings(trained):
     model = keras.models.load_model(trained[0] / "model.keras")
     assert int(model.optimizer.iterations) == 6
-    book = checkpoint.metadata(model)
+    book = model_file.metadata(model)
     assert book["diffusion"] == {
         "beta1": 1e-4, "beta2": 0.5, "T": 20, "schedule": "linear", "zero_snr": False, "target": "eps",
     }  # fmt: skip
@@ -118,7 +120,7 @@ def test_resuming_with_many_saves_ends_in_the_same_bits_as_an_uninterrupted_run(
     assert "over all 5 epochs" in resumed
     assert EPOCH_LINE.findall(at_once)[:1] == EPOCH_LINE.findall(first)[:1] and len(EPOCH_LINE.findall(at_once)) == 5
 
-    inside = checkpoint.metadata(keras.models.load_model("model-epoch0004.keras"))["progress"]
+    inside = model_file.metadata(keras.models.load_model("model-epoch0004.keras"))["progress"]
     assert (inside["epoch"], inside["images"], inside["epoch_steps"]) == (4, 12, 1)  # the first save after its end
     shutil.copy("model-epoch0004.keras", "again.keras")
     shutil.copy("model.csv", "again.csv")
@@ -173,7 +175,7 @@ def test_an_early_copy_replaces_no_other_file(train_tiny):
     os.remove("model.keras")  # trained once more, the copy may be replaced, wherever the images lie
     os.rename("images.npy", "moved.npy")
     train_tiny("--data", "moved.npy", *options[2:])
-    assert checkpoint.metadata(checkpoint.open_model("model-weaker.keras"))["data"]["source"].endswith("moved.npy")
+    assert model_file.metadata(model_file.open_model("model-weaker.keras"))["data"]["source"].endswith("moved.npy")
 
 
 @pytest.mark.parametrize(
@@ -227,7 +229,7 @@ def test_a_signal_at_the_very_step_of_the_early_copy_loses_nothing(train_tiny, m
     assert end.value.code == 128 + signal.SIGTERM
     assert locked == {"model-weaker.keras": True, "model.keras": True}
     for path in locked:
-        assert checkpoint.metadata(checkpoint.open_model(path))["progress"]["step"] == 3
+        assert model_file.metadata(model_file.open_model(path))["progress"]["step"] == 3
 
 
 def test_a_run_with_muon_resumes_in_the_same_bits_and_keeps_to_it(train_tiny):
@@ -277,8 +279,8 @@ def test_what_a_model_was_trained_with_is_in_its_file_and_sampling_takes_it_from
         del tiny[tiny.index("--beta2") : tiny.index("--beta2") + 2]
     train_tiny(*tiny, *options, "--n-epochs", "2", "--sample-every", "1", "--validation", "0.3")
     train_tiny("--n-epochs", "3")
-    model = checkpoint.open_model("model.keras")
-    sched, target = checkpoint.diffusion_of(model)
+    model = model_file.open_model("model.keras")
+    sched, target = model_file.diffusion_of(model)
     typed = dict(zip(options[::2], options[1::2], strict=False)) if options[0] != "--zero-snr" else {"--target": "v"}
     assert target == typed["--target"] and (sched.alphabar[-1] == 0) == ("--zero-snr" in options)
     expected = ddpm.ddpm_schedule(1e-4, 0.5, 20, typed.get("--schedule", "linear"), "--zero-snr" in options)
@@ -287,7 +289,7 @@ def test_what_a_model_was_trained_with_is_in_its_file_and_sampling_takes_it_from
     images = reverse_diffusion.my_sample(n_sample=2, model="model.keras", seed=0, verbose=0)
     other = ddpm.ddpm_schedule(1e-4, 0.5, 20)
     assert images.std() > 0.5
-    checkpoint.metadata(model)["diffusion"]["target"] = "eps" if target != "eps" else "v"
+    model_file.metadata(model)["diffusion"]["target"] = "eps" if target != "eps" else "v"
     if not np.array_equal(sched.alphabar, other.alphabar) and sched.alphabar[-1] > 0:
         assert np.any(reverse_diffusion.my_sample(n_sample=2, model=model, seed=0, verbose=0) != images)
     assert all(np.isfinite(float(row["held_out_loss"])) for row in rows_of("model.csv"))
@@ -332,7 +334,7 @@ def test_a_finished_model_keeps_how_it_is_sampled(train_tiny):
     before, weights = read("samples.png"), state("model.keras")
     said = train_tiny("--sampler", "dpm++", "--sample-steps", "7")
     assert "model.keras keeps the new settings" in said and "has all its 2 epochs" in said
-    recommended = checkpoint.metadata(checkpoint.open_model("model.keras"))["sampling"]
+    recommended = model_file.metadata(model_file.open_model("model.keras"))["sampling"]
     assert (recommended["sampler"], recommended["steps"]) == ("dpm++", 7)
     assert read("samples.png") != before
     for now, then in zip(state("model.keras"), weights, strict=True):
@@ -350,7 +352,7 @@ def test_what_a_resumed_run_ignores_is_said(train_tiny):
     train_tiny("--n-epochs", "3", "--keep", "1", "--save-every", "0")
     shutil.copy("model.keras", "unfinished.keras")
     model = checkpoint.open_for_training("unfinished.keras")
-    checkpoint.metadata(model)["settings"]["n_epochs"] = 9
+    model_file.metadata(model)["settings"]["n_epochs"] = 9
     checkpoint.save(model, "unfinished.keras")
     with pytest.raises(ValueError, match="has 3 epochs done, more than --n-epochs 1; omit it to train on to 9"):
         train_tiny("--model", "unfinished.keras", "--n-epochs", "1")
@@ -398,11 +400,11 @@ def test_what_contradicts_the_file_is_refused_with_both_values_and_a_way_out(
 def test_a_file_older_than_some_settings_takes_their_defaults(model_folder, monkeypatch):
     monkeypatch.chdir(model_folder)
     model = keras.models.load_model("model.keras")
-    book = checkpoint.metadata(model)
+    book = model_file.metadata(model)
     del book["settings"]["flip"], book["progress"]["seconds"]
     model.save("older.keras")
     model, *_ = preparation.prepare({"n_epochs": 3}, "older.keras")
-    book = checkpoint.metadata(model)
+    book = model_file.metadata(model)
     assert not book["settings"]["flip"] and book["settings"]["n_epochs"] == 3
     assert book["progress"]["seconds"] == 0 and book["progress"]["step"] == 6
 
@@ -418,7 +420,7 @@ def test_other_images_on_purpose_and_another_precision(train_tiny):
     np.save("others.npy", np.zeros((5, 8, 8), np.uint8))
     train_tiny("--data", "others.npy", "--new-data", "--n-epochs", "2", "--precision", "bfloat16", "--batch-size", "64")
     model = keras.models.load_model("model.keras")
-    assert checkpoint.metadata(model)["data"]["count"] == 5
+    assert model_file.metadata(model)["data"]["count"] == 5
     assert int(model.optimizer.iterations) == 3  # fewer images than a batch are one step
     assert {layer.compute_dtype for layer in model.layers} == {"float32"}
 
@@ -537,7 +539,7 @@ def test_held_out_images_are_measured_after_every_second_epoch_and_not_trained_o
     assert held_out_lines[1][1].split() == [f"{q:.4f}" for q in quarters]
 
     model, *halves = preparation.prepare({"n_epochs": 5}, "model.keras")  # divided as before
-    for half, expected in zip(halves, validation.split_held_out(images[..., None], 0.25, seed=0), strict=True):
+    for half, expected in zip(halves, splits.split_held_out(images[..., None], 0.25, seed=0), strict=True):
         np.testing.assert_array_equal(half.images, expected)
 
     if not with_board:
@@ -589,11 +591,11 @@ def test_the_held_out_loss_is_the_loss_of_the_ema_weights():
 
 def test_held_out_images_are_a_fraction_that_depends_on_the_seed():
     images = np.arange(100)
-    training, held_out = validation.split_held_out(images, 0.1, seed=3)
+    training, held_out = splits.split_held_out(images, 0.1, seed=3)
     assert len(held_out) == 10 and sorted([*training, *held_out]) == list(range(100))
     assert list(training) == sorted(training)
-    assert list(validation.split_held_out(images, 0.1, seed=3)[1]) == list(held_out)
-    assert list(validation.split_held_out(images, 0.1, seed=4)[1]) != list(held_out)
+    assert list(splits.split_held_out(images, 0.1, seed=3)[1]) == list(held_out)
+    assert list(splits.split_held_out(images, 0.1, seed=4)[1]) != list(held_out)
     order = np.random.default_rng([3, 1]).permutation(100)  # which files of every version rest on
     assert list(held_out) == sorted(order[:10])
 

@@ -21,9 +21,10 @@ import ddpm
 import diffusion_model
 import unet
 from data import drawings
-from diffusion import sampling
-from support import checkpoint, device, execution, files, history, lock, preparation, training_run
-from support.preparation import Images
+from diffusion import model_file, reverse, sampling
+from support import device, files, lock
+from training import checkpoint, history, preparation, train_step, training_run
+from training.preparation import Images
 
 T = 20
 DIFFUSION = {"beta1": 0.01, "beta2": 0.3, "T": T}
@@ -177,7 +178,7 @@ def begun(tmp_path, monkeypatch):
     np.save(images, random_images(48))
     model, *_ = preparation.prepare(new_options(images, n_epochs=4), path)
     take_step(model)
-    book = checkpoint.metadata(model)
+    book = model_file.metadata(model)
     book["progress"].update(step=1, images=16, epoch_steps=1, loss=1.25, seconds=2.5)
     checkpoint.save(model, path)
     return types.SimpleNamespace(path=path, images=images, book=book)
@@ -194,7 +195,7 @@ def new_run(begun, precision="float32", n_parts=1, **more):
     book["progress"].update(step=0, images=0, epoch_steps=0, loss=0.0, seconds=0.0)
     for part, values in more.items():
         book[part].update(values)
-    checkpoint.metadata(model).update(book)
+    model_file.metadata(model).update(book)
     optimizer = keras.optimizers.Adam(use_ema=True, ema_momentum=book["settings"]["ema"])
     optimizer.build(model.trainable_variables)
     checkpoint.compile_for_run(model, optimizer, precision, xla=False, parts=n_parts)
@@ -232,7 +233,7 @@ def steps_of(model, images):
         return 1.0
 
     model.train_on_batch = train_on_batch
-    diffusion_model.train(model, Images(images), Counting(checkpoint.metadata(model)["progress"]))
+    diffusion_model.train(model, Images(images), Counting(model_file.metadata(model)["progress"]))
     return steps
 
 
@@ -313,7 +314,7 @@ def test_three_steps_are_those_of_adam_on_the_mean_squared_error_with_ema(begun,
     model.layers[-1].set_weights([np.full((1, 1, 1, 1), 0.3), np.full(1, -0.2)])
     rates = [step.rate for step in steps_of(model, images)]
     del model.train_on_batch
-    book = checkpoint.metadata(model)
+    book = model_file.metadata(model)
     book["progress"].update(epoch=0, images=0, step=0, loss=0.0)
     counting = Counting(book["progress"])
     diffusion_model.train(model, Images(images), counting)
@@ -387,7 +388,7 @@ def test_muon_orthogonalizes_the_momentum_of_kernels_and_leaves_the_rest_to_adam
 
 def test_muon_trains_wide_kernels_and_decays_nothing():
     shapes = (3, 3, 16, 16), (1, 1, 16, 64), (3, 3, 16, 15), (1, 1, 15, 64), (3, 3, 32, 3), (64, 64), (64,)
-    assert [execution.is_wide_kernel(shape) for shape in shapes] == [True, True, *[False] * 5]
+    assert [train_step.is_wide_kernel(shape) for shape in shapes] == [True, True, *[False] * 5]
     optimizer = preparation.build_optimizer({"optimizer": "muon", "learning_rate": 1e-3, "ema": 0.9})
     assert optimizer.weight_decay is None and optimizer.adam_weight_decay is None
     layer = unet.ClassLayer(4, 32)
@@ -428,7 +429,7 @@ def ema_weights(model):
 
 
 def settings_of(options, path):
-    return checkpoint.metadata(preparation.prepare(options, str(path))[0])["settings"]
+    return model_file.metadata(preparation.prepare(options, str(path))[0])["settings"]
 
 
 def write_photographs(folder):
@@ -461,14 +462,14 @@ def test_new_data_restart_the_epoch_and_choose_flip_again(begun, tmp_path):
     write_photographs(tmp_path / "photographs")
     assert not begun.book["settings"]["flip"]
     model, *_ = preparation.prepare({"data": str(tmp_path / "photographs"), "new_data": True}, begun.path)
-    book = checkpoint.metadata(model)
+    book = model_file.metadata(model)
     assert book["progress"] == {"epoch": 0, "step": 1, "images": 0, "epoch_steps": 0, "loss": 0.0, "seconds": 0.0}
     assert book["settings"]["flip"] is True and book["data"]["count"] == 6
 
 
 def test_the_same_data_resume_inside_the_epoch(begun):
     model, *_ = preparation.prepare({"data": begun.images, "new_data": True}, begun.path)
-    progress = checkpoint.metadata(model)["progress"]
+    progress = model_file.metadata(model)["progress"]
     assert (progress["images"], progress["loss"], progress["seconds"]) == (16, 1.25, 2.5)
 
 
@@ -784,16 +785,16 @@ i.farewell = lambda: say("bye")
 
 @pytest.mark.parametrize("count, expected", [(1, (1, 1)), (64, (1, 64)), (65, (2, 33)), (200, (4, 50))])
 def test_batches_of_sampling_are_equal_and_at_most_64(count, expected):
-    assert execution.even_batches(tiny_network(SHAPE), count) == expected
+    assert reverse.even_batches(tiny_network(SHAPE), count) == expected
 
 
 def test_batches_of_sampling_fit_in_memory(monkeypatch):
     """The largest feature map of this network has 8 × 8 × 3 floats; four such maps are alive at once."""
-    monkeypatch.setattr(execution, "MEMORY", 10 * 4 * 4 * 8 * 8 * 3)
-    assert execution.even_batches(tiny_network((8, 8, 3)), 20) == (2, 10)
-    assert execution.even_batches(tiny_network((8, 8, 3)), 21) == (3, 7)
-    monkeypatch.setattr(execution, "MEMORY", 1)
-    assert execution.even_batches(tiny_network((8, 8, 3)), 3) == (3, 1)
+    monkeypatch.setattr(reverse, "MEMORY", 10 * 4 * 4 * 8 * 8 * 3)
+    assert reverse.even_batches(tiny_network((8, 8, 3)), 20) == (2, 10)
+    assert reverse.even_batches(tiny_network((8, 8, 3)), 21) == (3, 7)
+    monkeypatch.setattr(reverse, "MEMORY", 1)
+    assert reverse.even_batches(tiny_network((8, 8, 3)), 3) == (3, 1)
 
 
 class ByHand:

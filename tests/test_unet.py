@@ -9,8 +9,8 @@ import tensorflow as tf
 from conftest import tiny_network
 
 import unet
-from diffusion import networks
-from support import checkpoint
+from diffusion import model_file, networks
+from training import checkpoint
 
 
 def some_inputs(shape, n=2):
@@ -168,14 +168,14 @@ def save_unet(folder):
 
 
 def test_a_saved_model_loads_in_a_fresh_process_in_float32_and_predicts_the_same_bits(run, tmp_path):
-    from support import checkpoint
+    from training import checkpoint
 
     save_unet(tmp_path)
     image, t = some_inputs((32, 32, 3))
     model = randomized(unet.NaiveUnet((32, 32, 3), 8))
     optimizer = keras.optimizers.Adam(1e-3, use_ema=True, ema_momentum=0.0)
     optimizer.build(model.trainable_variables)
-    checkpoint.metadata(model).update(x={"loss": 0.1 + 0.2, "n": [1, 2], "none": None}, progress={})
+    model_file.metadata(model).update(x={"loss": 0.1 + 0.2, "n": [1, 2], "none": None}, progress={})
     checkpoint.compile_for_run(model, optimizer, "float16", xla=True)
     for _ in range(2):
         model.optimizer.apply([keras.ops.sign(w) for w in model.trainable_weights], model.trainable_weights)

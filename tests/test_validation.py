@@ -8,9 +8,10 @@ from test_guidance import CONSTANTS, conditional
 
 import data
 import ddpm
+from diffusion import model_file
 from diffusion.sampling import standard_normal
-from evaluation import validation
-from support import checkpoint, device
+from support import device
+from training import checkpoint, validation
 
 
 def smaller_by(sched, t):
@@ -94,7 +95,7 @@ def test_held_out_batches_have_the_parts_of_training(monkeypatch, parts, sizes):
 def test_a_classifier_is_measured_on_the_images_that_have_a_class(monkeypatch):
     """What it says of the others is neither right nor wrong."""
     monkeypatch.setattr(checkpoint, "swap_ema_weights", lambda model: None)
-    monkeypatch.setattr(checkpoint, "is_classifier", lambda model: True)
+    monkeypatch.setattr(model_file, "is_classifier", lambda model: True)
     sched, images = ddpm.ddpm_schedule(1e-3, 0.3, 20), np.zeros((6, 2, 2, 1), np.uint8)
     sure_of_1 = Oracle(lambda inputs: tf.tile([[0.0, 9.0]], (tf.shape(inputs[0])[0], 1)), (2, 2, 1))
     labels = np.array([-1, 1, -1, 1, 1, 0])

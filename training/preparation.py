@@ -11,15 +11,17 @@ import numpy as np
 
 import data
 from data.classes import describe_classes, match_classes
+from data.splits import split_held_out
 from ddpm import ddpm_schedule
+from diffusion import model_file
 from diffusion.networks import Classifier, Unet
-from evaluation.validation import split_held_out
-from support import advice, checkpoint, device, files
+from support import device, files
 from support.console import say
-from support.saving import copied_epoch, copy_name
-from support.settings import DIFFUSION, FOR_GPU, NOTHING_DONE, PRESETS, STEPS, as_fraction, choose_settings, complete
-from support.training_run import TrainingRun, copies_early, is_early_copy
-from support.transfer import start_from
+from training import advice, checkpoint
+from training.saving import copied_epoch, copy_name
+from training.settings import DIFFUSION, FOR_GPU, NOTHING_DONE, PRESETS, STEPS, as_fraction, choose_settings, complete
+from training.training_run import TrainingRun, copies_early, is_early_copy
+from training.transfer import start_from
 from unet import NaiveUnet
 
 
@@ -51,7 +53,7 @@ def prepare(options: dict, path: str) -> tuple[keras.Model, Images, Images | Non
     """
     resuming = os.path.exists(path)
     model = checkpoint.open_for_training(path) if resuming else None
-    book = checkpoint.metadata(model) if resuming else {}
+    book = model_file.metadata(model) if resuming else {}
     if resuming:
         complete(book)
         if "init" in options:
@@ -68,7 +70,7 @@ def prepare(options: dict, path: str) -> tuple[keras.Model, Images, Images | Non
         model = build_network(settings, len(book["classes"]))
         book["progress"] = dict(NOTHING_DONE)
     if settings["variance"] == "learned":
-        checkpoint.check_variance(model)
+        model_file.check_variance(model)
     book["diffusion"] = {name: settings[name] for name in DIFFUSION}
     book["sampling"] = {
         "sampler": settings["sampler"],
@@ -79,7 +81,7 @@ def prepare(options: dict, path: str) -> tuple[keras.Model, Images, Images | Non
     if images.labels is not None:
         now = settings["drop_label"] > 0 or bool(np.any(images.labels < 0))
         book["no_class"] = now or bool(book["progress"]["step"] and book["no_class"])
-    checkpoint.metadata(model).update(book)
+    model_file.metadata(model).update(book)
     model.unsaved = resuming and book != in_file
 
     if resuming:
@@ -102,7 +104,7 @@ def prepare(options: dict, path: str) -> tuple[keras.Model, Images, Images | Non
 
 def typed_inputs(options: dict) -> list[str]:
     """The files that a run was told to start from, and what else those options take: a fraction, built-in drawings."""
-    init = [checkpoint.locate(options["init"])] if "init" in options else []
+    init = [model_file.locate(options["init"])] if "init" in options else []
     return init + [options[name] for name in ("data", "validation") if name in options]
 
 
@@ -351,7 +353,7 @@ def finished(run: TrainingRun) -> bool:
 
 def describe(model: keras.Model, path: str, labels: np.ndarray | None = None) -> None:
     """Prints what the run is about to do. `labels` are those of the training images."""
-    book = checkpoint.metadata(model)
+    book = model_file.metadata(model)
     s, d, done = book["settings"], book["data"], book["progress"]
     steps = math.ceil(d["count"] / s["batch_size"])
     xla = ", XLA" if model.jit_compile else ""
@@ -366,12 +368,12 @@ def describe(model: keras.Model, path: str, labels: np.ndarray | None = None) ->
     say(f"data      {d['source']}: {d['count']:,} images, {s['image_size']}×{s['image_size']}×{s['channels']}")
     if book["classes"]:
         say(f"classes   {describe_classes(labels, book['classes'])}")
-        for sentence in advice.on_classes(labels, book["classes"]), advice.on_drop_label(book):
+        for sentence in advice.on_classes(labels, book["classes"]), model_file.warn_of_no_class(book):
             if sentence:
                 say(sentence)
     say(f"network   {s['network']}, n_feat {s['n_feat']}, {model.count_params():,} parameters")
     say(f"training  {s['n_epochs']} epochs of {steps:,} steps of {s['batch_size']} images, {rate}")
-    grid = [] if checkpoint.is_classifier(model) else [files.grid_name(path)]
+    grid = [] if model_file.is_classifier(model) else [files.grid_name(path)]
     copy = [files.weaker_name(path)] if copies_early(model) else []
     say(f"files     {', '.join([path, *grid, *copy])}")
     if grid and s["weaker_after"] and not copy and not is_early_copy(files.weaker_name(path), model):

@@ -1,22 +1,17 @@
-"""The owner of `model.keras`: one complete file with the network, its training state and its settings.
+"""Opens, checks and describes a model. Its metadata are the `entries` of the network's `Logbook` layer:
 
-* The layers' weights in the file are the EMA weights (Keras' `use_ema`), so that plain Keras loads what images are
-  sampled from. The raw weights, from which training resumes, stand in their place among the optimizer's variables;
-  `swap_ema_weights` exchanges the two.
-* The metadata are the `entries` of the network's `Logbook` layer:
-  `diffusion`   beta1, beta2, T, schedule, zero_snr, target; in files of earlier versions only the first three
-  `data`        of the training images: source, count, digest; with classes labels, a digest of those
-  `classes`     the names of the classes that the network knows; none in files of earlier versions
-  `validation`  of the held-out images: source or None, fraction or None, count, digest; None without any
-  `sampling`    sampler, steps and variance for `my_sample` where none are asked for; none in files of earlier versions
-  `settings`    the options of `support/settings.py` that are stored
-  `progress`    epoch and step; of the running epoch images, epoch_steps, loss, seconds; in float16 loss_scale
-* Precision, compiler and number of parts belong to a run. The file is always float32.
+`diffusion`   beta1, beta2, T, schedule, zero_snr, target; in files of earlier versions only the first three
+`data`        of the training images: source, count, digest; with classes labels, a digest of those
+`classes`     the names of the classes that the network knows; none in files of earlier versions
+`no_class`    with classes, whether images without one were trained too; none in files of earlier versions
+`validation`  of the held-out images: source or None, fraction or None, count, digest; None without any
+`sampling`    sampler, steps and variance for `my_sample` where none are asked for; none in files of earlier versions
+`settings`    the options of `training/settings.py` that are stored
+`progress`    epoch and step; of the running epoch images, epoch_steps, loss, seconds; in float16 loss_scale
 """
 
 import contextlib
 import hashlib
-import math
 import os
 import warnings
 import zipfile
@@ -26,10 +21,9 @@ import keras
 import numpy as np
 
 from ddpm import Schedule, ddpm_schedule, n_steps
-from diffusion.layers import ClassLayer, Logbook
+from diffusion.layers import Logbook
+from diffusion.reverse import learns_variance
 from support import files
-from support.execution import divide_training, learns_variance
-from unet import TimeLayer
 
 
 def metadata(model: keras.Model) -> dict:
@@ -41,7 +35,6 @@ def metadata(model: keras.Model) -> dict:
 
 
 SLIDES = {"beta1": 1e-4, "beta2": 0.02, "T": 1000}
-FIRST_LOSS_SCALE = 2.0**15  # of training in float16
 
 
 def diffusion_of(model: keras.Model) -> tuple[Schedule, str]:
@@ -88,6 +81,29 @@ def classes_of(model: keras.Model) -> list[str] | None:
     """The names of the classes that a model knows, in the order of their numbers; None if it has no metadata."""
     book = metadata(model)
     return list(map(files.normalise_name, book.get("classes", []))) if book else None
+
+
+def warn_of_no_class(book: dict) -> str | None:
+    """The sentence to say when a network learns the classes alone, and not images of all kinds, else None.
+
+    Args:
+        book: the metadata of a model.
+    """
+    if not book.get("classes") or "settings" not in book or learns_no_class(book):
+        return None
+    return (
+        "with --drop-label 0 a network learns only images of a class: sampling needs a label, and guidance other than "
+        "1 and evaluate.py need a model that was trained with --drop-label above 0"
+    )
+
+
+def learns_no_class(book: dict) -> bool:
+    """Whether a model with classes was ever trained on images without one; earlier versions noted only the option.
+
+    A classifier needs none.
+    """
+    settings = book["settings"]
+    return settings["network"] == "classifier" or book.get("no_class", settings["drop_label"] > 0)
 
 
 def is_classifier(model: keras.Model) -> bool:
@@ -224,110 +240,6 @@ def fingerprint(model: keras.Model) -> str:
     return f"step{metadata(model).get('progress', {}).get('step', 0)}-{weights.hexdigest()}"
 
 
-def open_for_training(path: str) -> keras.Model:
-    """Loads a model that `save` has written, with its optimizer and the raw weights in place.
-
-    Raises:
-        FileNotFoundError, ValueError: as `open_model`, and if it was not written by this program.
-    """
-    model = open_model(path, compile=True, classifier=None)
-    book = metadata(model)
-    if {"diffusion", "data", "settings", "progress"} - book.keys():
-        raise ValueError(f"{path} has no training metadata, so training cannot resume from it; choose another --model")
-    optimizer, progress = getattr(model, "optimizer", None), book["progress"]
-    # In float16 a step that overflows is none of Adam's, and halves the scale: perhaps none was one so far.
-    skipped = math.log2(FIRST_LOSS_SCALE / progress.get("loss_scale", {"scale": FIRST_LOSS_SCALE})["scale"])
-    none_taken = progress["step"] in (0, skipped)
-    if not getattr(optimizer, "use_ema", False) or (int(optimizer.iterations) == 0) != none_taken:
-        raise ValueError(
-            f"{path} has lost its optimizer's state, so training cannot resume from it; choose another --model"
-        )
-    swap_ema_weights(model)
-    return model
-
-
-def compile_for_run(
-    model: keras.Model,
-    optimizer: keras.optimizers.Optimizer,
-    precision: str,
-    xla: bool,
-    parts: int = 1,
-    ema_warmup: bool = False,
-) -> None:
-    """Compiles a model to train in a precision, with or without XLA, as `execution.divide_training` says.
-
-    In float16 the loss is scaled up, so that small gradients do not vanish; `save` notes the scale.
-    """
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True) if is_classifier(model) else "mse"
-    model.compile(loss=loss, optimizer=optimizer)  # for the file; the rest belongs to this run
-    model.jit_compile = xla
-    if precision == "float16":
-        before = metadata(model)["progress"].get("loss_scale", {"scale": FIRST_LOSS_SCALE, "age": 0})
-        model.optimizer = keras.optimizers.LossScaleOptimizer(optimizer, initial_scale=before["scale"])
-        model.optimizer.build(model.trainable_variables)
-        model.optimizer.step_counter.assign(before["age"])
-    set_precision(model, precision)
-    divide_training(model, parts, ema_warmup)
-
-
 def first_not_finite(variables: Iterable[keras.Variable]) -> str | None:
     """The path of the first variable with a value that is NaN or infinite, or None."""
     return next((one.path for one in variables if not keras.ops.all(keras.ops.isfinite(one))), None)
-
-
-def save(model: keras.Model, path: str) -> None:
-    """Writes the model in training to `path`, completely or not at all.
-
-    Raises:
-        OSError: if it cannot be written; what was there before is untouched.
-        FloatingPointError: if a weight, an average or a slot of the optimizer is not finite.
-    """
-    scaler, optimizer, precision = model.optimizer, _adam(model), model.dtype_policy.compute_dtype
-    if scaler is not optimizer:
-        scale = {"scale": float(scaler.dynamic_scale), "age": int(scaler.step_counter)}
-        metadata(model)["progress"]["loss_scale"] = scale
-    if broken := first_not_finite([*model.variables, *optimizer.variables]):
-        raise FloatingPointError(f"{broken} is not finite")
-
-    model.optimizer = optimizer
-    set_precision(model, "float32")
-    swap_ema_weights(model)
-    try:
-        with files.replacing(path) as draft:
-            model.save(draft)
-    except (RuntimeError, ValueError, zipfile.LargeZipFile) as error:  # HDF5's ways to say that a disk is full
-        raise OSError(str(error)) from error
-    finally:
-        swap_ema_weights(model)
-        set_precision(model, precision)
-        model.optimizer = scaler
-
-
-def set_precision(model: keras.Model, precision: str) -> None:
-    """Makes the layers compute in a precision; the weights stay float32.
-
-    The precision belongs to a run, not to a file, so a training run sets it after building or
-    loading the model and sets float32 while it saves.
-
-    Args:
-        precision: 'float32', 'bfloat16' or 'float16'.
-    """
-    model.dtype_policy = keras.DTypePolicy("float32" if precision == "float32" else f"mixed_{precision}")
-    for layer in model.layers[:-1]:
-        if not isinstance(layer, (TimeLayer, ClassLayer, Logbook)):
-            for part in layer._flatten_layers():
-                part.dtype_policy = model.dtype_policy
-
-
-def swap_ema_weights(model: keras.Model) -> None:
-    """Exchanges the weights of the layers with their exponential moving averages in the optimizer."""
-    averages = _adam(model)._model_variables_moving_average
-    for weight, average in zip(model.trainable_variables, averages, strict=True):
-        value = weight.value + 0  # a copy: `weight` is overwritten next
-        weight.assign(average)
-        average.assign(value)
-
-
-def _adam(model):
-    """The optimizer itself, without the loss scaling that float16 puts around it."""
-    return getattr(model.optimizer, "inner_optimizer", model.optimizer)

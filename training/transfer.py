@@ -5,8 +5,8 @@ import collections
 import keras
 import numpy as np
 
+from diffusion import model_file
 from diffusion.layers import ClassLayer
-from support import checkpoint
 from support.console import say
 
 
@@ -23,7 +23,7 @@ def start_from(model: keras.Model, path: str) -> None:
     Raises:
         FileNotFoundError, ValueError: if the file cannot be loaded, or nothing in it fits.
     """
-    trained = checkpoint.open_model(path, classifier=None)
+    trained = model_file.open_model(path, classifier=None)
     ours, theirs = name_layers(model), name_layers(trained)
     differences = compare_meaning(model, trained)
     taken, new = 0, []
@@ -31,7 +31,7 @@ def start_from(model: keras.Model, path: str) -> None:
         values = theirs[name].get_weights() if name in theirs else []
         if isinstance(layer, ClassLayer) and values:
             values = [
-                embeddings_by_name(layer, values[0], checkpoint.classes_of(model), checkpoint.classes_of(trained))
+                embeddings_by_name(layer, values[0], model_file.classes_of(model), model_file.classes_of(trained))
             ]
         fits = [value.shape for value in values] == [tuple(weight.shape) for weight in layer.weights]
         if fits and not (differences and layer is model.layers[-1]):
@@ -45,7 +45,7 @@ def start_from(model: keras.Model, path: str) -> None:
     say(f"start     {taken:,} of {model.count_params():,} parameters from {path}{rest}")
     if differences:
         say(f"the output layer is new, as {path} was trained with {' and '.join(differences)}")
-    unknown = set(checkpoint.classes_of(model) or []) - set(checkpoint.classes_of(trained) or [])
+    unknown = set(model_file.classes_of(model) or []) - set(model_file.classes_of(trained) or [])
     if unknown and len(trained.inputs) == 3:
         say(f"the embeddings of classes that {path} does not know are new: {', '.join(sorted(unknown))}")
 
@@ -63,10 +63,10 @@ def name_layers(network: keras.Model) -> dict[str, keras.layers.Layer]:
 
 def compare_meaning(model: keras.Model, trained: keras.Model) -> list[str]:
     """What makes the output of a trained model mean something else than that of a new one, in words."""
-    if checkpoint.is_classifier(model):
-        classes = checkpoint.classes_of(trained)
-        return [] if classes == checkpoint.classes_of(model) else [f"the classes {', '.join(classes or [])}"]
-    (sched, target), (their_sched, their_target) = (checkpoint.diffusion_of(each) for each in (model, trained))
+    if model_file.is_classifier(model):
+        classes = model_file.classes_of(trained)
+        return [] if classes == model_file.classes_of(model) else [f"the classes {', '.join(classes or [])}"]
+    (sched, target), (their_sched, their_target) = (model_file.diffusion_of(each) for each in (model, trained))
     differences = [f"--target {their_target}, not {target}"] if target != their_target else []
     if not np.array_equal(sched.alphabar, their_sched.alphabar):
         differences.append("another noise schedule")

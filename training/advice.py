@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from support.settings import PRESETS, STEPS
+from training.settings import PRESETS, STEPS
 
 FAR = 0.1  # above this, x_T shows the image: sampling starts from noise that training never sees
 NEAR = 0.01  # what is recommended stays below this; the slides' schedule has 0.0064
@@ -97,29 +97,6 @@ def on_flip(settings: dict) -> str | None:
         "images are mirrored at random, which spoils letters, digits and other shapes with a direction; --no-flip "
         "leaves them as they are"
     )
-
-
-def on_drop_label(book: dict) -> str | None:
-    """The sentence to say when a network learns the classes alone, and not images of all kinds, else None.
-
-    Args:
-        book: the metadata of a model.
-    """
-    if not book.get("classes") or "settings" not in book or learns_no_class(book):
-        return None
-    return (
-        "with --drop-label 0 a network learns only images of a class: sampling needs a label, and guidance other than "
-        "1 and evaluate.py need a model that was trained with --drop-label above 0"
-    )
-
-
-def learns_no_class(book: dict) -> bool:
-    """Whether a model with classes was ever trained on images without one; earlier versions noted only the option.
-
-    A classifier needs none.
-    """
-    settings = book["settings"]
-    return settings["network"] == "classifier" or book.get("no_class", settings["drop_label"] > 0)
 
 
 def on_precision(precision: str, has_bfloat16: bool) -> str | None:

@@ -5,10 +5,12 @@ import numpy as np
 import tensorflow as tf
 
 import data
-from ddpm import Schedule, loss_weight, n_steps, network_time, q_sample
+from ddpm import Schedule, comparable_weight, n_steps, network_time, q_sample
+from diffusion import model_file
+from diffusion.reverse import denoiser_of, predictor
 from diffusion.sampling import standard_normal
-from support import checkpoint
-from support.execution import cross_entropies, denoiser_of, predictor
+from training import checkpoint
+from training.train_step import cross_entropies
 
 BATCH = 64
 PATIENCE = 3  # measurements in a row that must be worse than the best
@@ -19,7 +21,7 @@ class Validation:
     """The loss on held-out images, always at the same t and with the same ε; see `comparable_weight`.
 
     Args:
-        model: the network in training, compiled by `support.checkpoint.compile_for_run`.
+        model: the network in training, compiled by `training.checkpoint.compile_for_run`.
         images: uint8 (N, height, width, channels), not trained on. Each gets one t; together they cover 1 … T evenly.
         sched: the noise schedule.
         target: what the network predicts.
@@ -35,7 +37,7 @@ class Validation:
         labels: np.ndarray | None = None,
     ):
         labels = np.full(len(images), -1) if labels is None else labels
-        if checkpoint.is_classifier(model):  # as in training
+        if model_file.is_classifier(model):  # as in training
             images, labels = images[labels >= 0], labels[labels >= 0]
             if not len(images):
                 raise ValueError("none of the held-out images has a class, which --validation of a classifier needs")
@@ -57,7 +59,7 @@ class Validation:
         @tf.function(autograph=False)
         def measures(x_0, t, label, index):
             eps = standard_normal(0, 0, index, x_0.shape[1:])
-            of_image = of_classes if checkpoint.is_classifier(model) else of_noise
+            of_image = of_classes if model_file.is_classifier(model) else of_noise
             return of_image(q_sample(x_0, t, eps, sched), t, eps, label)
 
         self.measures = measures
@@ -81,29 +83,6 @@ class Validation:
         """The mean of all, and that of each quarter of t."""
         quarters = [values[self.quarter == q] for q in range(QUARTERS)]
         return float(values.mean()), [float(of_quarter.mean()) if len(of_quarter) else None for of_quarter in quarters]
-
-
-def comparable_weight(t: tf.Tensor, sched: Schedule) -> tf.Tensor:
-    """What the squared error of ε̂ is multiplied by for a loss that means the same for every target.
-
-    That loss is the smaller of the errors of x̂_0 and ε̂, which differ by the factor (1 - ᾱ_t) / ᾱ_t: min-SNR weights
-    with γ = 1. Neither of them alone will do: at small t the ε̂ of a network that predicts x_0 is off by many times its
-    size, at large t the x̂_0 of one that predicts ε, and that would be most of the mean over all t.
-
-    Args:
-        t: (n,) int, 1 … T.
-
-    Returns:
-        (n,) float32.
-    """
-    return loss_weight(t, sched, "eps", "min-snr", gamma=1.0)[:, 0, 0, 0]
-
-
-def split_held_out(images: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Splits images into those to train on, in their order, and a fraction that is held out; depends on the seed."""
-    order = np.random.default_rng([seed, 1]).permutation(len(images))
-    count = round(fraction * len(images))
-    return images[np.sort(order[count:])], images[np.sort(order[:count])]
 
 
 def overfitting_warning(rows: list[tuple[float, float]]) -> str | None:

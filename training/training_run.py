@@ -10,15 +10,17 @@ import keras
 import numpy as np
 
 from ddpm import to_pixels
+from diffusion import model_file
+from diffusion.reverse import ReverseSteps, learns_variance
 from diffusion.sampling import make_plan, sample
-from evaluation.validation import Validation, overfitting_warning
-from support import advice, checkpoint, console, files
-from support.execution import ReverseSteps, learns_variance
-from support.history import History
-from support.saving import Checkpoints
-from support.settings import SETTINGS, complete
+from support import console, files
 from support.signals import Interruption
-from support.tensorboard import Board
+from training import advice, checkpoint
+from training.history import History
+from training.saving import Checkpoints
+from training.settings import SETTINGS, complete
+from training.tensorboard import Board
+from training.validation import Validation, overfitting_warning
 
 N_SAMPLES = 16  # images in a grid
 
@@ -47,12 +49,12 @@ class TrainingRun:
         board: Board | None = None,
     ):
         self.model, self.path, self.validation, self.board = model, path, validation, board
-        book = checkpoint.metadata(model)
+        book = model_file.metadata(model)
         self.settings, self.progress, self.count = book["settings"], book["progress"], book["data"]["count"]
         self.table = History(files.table_name(path), self.progress["epoch"])
         self.steps = Steps(steps_to_go(self.settings, self.progress, self.count))
         self.checkpoints = Checkpoints(model, path, self.table, save_every, keep, self.steps.bar.warn)
-        self.grids = None if checkpoint.is_classifier(model) else Grids(model, interruption)  # which has no images
+        self.grids = None if model_file.is_classifier(model) else Grids(model, interruption)  # which has no images
         self.started, self.warned = time.monotonic(), False
         self.interruption = interruption
         interruption.nothing_to_lose = self.checkpoints.nothing_to_lose
@@ -92,7 +94,7 @@ class TrainingRun:
         seconds, mean = progress["seconds"], progress["loss"] / progress["epoch_steps"]
         speed, rate = self.count / max(seconds, 1e-9), float(self.model.optimizer.learning_rate)
         row = progress["epoch"], progress["step"], progress["loss"], mean, f"{seconds:.3f}", f"{speed:.1f}", rate
-        source = checkpoint.metadata(self.model)["data"]["source"]
+        source = model_file.metadata(self.model)["data"]["source"]
         sentence = advice.on_loss(self.settings, source, progress["epoch"], mean)
         if sentence and not learns_variance(self.model):  # whose loss has another part
             self.steps.say(sentence)
@@ -149,7 +151,7 @@ class TrainingRun:
             if is_early_copy(weaker, self.model):
                 console.say(f"guided: {sample_more} --model {self.path} --weaker {weaker} --guidance 1.5")
         else:
-            first = shlex.quote(checkpoint.classes_of(self.model)[0])
+            first = shlex.quote(model_file.classes_of(self.model)[0])
             console.say(f"{all_done}; it guides: {sample_more} --classifier {self.path} --label={first}")
 
     def save(self, last: bool = False) -> None:
@@ -231,10 +233,10 @@ def steps_to_go(settings: dict, progress: dict, count: int) -> int:
 
 def copies_early(model: keras.Model) -> bool:
     """Whether the steps to come include the one after which the early copy is saved."""
-    book = checkpoint.metadata(model)
+    book = model_file.metadata(model)
     settings, progress = book["settings"], book["progress"]
     last = progress["step"] + steps_to_go(settings, progress, book["data"]["count"])
-    return not checkpoint.is_classifier(model) and progress["step"] < settings["weaker_after"] <= last
+    return not model_file.is_classifier(model) and progress["step"] < settings["weaker_after"] <= last
 
 
 def is_early_copy(path: str, model: keras.Model) -> bool:
@@ -243,13 +245,13 @@ def is_early_copy(path: str, model: keras.Model) -> bool:
     That is with the same pixels, labels and classes, wherever the images lie, and the same fixed settings.
     """
     try:
-        other = checkpoint.metadata(checkpoint.open_model(path))
+        other = model_file.metadata(model_file.open_model(path))
     except (OSError, ValueError):
         return False
     if {"data", "settings", "progress"} - other.keys():
         return False
     complete(other)
-    book, step = checkpoint.metadata(model), other["progress"]["step"]
+    book, step = model_file.metadata(model), other["progress"]["step"]
     return step == book["settings"]["weaker_after"] and what_is_fixed(other) == what_is_fixed(book)
 
 
@@ -264,10 +266,10 @@ class Grids:
 
     def __init__(self, model: keras.Model, interruption: Interruption):
         self.model, self.interruption = model, interruption
-        self.seed = checkpoint.metadata(model)["settings"]["seed"]
-        sched, target = checkpoint.diffusion_of(model)
-        self.plan = make_plan(sched, **checkpoint.sampler_of(model))
-        classes = len(checkpoint.classes_of(model))
+        self.seed = model_file.metadata(model)["settings"]["seed"]
+        sched, target = model_file.diffusion_of(model)
+        self.plan = make_plan(sched, **model_file.sampler_of(model))
+        classes = len(model_file.classes_of(model))
         self.label = [1 + (k * classes // N_SAMPLES if classes <= N_SAMPLES else k) for k in range(N_SAMPLES)]
         self.label = self.label if classes else None
         self.steps = ReverseSteps(model, sched, N_SAMPLES, target)

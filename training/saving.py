@@ -10,8 +10,10 @@ from collections.abc import Callable
 
 import keras
 
-from support import checkpoint, files
-from support.history import History
+from diffusion import model_file
+from support import files
+from training import checkpoint
+from training.history import History
 
 COPY = re.compile(r"-epoch(\d{4,})\.keras$")  # how the name of a copy ends
 
@@ -38,7 +40,7 @@ class Checkpoints:
         warn: Callable[[str], None],
     ):
         self.model, self.path, self.table, self.keep, self.warn = model, path, table, keep, warn
-        self.progress = checkpoint.metadata(model)["progress"]
+        self.progress = model_file.metadata(model)["progress"]
         self.saved, self.kept_epoch = self.place(), self.progress["epoch"]
         self.save_every, self.saved_at, self.seconds = 60 * save_every, time.monotonic(), 0.0
         self.failing = set()  # files that could not be written the last time

@@ -1,0 +1,37 @@
+"""Writes of a trained model what sampling needs, a third of its file: no optimizer, no raw weights.
+
+    python -m training.publish model.keras models/drawings.keras
+
+The file samples and is evaluated as before, and `--init` starts a training from it. It does not resume.
+"""
+
+import os
+
+from support import console, device, files
+from support.console import say
+
+
+def main() -> None:
+    """Reads the command line and writes the file."""
+    with console.one_line_errors("training.publish"):
+        parser = console.Parser(prog="python -m training.publish", description=__doc__)
+        parser.add_argument("model", metavar="FILE.keras", help="a trained model")
+        parser.add_argument("out", metavar="NEW.keras", help="the file to write")
+        options = parser.parse_args()
+        if not options.out.endswith(".keras"):
+            parser.error(f"the file to write must end in .keras, got {options.out}")
+        device.start_tensorflow(parts=1)
+        from diffusion import model_file
+
+        files.check_outputs([("NEW.keras", options.out)], [model_file.locate(options.model)])
+        model = model_file.open_model(options.model, classifier=None)
+        book = model_file.metadata(model)
+        for images in filter(None, (book.get("data"), book.get("validation"))):
+            images["source"] = images["source"] and os.path.basename(images["source"])  # no path of this machine
+        with files.replacing(options.out) as draft:
+            model.save(draft)
+        say(f"{options.out}: {model.count_params():,} parameters, {os.path.getsize(options.out) / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()

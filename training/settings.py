@@ -1,0 +1,299 @@
+"""The options of `diffusion_model.py`: one table, from which the parser, the presets and `docs/options.md` are made.
+
+python -m training.settings > docs/options.md
+"""
+
+import argparse
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from support import console, device, files
+from support.console import integer, integers, number, say
+
+# Presets: what differs from the defaults of the table below, which are the slides'. See docs/evaluation.md.
+BETTER = {"network": "unet", "target": "v", "schedule": "cosine", "lr_decay": "cosine", "n_epochs": None,
+          "sample_every": None, "variance": "posterior", "sample_steps": 50}  # fmt: skip
+ON_CPU = {**BETTER, "image_size": 32, "patch": 2, "batch_size": 16, "learning_rate": 2e-3, "optimizer": "muon"}
+PRESETS = {
+    "first": {**ON_CPU, "target": "x0", "weighting": "min-snr", "n_feat": 32, "warmup": 50, "ema": 0.99},
+    "cpu-hour": {**ON_CPU, "n_feat": 48, "warmup": 200, "ema": 0.999, "weaker_after": 3000},
+    "gpu-16gb": {**BETTER, "n_feat": 128, "blocks": 2, "learning_rate": 3e-4, "warmup": 1000,
+                 "ema": 0.9995, "precision": "bfloat16", "weaker_after": 6000},
+    "slides": {},
+}  # fmt: skip
+FOR_GPU = ("gpu-16gb", "slides")  # which train on the slides' cats, where those are prepared
+STEPS = {"first": 4100, "cpu-hour": 50_000, "gpu-16gb": 100_000}  # of which an automatic number of epochs is made
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """One option.
+
+    Args:
+        name: as in Python and in the metadata, `n_feat`; on the command line it is `--n-feat`.
+        help: what it means.
+        value: its default, which a preset may replace.
+        default: in words, where the default follows from something else.
+        stored: whether it is a setting, which the file of a model keeps for later runs.
+        fixed: whether that setting cannot change when a run resumes.
+        how: further arguments of `ArgumentParser.add_argument`.
+    """
+
+    name: str
+    help: str
+    value: Any = None
+    default: str = ""
+    stored: bool = True
+    fixed: bool = False
+    how: dict = dataclasses.field(default_factory=dict)
+
+    @property
+    def flag(self) -> str:
+        return "--" + self.name.replace("_", "-")
+
+    def default_of(self, preset: str) -> str:
+        """Its default in a preset, in words."""
+        value = PRESETS[preset].get(self.name)
+        if isinstance(value, bool):
+            return "yes" if value else "no"
+        default = self.default.format(steps=f"about {STEPS[preset]:,} steps" if preset in STEPS else "")
+        return default if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+    def help_with_default(self) -> str:
+        """Its line in `--help`."""
+        presets = {}
+        for preset in PRESETS:
+            presets.setdefault(self.default_of(preset), []).append(preset)
+        if len(presets) == 1:
+            (text,) = presets
+            return f"{self.help} ({text})" if text else self.help
+        return f"{self.help} ({'; '.join(', '.join(names) + f': {text}' for text, names in presets.items())})"
+
+
+def setting(name: str, help: str, value: Any = None, **more: Any) -> Option:
+    """An option that the file keeps; `value` is its default, unless the preset has another."""
+    how = {key: more.pop(key) for key in ("type", "choices", "metavar", "action") if key in more}
+    return Option(name, help, value, how=how, **more)
+
+
+def of_run(name: str, help: str, default: str = "", **how: Any) -> Option:
+    """An option of a single run, which no file keeps."""
+    return Option(name, help, default=default, stored=False, how=how)
+
+
+YES_OR_NO = argparse.BooleanOptionalAction
+OPTIONS = (
+    setting("preset", "first: minutes on 2 CPU cores; cpu-hour: an hour on 2 CPU cores; gpu-16gb: hours on a GPU with "
+            "16 GB or more; slides: the lecture's values, days on a GPU with 28 GB", default="slides if there is "
+            "such a GPU, and data/cats64.npz, else first", choices=tuple(PRESETS), fixed=True),
+    of_run("data", "images to train on: drawings (cartoon cats), a folder, or a .npy or .npz file", "drawings; with "
+           "presets slides and gpu-16gb data/cats64.npz if it is there", metavar="SOURCE"),
+    of_run("new_data", "resume with other images than those the model was trained on", action="store_true"),
+    setting("image_size", "height and width in pixels; naive: a multiple of 32, else what the levels divide", 64,
+            fixed=True, type=integer(1), metavar="PIXELS"),
+    setting("channels", "1 for grey, 3 for colour", 3, fixed=True, type=int, choices=(1, 3)),
+    setting("network", "naive: that of the slides; unet: time in every block, and attention; classifier: what guides a "
+            "model towards a class, see --classifier of reverse_diffusion.py", "naive", fixed=True,
+            choices=("naive", "unet", "classifier")),
+    setting("n_feat", "width of the network, a multiple of 8", 512, fixed=True, type=integer(1), metavar="N"),
+    setting("widths", "of unet and classifier: width of each level in multiples of --n-feat, with commas between them",
+            "1,2,2", fixed=True, type=integers(1), metavar="N,N,…"),
+    setting("blocks", "of unet and classifier: residual blocks in each level", 1, fixed=True, type=integer(1),
+            metavar="N"),
+    setting("attention", "of unet and classifier: how many of the lowest levels have attention", 1, fixed=True,
+            type=integer(0), metavar="N"),
+    setting("patch", "of unet and classifier: height and width of the patches of pixels that it sees as one", 1,
+            fixed=True, type=int, choices=(1, 2, 4)),
+    setting("classes", "learn the classes of the images: sub-folders, the array labels of a .npz file, the furs of "
+            "drawings", False, fixed=True, action=YES_OR_NO),
+    setting("drop_label", "fraction of the images that are trained without their class, for guidance", 0.1,
+            type=number(0, 1), metavar="FRACTION"),
+    setting("batch_size", "images per step", 64, type=integer(1), metavar="N"),
+    setting("n_epochs", "epochs in total, those of earlier runs included", 300, default="as many as make {steps}",
+            type=integer(1), metavar="N"),
+    setting("optimizer", "adam, or muon, which learns more in a step and leaves biases and the like to Adam", "adam",
+            fixed=True, choices=("adam", "muon")),
+    setting("learning_rate", "highest learning rate of the optimizer", 1e-3, type=number(1e-12),
+            metavar="RATE"),
+    setting("lr_decay", "cosine: the learning rate falls to 0 over all epochs", "none",
+            choices=("none", "cosine")),
+    setting("warmup", "steps in which the learning rate rises from 0", 0, type=integer(0), metavar="STEPS"),
+    setting("ema", "momentum of the EMA weights, from which images are sampled; 0 for none", 0.999,
+            type=number(0, 0.999999), metavar="MOMENTUM"),
+    setting("ema_warmup", "let that momentum rise from 0 in the first steps, so that EMA weights forget the start",
+            True, action=YES_OR_NO),
+    setting("flip", "mirror images at random", default="photographs yes; drawings and arrays no", action=YES_OR_NO),
+    setting("precision", "precision of the layers; weights stay float32", "float32",
+            choices=("float32", "bfloat16", "float16")),
+    setting("beta1", "variance of the linear schedule's first step", 1e-4, fixed=True, type=number(0, 1),
+            metavar="VARIANCE"),
+    setting("beta2", "variance of the linear schedule's last step", 0.02, fixed=True, type=number(0, 1),
+            metavar="VARIANCE"),
+    setting("T", "steps from image to noise", 1000, fixed=True, type=integer(1), metavar="STEPS"),
+    setting("schedule", "how the noise grows: linear in its variance as on the slides, cosine or sigmoid", "linear",
+            fixed=True, choices=("linear", "cosine", "sigmoid")),
+    setting("zero_snr", "let x_T be pure noise; needs --target x0 or v", False, fixed=True, action=YES_OR_NO),
+    setting("target", "what the network predicts: the noise, the image, or v, which is between them", "eps", fixed=True,
+            choices=("eps", "x0", "v")),
+    setting("weighting", "weight of the loss by t: none; snr: the error of the noise whatever the target; min-snr: "
+            "the error of the image times the signal-to-noise ratio, but at most times 5", "none",
+            choices=("none", "min-snr", "snr")),
+    setting("t_sampling", "which t are trained: all alike, or logsnr: mostly those between noise and image", "uniform",
+            choices=("uniform", "logsnr")),
+    setting("seed", "seed of all random numbers", 0, fixed=True, type=integer(0, 2**32 - 1), metavar="N"),
+    of_run("model", "file to write, or to resume if it exists", "model.keras", metavar="FILE.keras"),
+    of_run("init", "model whose weights a new model starts from, where their shapes are the same; drawings is a "
+           "pretrained one", "none", metavar="FILE.keras"),
+    setting("validation", "held-out images, whose loss is reported: a fraction of the images such as 0.1, or a source "
+            "of their own like --data", default="none", metavar="FRACTION|SOURCE"),
+    setting("validate_every", "epochs from one held-out loss to the next", 1, type=integer(1), metavar="EPOCHS"),
+    setting("sample_every", "epochs from one grid of samples to the next, 0 for none", 10,
+            default="once, half-way", type=integer(0), metavar="EPOCHS"),
+    setting("sampler", "sampler of the grids, and of my_sample where no other is asked for", "ddpm",
+            choices=("ddpm", "ddim", "dpm++")),
+    setting("variance", "of the noise in a step of the sampler ddpm: β, that of the posterior for few steps, or "
+            "learned, which a new unet then learns", "beta", choices=("beta", "posterior", "learned")),
+    setting("sample_steps", "its number of steps", default="T", type=integer(1), metavar="N"),
+    setting("weaker_after", "steps after which a copy NAME-weaker.keras is saved, which guides the finished model away "
+            "from early mistakes, see --weaker of reverse_diffusion.py; 0 for none", 0, type=integer(0),
+            metavar="STEPS"),
+    of_run("save_every", "minutes between saves: at most this much is lost to a power cut", "10", type=number(0),
+           metavar="MINUTES"),
+    of_run("keep", "copies to keep, each of the first save after the end of an epoch", "0", type=integer(0),
+           metavar="K"),
+    of_run("tensorboard", "folder for scalars, images and graph; see tensorboard --logdir DIR", "none", metavar="DIR"),
+    of_run("xla", "compile the training step with XLA", "on a GPU yes, on a CPU no", action=YES_OR_NO),
+    of_run("parts", "divide every batch into N parts that are computed side by side", "on a CPU one for each core, at "
+           f"most {device.MOST_PARTS}; on a GPU 1", type=integer(1), metavar="N"),
+    of_run("deterministic", "on a GPU: the same bits in every run, but slower (a CPU is deterministic as it is)",
+           action="store_true"),
+)  # fmt: skip
+SETTINGS = [option for option in OPTIONS if option.stored]
+PRESETS = {name: {option.name: option.value for option in SETTINGS} | values for name, values in PRESETS.items()}
+# Progress in the metadata: epochs and steps done, and of the running epoch the images used, the steps taken, the sum of
+# their losses, and the seconds they took.
+DIFFUSION = ("beta1", "beta2", "T", "schedule", "zero_snr", "target")  # settings that samplers need
+BEFORE = {"ema_warmup": False, "sampler": None}  # what was done before there was a setting, where it is not the default
+NOTHING_DONE = {"epoch": 0, "step": 0, "images": 0, "epoch_steps": 0, "loss": 0.0, "seconds": 0.0}
+
+
+def parse_options(description: str | None, arguments: list[str] | None = None) -> dict:
+    """The options that were typed, and `model`, `save_every` and `keep` in any case."""
+    parser = console.Parser(description=description, argument_default=argparse.SUPPRESS)
+    for option in OPTIONS:
+        parser.add_argument(option.flag, help=option.help_with_default(), **option.how)
+    parser.set_defaults(model="model.keras", save_every=10.0, keep=0)
+    options = vars(parser.parse_args(arguments))
+    if not options["model"].endswith(".keras"):
+        parser.error(f"--model must end in .keras, got {options['model']}")
+    return options
+
+
+def options_page() -> str:
+    """`docs/options.md`."""
+    lines = [
+        "# Options of `diffusion_model.py`",
+        "",
+        "Written by `python -m training.settings > docs/options.md`. A resumed run takes every setting from its model",
+        "file unless another is typed. A setting marked *fixed* cannot change; a contradiction is an error that names",
+        "both values. What is marked *run* is not stored in the file.",
+        "",
+        "| option | meaning | default | |",
+        "|---|---|---|---|",
+    ]
+    for option in OPTIONS:
+        flag = f"{option.flag} {option.how['metavar']}" if "metavar" in option.how else option.flag
+        flag += f" {'|'.join(map(str, option.how['choices']))}" if "choices" in option.how else ""
+        flag = f"`{flag}`" + (f", `--no-{option.flag[2:]}`" if option.how.get("action") is YES_OR_NO else "")
+        kind = "fixed" if option.fixed else "" if option.stored else "run"
+        cells = flag, option.help, option.default_of("slides"), kind
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    lines += [
+        "",
+        "## Presets",
+        "",
+        "The defaults above are those of the preset `slides`. The others differ in:",
+        "",
+        "| option | " + " | ".join(f"`{preset}`" for preset in PRESETS) + " |",
+        "|---" * (1 + len(PRESETS)) + "|",
+    ]
+    for option in SETTINGS:
+        if any(values[option.name] != option.value for values in PRESETS.values()):
+            lines.append(f"| `{option.flag}` | " + " | ".join(map(option.default_of, PRESETS)) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def choose_settings(options: dict, book: dict, path: str, automatic: Callable[[], str]) -> dict:
+    """All settings of a run: what was typed, else what the file was trained with, else the preset's.
+
+    Args:
+        options: what `parse_options` returned.
+        book: the metadata of the model in the file, `complete`; empty for a new one.
+        path: of the file.
+        automatic: a function that names the preset of a new model where none is typed.
+
+    Raises:
+        ValueError: if an option contradicts the file.
+    """
+    typed = {option.name: options[option.name] for option in SETTINGS if option.name in options}
+    if not book:
+        preset = typed.get("preset") or automatic()
+        chosen = {**PRESETS[preset], "preset": preset, **typed}
+        if {"beta1", "beta2"} & typed.keys() and "schedule" not in typed and chosen["schedule"] != "linear":
+            say("schedule  linear, as --beta1 and --beta2 belong to it")
+            chosen["schedule"] = "linear"
+        other_target = chosen["target"] != PRESETS[preset]["target"]
+        if other_target and "weighting" not in typed and chosen["weighting"] != "none":
+            say(f"weighting none, as {chosen['weighting']} of the preset belongs to its own target")
+            chosen["weighting"] = "none"
+        return chosen
+
+    before = book["settings"]
+    for option in SETTINGS:
+        name = option.name
+        if option.fixed and typed.get(name, before[name]) != before[name]:
+            raise ValueError(
+                f"{path} was trained with {option.flag} {before[name]}, not {typed[name]}; omit {option.flag} to "
+                "resume, or choose another --model to start a new run"
+            )
+    done = book["progress"]["epoch"]
+    if typed.get("n_epochs", done) < done:
+        if before["n_epochs"] > done:
+            raise ValueError(
+                f"{path} has {done} epochs done, more than --n-epochs {typed['n_epochs']}; omit it to train on to "
+                f"{before['n_epochs']}, or choose another --model to start a new run"
+            )
+        say(f"--n-epochs {typed.pop('n_epochs')} is ignored, as {path} has {done} epochs done")
+    settings = {**before, **typed}
+    if settings["lr_decay"] == "cosine" and settings["n_epochs"] != before["n_epochs"]:
+        say(f"the learning rate now falls to 0 over all {settings['n_epochs']} epochs")
+    return settings
+
+
+def complete(book: dict) -> None:
+    """Adds to the metadata what files of earlier versions lack, so that nothing else asks whether it is there."""
+    settings = book["settings"] = {**PRESETS["slides"], **BEFORE, **book["settings"]}
+    if settings["sampler"] is None:
+        settings["sampler"] = "ddim" if (settings["sample_steps"] or settings["T"]) < settings["T"] else "ddpm"
+    progress = book["progress"] = {**NOTHING_DONE, **book["progress"]}
+    if batch_size := progress.pop("batch_size", None):  # until steps were counted, all of an epoch had one size
+        progress["epoch_steps"] = -(-progress["images"] // batch_size)
+    book["classes"] = list(map(files.normalise_name, book.get("classes", [])))
+    book.setdefault("no_class", settings["drop_label"] > 0)
+    if "validation" not in book:
+        source = settings["validation"]
+        fraction = as_fraction(source)
+        book["validation"] = source and {"source": None if fraction else source, "fraction": fraction}
+
+
+def as_fraction(text: str | None) -> float | None:
+    """The number in `--validation 0.1`; None for a source of images."""
+    try:
+        return float(text)
+    except (TypeError, ValueError):
+        return None
+
+
+if __name__ == "__main__":
+    print(options_page(), end="")

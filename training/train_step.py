@@ -1,0 +1,175 @@
+"""How a training step is executed: loss, gradients of a batch in parts side by side, optimizer and EMA weights.
+
+There is one part for each core. The result does not depend on the number of parts, except for rounding; the same
+number, with as many threads each, gives the same bits.
+"""
+
+import contextlib
+import functools
+import math
+from collections.abc import Sequence
+
+import keras
+import tensorflow as tf
+
+from ddpm import hybrid_error
+from diffusion.denoiser import split_output
+from diffusion.reverse import learns_variance, split
+
+NARROWEST = 16  # rows and columns of a kernel that Muon trains
+
+
+def ema_momentum(done: int | tf.Tensor, most: float) -> tf.Tensor:
+    """The momentum of the EMA weights after `done` updates: min(most, (1 + done) / (10 + done)).
+
+    While updates are few, EMA weights are a mean over the latest ninth of them or so, and forget how training began
+    (the formula of `tf.train.ExponentialMovingAverage`).
+    """
+    done = tf.cast(done, tf.float32)
+    return tf.minimum(most, (1 + done) / (10 + done))
+
+
+def is_wide_kernel(shape: Sequence[int]) -> bool:
+    """Whether a weight is the kernel of a convolution that Muon trains as a matrix; Keras leaves all of them to Adam.
+
+    Its rows are the values that it sees, its columns the channels that it makes; in a transposed one vice versa.
+    """
+    return len(shape) == 4 and min(math.prod(shape[:-1]), shape[-1]) >= NARROWEST
+
+
+@contextlib.contextmanager
+def _fused(optimizer, ema_warmup):
+    """While a step is traced: Keras' Adam or Muon and its EMA weights in few operations a weight instead of forty.
+
+    The formulas are Keras' own, but for the momentum of the EMA weights, which rises if `ema_warmup`, and for kernels
+    that Muon trains, see `is_wide_kernel`.
+    """
+    done, most = optimizer.iterations, optimizer.ema_momentum
+    momentum = ema_momentum(done, most) if ema_warmup else most
+    momentum = tf.where(tf.equal(done, 0), 0.0, momentum)  # EMA weights begin with the first weights
+
+    steps = tf.cast(done + 1, tf.float32)
+
+    def take_adam_step(gradient, variable, m, v, beta1, beta2, learning_rate):
+        tf.raw_ops.ResourceApplyAdam(
+            var=variable.handle,
+            m=m.handle,
+            v=v.handle,
+            beta1_power=tf.pow(beta1, steps),
+            beta2_power=tf.pow(beta2, steps),
+            lr=learning_rate,
+            beta1=beta1,
+            beta2=beta2,
+            epsilon=optimizer.epsilon,
+            grad=gradient,
+        )
+
+    def update_with_adam(gradient, variable, learning_rate):
+        k, betas = optimizer._get_variable_index(variable), (optimizer.beta_1, optimizer.beta_2)
+        m, v = optimizer._momentums[k].value, optimizer._velocities[k].value
+        take_adam_step(gradient, variable, m, v, *betas, learning_rate)
+
+    def update_with_muon(gradient, variable, learning_rate):
+        k, betas = optimizer._get_variable_index(variable), (optimizer.adam_beta_1, optimizer.adam_beta_2)
+        m, v = optimizer.momentums[k].value, optimizer.adam_velocities[k]
+        if v is not None and not is_wide_kernel(variable.shape):
+            take_adam_step(gradient, variable, m, v.value, *betas, learning_rate)
+            return
+        ahead = gradient + optimizer.momentum * m.assign(optimizer.momentum * m + gradient)
+        matrix = tf.reshape(ahead, (-1, variable.shape[-1]))
+        change = optimizer.lr_adjust(optimizer.zeropower_via_newtonschulz5(matrix, optimizer.ns_steps))
+        variable.assign_sub(learning_rate * tf.reshape(change, variable.shape))
+
+    def update_averages(variables):
+        for variable, average in zip(variables, optimizer._model_variables_moving_average, strict=True):
+            average.value.assign_sub((average.value - variable.value) * (1 - momentum))
+
+    replaced = {"_update_model_variables_moving_average": update_averages}
+    if isinstance(optimizer, keras.optimizers.Adam):
+        replaced["update_step"] = update_with_adam
+    if isinstance(optimizer, keras.optimizers.Muon):
+        replaced["update_step"] = update_with_muon
+    for name, function in replaced.items():
+        setattr(optimizer, name, function)
+    try:
+        yield
+    finally:
+        for name in replaced:
+            delattr(optimizer, name)
+
+
+def squared_errors(output: tf.Tensor, target: tf.Tensor, weight: tf.Tensor) -> tf.Tensor:
+    """Of every value of the images, (batch, height, width, channels), times the weight of its image.
+
+    Args:
+        output: of the network; where that learns the variance of a step too, see `ddpm.hybrid_error`.
+        target: (batch, height, width, channels).
+        weight: (batch, 1, 1, 1), or (batch, 1, 1, 4) with `ddpm.bound_weights`.
+    """
+    predicted, *learned = split_output(output, target.shape[-1])
+    errors = tf.square(predicted - target)
+    return hybrid_error(errors, *learned, *tf.split(weight, 4, axis=-1)) if learned else weight * errors
+
+
+def cross_entropies(logits: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
+    """-log p(class) of every image, (batch, 1, 1, 1), from logits (batch, classes) and classes (batch,) int."""
+    errors = tf.nn.sparse_softmax_cross_entropy_with_logits(tf.maximum(target, 0), logits)
+    return errors[:, None, None, None]
+
+
+def divide_training(model: keras.Model, parts: int, ema_warmup: bool = False) -> None:
+    """Replaces the training step of a compiled model by one that computes a batch in parts, for its `train_on_batch`.
+
+    Each part has its own gradient, so that none waits for the others before the weights change. One trace serves
+    batches of all sizes: otherwise the order in which sizes come would decide which graph computes them, and a resumed
+    run would differ in the last bits. The loss is the mean of the errors, squared ones of images or the cross
+    entropy of classes, each multiplied by the `sample_weight` of its image, (batch, 1, 1, 1), if given; a network that
+    learns the variance of a step needs one, see `squared_errors`.
+
+    Args:
+        model: compiled, with an optimizer that keeps EMA weights.
+        parts: how many.
+        ema_warmup: whether their momentum is that of `ema_momentum`, instead of the same in every step.
+    """
+    model.parts = parts
+    of_images = len(model.output.shape) == 4
+    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)  # in float16 it is wrapped
+    inputs = [tf.TensorSpec([None, *tensor.shape[1:]], tensor.dtype) for tensor in model.inputs]
+    target = inputs[0] if of_images else tf.TensorSpec([None], tf.int32)
+    signature = [*inputs, target, tf.TensorSpec([None, 1, 1, 4 if learns_variance(model) else 1])]
+
+    def errors_of(output, target, weight):
+        return squared_errors(output, target, weight) if of_images else weight * cross_entropies(output, target)
+
+    @tf.function(reduce_retracing=True, autograph=False)  # traced once for all pieces
+    def of_piece(*piece):
+        *inputs, target, sample_weight, factor = piece
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(errors_of(model(inputs, training=True), target, sample_weight)) * factor
+            scaled = model.optimizer.scale_loss(loss)  # in float16
+        return loss, tape.gradient(scaled, model.trainable_weights)
+
+    @functools.cache  # a smaller batch than that many parts stays whole
+    def step_in(parts):
+        @tf.function(input_signature=signature, jit_compile=model.jit_compile, autograph=False)
+        def step(*batch):
+            factor = 1 / tf.cast(tf.size(batch[-2]), tf.float32)
+            pieces = zip(*(split(tensor, parts) for tensor in batch), strict=True)
+            losses, gradients = zip(*(of_piece(*piece, factor) for piece in pieces), strict=True)
+            total = [tf.add_n(of_pieces) for of_pieces in zip(*gradients, strict=True)]
+            with _fused(optimizer, ema_warmup):
+                model.optimizer.apply(total, model.trainable_weights)
+            return {"loss": tf.add_n(losses)}
+
+        return step
+
+    def train_function(data):
+        inputs, target, sample_weight = next(data)
+        if sample_weight is None:
+            sample_weight = tf.ones((len(target), 1, 1, 1))
+        return step_in(parts if len(target) >= parts else 1)(*inputs, target, sample_weight)
+
+    def make_train_function(force=False):
+        model.train_function = train_function
+
+    model.make_train_function = make_train_function
