@@ -20,6 +20,7 @@ from collections.abc import Iterable
 import keras
 import numpy as np
 
+import unet  # noqa: F401 (registers the layers that files hold)
 from ddpm import Schedule, ddpm_schedule, n_steps
 from diffusion.layers import Logbook
 from diffusion.reverse import learns_variance

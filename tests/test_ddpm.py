@@ -369,7 +369,7 @@ def test_a_program_that_is_running_does_not_care_that_its_source_changes(run, tm
         "import ddpm, conftest\n"
         "assert ddpm.__file__.startswith(sys.argv[1])\n"
         "sched = ddpm.ddpm_schedule(1e-3, 0.3, 40)\n"
-        "from diffusion import sampling; from support import execution\n"
+        "from diffusion import reverse, sampling\n"
         "for path in glob.glob('**/*.py', recursive=True): open(path, 'w').write('# another program\\n' * 1000)\n"
         "(t, x_0) = conftest.generate(lambda inputs: inputs[0] / 2, sched, (2, 2, 1), 3)[-1]\n"
         "print(t, x_0.shape)"

@@ -12,7 +12,6 @@ from test_sampling import light_model
 import ddpm
 import figures
 from diffusion import model_file, sampling
-from training import checkpoint
 from unet import NaiveUnet
 
 
@@ -213,7 +212,7 @@ def test_a_place_that_cannot_be_used_is_a_sentence_before_the_work(tmp_path, mon
     (tmp_path / "folder" / "schedule.png").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(
-        checkpoint, "open_with_schedule", lambda path: (None, {"diffusion": {"beta1": 1e-4, "beta2": 0.5, "T": 20}})
+        model_file, "open_with_schedule", lambda path: (None, {"diffusion": {"beta1": 1e-4, "beta2": 0.5, "T": 20}})
     )
     monkeypatch.setattr(figures, "schedule", pytest.fail)
     monkeypatch.setattr("sys.argv", ["figures.py", "--out", out, "--only", "schedule"])
