@@ -1,6 +1,7 @@
-"""Contenders side by side: each in a process of its own, in turn, round after round; medians and ratios.
+"""What the benchmarks share: networks, timing, races between contenders, operations, the profiler, tables.
 
-Every benchmark here prints one table, with the machine and the versions above it. Ratios hold better than times.
+Every benchmark prints tables, with the machine and the versions above them. Contenders run in processes of their own,
+in turn, round after round: ratios of their times are more reproducible than the times.
 """
 
 import functools
@@ -17,7 +18,8 @@ from importlib import metadata
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 os.environ["MPLBACKEND"] = "agg"  # Keras imports matplotlib, and a notebook's backend may not be installed here
-NETWORKS = {"naive": {}, "unet": {"patch": 2}}  # names as of --network, with what their functions take besides n_feat
+NETWORKS = {"naive": {}, "unet": {"patch": 2}}  # names as in --network, and further arguments of their functions
+TIMED_STEPS = 60  # of a training, after as many that warm up
 
 
 def machine(*packages):
@@ -65,7 +67,7 @@ class Contender:
         for variable in self.environment:
             del os.environ[variable]
         end.close()
-        self.ready = self.pipe.recv()  # what `prepare` has warmed up
+        self.pipe.recv()  # prepared and warmed up
 
     def measure(self, count):
         """Seconds of each of `count` times."""
@@ -79,22 +81,50 @@ class Contender:
 
 def _work(pipe, prepare, arguments):
     function = prepare(*arguments)
-    for _ in range(3):
-        function()
+    time_calls(function, 3)
     pipe.send(True)
     while (count := pipe.recv()) is not None:
-        seconds = []
-        for _ in range(count):
-            start = time.perf_counter()
-            function()
-            seconds.append(time.perf_counter() - start)
-        pipe.send(seconds)
+        pipe.send(time_calls(function, count))
+
+
+def time_calls(function, count):
+    """Seconds of each of `count` calls of a function that waits for its result."""
+    seconds = []
+    for _ in range(count):
+        start = time.perf_counter()
+        function()
+        seconds.append(time.perf_counter() - start)
+    return seconds
+
+
+def median_seconds(function, count, warm_up=3):
+    """Median seconds of `count` calls, after some that warm the function up."""
+    time_calls(function, warm_up)
+    return statistics.median(time_calls(function, count))
+
+
+def start_tensorflow(precision):
+    """TensorFlow with undivided batches, with or without TF32; and the precision of the layers."""
+    from support import device
+
+    tf = device.start_tensorflow(parts=1)
+    tf.config.experimental.enable_tensor_float_32_execution(precision == "tf32")
+    return tf, "float32" if precision == "tf32" else precision
+
+
+def multiply_matrices(width, dtype):
+    """A function that multiplies two square matrices of that width, in 2 · width³ operations."""
+    from support import device
+
+    tf = device.start_tensorflow()
+    a = tf.cast(tf.random.normal((width, width)), dtype)
+    return lambda: tf.linalg.matmul(a, a)[0, 0].numpy()
 
 
 def race(contenders, rounds, seconds_a_turn=1.0):
     """Median seconds of each contender, measured in turn: whatever the machine does, it does to all.
 
-    On a GPU they are measured one after another, as its memory may hold no two of them.
+    On a GPU they are measured one after another, as its memory may not hold two of them.
 
     Args:
         contenders: a dict of name → `Contender`; they are started here, and stopped at the end.
@@ -119,17 +149,54 @@ def _race(contenders, rounds, seconds_a_turn):
     return {name: statistics.median(values) for name, values in medians.items()}
 
 
+class StepTimer:
+    """Stands in for `TrainingRun`, to end a training after some steps and keep the seconds of each."""
+
+    def __init__(self):
+        self.seconds, self.last = [], time.perf_counter()
+
+    def before_epoch(self):
+        pass
+
+    def after_epoch(self):
+        pass
+
+    def after_step(self, loss):
+        now = time.perf_counter()
+        self.seconds.append(now - self.last)
+        self.last = now
+        if len(self.seconds) == 2 * TIMED_STEPS:
+            raise StopIteration
+
+
+def time_training(options, path):
+    """Median seconds of a training step with these options of `diffusion_model.py`, and the number of its images."""
+    from support import device
+
+    device.start_tensorflow(parts=device.MOST_PARTS)
+    import diffusion_model
+    from support.preparation import prepare
+    from support.settings import parse_options
+
+    model, images, _ = prepare(parse_options("", [*options, "--n-epochs", "1000"]), path)
+    timer = StepTimer()
+    try:
+        diffusion_model.train(model, images, timer)
+    except StopIteration:
+        return statistics.median(timer.seconds[TIMED_STEPS:]), len(images.images)
+
+
 @functools.cache
 def operations(network, n_feat, size, batch):
     """Floating-point operations of a training step of one of `NETWORKS`."""
-    return batch * operations_of(build(network, size, n_feat))
+    return batch * operations_per_image(build(network, size, n_feat))
 
 
-def operations_of(model):
-    """Those of training on one image: of the convolutions and products of matrices, 3 times.
+def operations_per_image(model):
+    """Floating-point operations of training on one image: the forward pass, 3 times.
 
-    Counted in the graph of the network for one image. A convolution has 2 for each weight and place, a transposed one
-    too, where the places are those of the smaller image; a product of matrices 2 for each output and what is summed.
+    Counts the convolutions and matrix products in the graph of the network for one image. A convolution has 2 for each
+    weight and output pixel (input pixel, if it is transposed); a matrix product has 2 for each output and summed term.
     """
     from support import device
 
@@ -149,8 +216,8 @@ def operations_of(model):
 def profile(function, count):
     """Seconds of `count` calls under TensorFlow's profiler, and what ran: names, beginnings and ends in seconds.
 
-    That is what ran on a GPU; without one on the CPU, where an operation of TensorFlow is called `its name:its type`
-    and whatever else the profiler knows has no type.
+    With a GPU only its kernels are listed; otherwise everything on the CPU, where TensorFlow's operations are called
+    `name:type`, and other events have no type.
     """
     import tensorflow as tf
 

@@ -1,13 +1,12 @@
-"""How do time and memory of a training step grow with the width, the size of the images, and the batch?
+"""How do time and memory of a training step grow with the width, the image size and the batch size?
 
     python benchmarks/growth.py --out docs/growth.png       about 4 minutes on 2 cores
 
-Draws seconds a step on logarithmic axes, beside the arithmetic limit: the operations of the network's convolutions,
-three times for training, at the speed at which this machine multiplies matrices.
+Draws seconds a step on logarithmic axes, beside the arithmetic limit: the operations of a training step at the rate at
+which this machine multiplies matrices.
 """
 
 import argparse
-import math
 import os
 import resource
 import statistics
@@ -24,16 +23,8 @@ PANELS = [("n_feat", WIDTHS, 0), ("image size", SIZES, 1), ("batch", BATCHES, 2)
 
 
 def matrix_rate():
-    """Multiplications and additions a second of float32 matrices, 2048×2048, the best of some."""
-    from support import device
-
-    tf = device.start_tensorflow()
-    a, best = tf.random.normal((2048, 2048)), math.inf
-    for _ in range(8):
-        start = time.perf_counter()
-        tf.linalg.matmul(a, a).numpy()
-        best = min(best, time.perf_counter() - start)
-    return 2 * 2048**3 / best
+    """Multiplications and additions a second of float32 matrices, 2048×2048, the best of 8 products."""
+    return 2 * 2048**3 / min(common.time_calls(common.multiply_matrices(2048, "float32"), 8))
 
 
 def one_setting(n_feat, size, batch):
@@ -45,9 +36,7 @@ def one_setting(n_feat, size, batch):
     step()
     seconds, until = [], time.monotonic() + 3
     while len(seconds) < 5 or (time.monotonic() < until and len(seconds) < 100):
-        start = time.perf_counter()
-        step()
-        seconds.append(time.perf_counter() - start)
+        seconds += common.time_calls(step, 1)
     import tensorflow as tf
 
     memory = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
@@ -86,9 +75,9 @@ def draw(results, rate, path):
 def largest_batches(results):
     """Rows: memory of a card, and the largest batch of the slides' setting that should fit, computed.
 
-    The memory of a batch grows with n_feat and with the pixels; here it is that of an image at n_feat 16 and 32×32,
-    times as much. Weights, gradients, Adam's two moments and the average take 5 × 4 bytes a parameter, and a tenth of
-    the card is left to others.
+    The memory of an image is measured at n_feat 16 and 32×32, and grows with n_feat and with the number of pixels.
+    Weights, gradients, Adam's two moments and the EMA weights take 5 × 4 bytes a parameter, and a tenth of the card is
+    left free.
     """
     one = (results[16, 32, 64][1] - results[16, 32, 16][1]) / 48
     rows = [("memory", "n_feat", "image size", "largest batch, float32 (computed)")]
@@ -101,7 +90,7 @@ def largest_batches(results):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", metavar="FILE.png", help="the plot")
+    parser.add_argument("--out", metavar="FILE.png", help="draw the plot into this file")
     parser.add_argument("--setting", nargs=3, type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.setting:
@@ -119,11 +108,9 @@ def main():
     rows = [("n_feat", "image size", "batch", "GFLOP a step", "ms a step", "GFLOP/s", "% of the limit", "MB")]
     for setting, (seconds, memory) in results.items():
         work = common.operations("naive", *setting)
-        speed, share = work / seconds, 100 * work / seconds / rate
-        rows.append(
-            (*setting, f"{work / 1e9:.2f}", f"{1e3 * seconds:.1f}", f"{speed / 1e9:.0f}", f"{share:.0f}",
-             f"{memory / 1e6:.0f}")
-        )  # fmt: skip
+        speed = work / seconds
+        cells = f"{work / 1e9:.2f}", f"{1e3 * seconds:.1f}", f"{speed / 1e9:.0f}", f"{100 * speed / rate:.0f}"
+        rows.append((*setting, *cells, f"{memory / 1e6:.0f}"))
     common.table("a training step, float32; MB: what it adds to the memory of the process", rows)
     common.table("what should fit", largest_batches(results))
     if options.out:

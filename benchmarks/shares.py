@@ -3,24 +3,22 @@
     python benchmarks/shares.py                                  the unet, half a minute on 2 cores
     python benchmarks/shares.py --network naive --n-feat 16
 
-TensorFlow's profiler says when each operation ran, in the parts of the batch that the cores compute side by side. A
-step has the time of all cores; what is left of it is launching thousands of operations, Python, and cores that wait for
-each other. The profiler slows steps down, mostly between operations, so the whole time is measured without it.
+The cores compute parts of the batch side by side, and TensorFlow's profiler says when each operation ran. The rest of
+the cores' time in a step goes into launching thousands of operations, Python, and waiting for each other. The profiler
+slows steps down, mostly between operations, so the duration of a step is measured without it.
 """
 
 import argparse
 import collections
 import re
-import statistics
-import time
 
 import common
 
 from support import device
 
 STEPS = 20
-# An operation, `its name:its type`, belongs to the first pattern found in it. The gradients of the normalization and of
-# SiLU are those without the name of a layer.
+# An operation, `name:type`, belongs to the first group whose pattern it contains. Gradients of the normalization and of
+# SiLU have no layer name.
 GROUPS = {
     "convolutions": r"^(?!.*gradient_tape).*:\w*Conv2D",
     "… gradients of their inputs": r":\w*Conv2D(?!BackpropFilter)",
@@ -46,7 +44,7 @@ def shares(events):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--network", choices=common.NETWORKS, default="unet", help="which one (unet)")
+    parser.add_argument("--network", choices=common.NETWORKS, default="unet", help="the network (unet)")
     parser.add_argument("--n-feat", type=int, default=32, help="its width (32)")
     parser.add_argument("--image-size", type=int, default=32, help="height and width of the images (32)")
     parser.add_argument("--batch-size", type=int, default=16, help="images in a step (16)")
@@ -55,21 +53,17 @@ def main():
 
     print(common.machine("tensorflow", "keras"))
     setting = options.network, options.n_feat, options.image_size, options.batch_size
-    step, measured = training_step.ours(*setting, "float32", {}), []
-    for _ in range(2 * STEPS):
-        start = time.perf_counter()
-        step()
-        measured.append(time.perf_counter() - start)
+    step = training_step.ours(*setting, "float32", {})
+    whole = common.median_seconds(step, STEPS, warm_up=STEPS)
     _, events = common.profile(step, STEPS)
     seconds, counts = shares(events)
-    whole = statistics.median(measured[STEPS:])
-    of_cores = whole * min(device.cores(), device.parts_for(options.batch_size))
-    seconds = {group: of_all / STEPS for group, of_all in seconds.items()}
-    seconds["launching, Python, waiting"] = of_cores - sum(seconds.values())
+    core_seconds = whole * min(device.cores(), device.parts_for(options.batch_size))
+    seconds = {group: total / STEPS for group, total in seconds.items()}
+    seconds["launching, Python, waiting"] = core_seconds - sum(seconds.values())
     rows = [("", "ms of a core", "% of the step", "operations")]
     for group, s in seconds.items():
         number = round(counts[group] / STEPS) or ""
-        rows.append((group, f"{1e3 * s:.1f}", f"{100 * s / of_cores:.0f}", number))
+        rows.append((group, f"{1e3 * s:.1f}", f"{100 * s / core_seconds:.0f}", number))
     network, n_feat, size, batch = setting
     common.table(f"a step of {1e3 * whole:.1f} ms; {network}, n_feat {n_feat}, {size}×{size}, batches of {batch}", rows)
 

@@ -6,11 +6,10 @@
     python benchmarks/training_step.py --precision bfloat16
     python benchmarks/training_step.py --n-feat 512 --batch-size 64 --precision bfloat16        on a GPU
 
-All draw t and ε, noise the images, predict, go one step of Adam and average the weights. The networks are the same
-(checked first: as many parameters, and with the same weights the same outputs to 1e-4). PyTorch runs as it is, eager,
-in both memory layouts; on a GPU or where there is a C++ compiler also compiled. The last column is the arithmetic of
-the convolutions done in a second, as a fraction of that of large matrices, which this machine multiplies in the same
-run.
+All draw t and ε, noise the images, predict, take one step of Adam and update the EMA weights. First it is checked that
+the networks have as many parameters, and with the same weights the same outputs to 1e-4. PyTorch runs eager, in both
+memory layouts; with a GPU or a C++ compiler also compiled. The last column is the rate of a step's operations in
+percent of the rate of large matrix products, measured in the same run.
 """
 
 import argparse
@@ -97,20 +96,13 @@ def torchs(network, n_feat, size, batch, precision, layout, fused, compiled=Fals
     return train_step
 
 
-def matrix_size():
-    """Of matrices large enough for the highest rate here."""
+def matrix_width():
+    """Width of matrices that are large enough for the highest rate on this machine."""
     return 8192 if device.has_gpu() else 2048
 
 
-def matrices(precision):
-    """A product of two large matrices."""
-    tf = device.start_tensorflow()
-    a = tf.cast(tf.random.normal((matrix_size(), matrix_size())), precision)
-    return lambda: tf.linalg.matmul(a, a)[0, 0].numpy()
-
-
-def contenders_of(*setting):
-    """All who take a step in a setting: network, n_feat, image size, batch size, precision."""
+def make_contenders(*setting):
+    """All that take a step in a setting: network, n_feat, image size, batch size, precision."""
     import peer
 
     contenders = {
@@ -134,10 +126,12 @@ def contenders_of(*setting):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=9, help="turns of each contender (9)")
-    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--network", choices=common.NETWORKS, help="one of the networks (all)")
-    parser.add_argument("--n-feat", type=int, help="a width of your own, with --network (naive) and --image-size")
-    parser.add_argument("--image-size", type=int, default=64, help="with --n-feat (64)")
+    parser.add_argument(
+        "--precision", choices=("float32", "bfloat16"), default="float32", help="precision of the layers (float32)"
+    )
+    parser.add_argument("--network", choices=common.NETWORKS, help="only this network (all)")
+    parser.add_argument("--n-feat", type=int, help="measure only this width, of --network (naive) at --image-size")
+    parser.add_argument("--image-size", type=int, default=64, help="height and width of the images, with --n-feat (64)")
     parser.add_argument("--batch-size", type=int, default=16, help="images in a step (16)")
     options = parser.parse_args()
     settings = {title: setting for title, setting in SETTINGS.items() if options.network in (None, setting[0])}
@@ -153,15 +147,15 @@ def main():
         print(f"{network}: {parameters:,} parameters both; largest difference of outputs {difference:.1e}")
     for title, (network, n_feat, size) in settings.items():
         setting = network, n_feat, size, options.batch_size, options.precision
-        contenders = contenders_of(*setting)
-        contenders["matrices"] = common.Contender(matrices, options.precision)
+        contenders = make_contenders(*setting)
+        contenders["matrices"] = common.Contender(common.multiply_matrices, matrix_width(), options.precision)
         seconds = common.race(contenders, options.rounds)
-        rate = 2 * matrix_size() ** 3 / seconds.pop("matrices")
+        rate = 2 * matrix_width() ** 3 / seconds.pop("matrices")
         best = min(seconds["PyTorch"], seconds["PyTorch, channels_last"])
         rows = [("", "ms a step", "images a second", "× PyTorch in its better layout", "% of the matrix rate")]
         for name, s in seconds.items():
-            share = 100 * common.operations(*setting[:4]) / s / rate
-            rows.append((name, f"{1e3 * s:.1f}", f"{options.batch_size / s:.0f}", f"{best / s:.2f}", f"{share:.0f}"))
+            percent = 100 * common.operations(*setting[:4]) / s / rate
+            rows.append((name, f"{1e3 * s:.1f}", f"{options.batch_size / s:.0f}", f"{best / s:.2f}", f"{percent:.0f}"))
         common.table(
             f"training, {title}: {network}, n_feat {n_feat}, {size}×{size}, batches of {options.batch_size}, "
             f"{options.precision}; matrices {rate / 1e9:.0f} GFLOP/s",

@@ -9,6 +9,8 @@ import numpy as np
 import on_gpu
 import pytest
 from conftest import ROOT, tiny_network
+from gpu_checks import scripts
+from gpu_checks.time import union
 
 TINY = dataclasses.replace(on_gpu.TINY, image_size=8, batch=2, steps=3, matrix=8)
 
@@ -26,13 +28,13 @@ def tiny(monkeypatch, tiny_networks):
     monkeypatch.setattr(unet, "NaiveUnet", tiny_network)
     monkeypatch.setattr(common, "operations", lambda *setting: 1e3)
 
-    def script(name, *words, folder, **more):
+    def train_here(name, *words, folder, until):
         monkeypatch.chdir(folder)
         options = settings.parse_options("", [str(word) for word in words])
         diffusion_model.train_model(options, options["model"], Interruption())
         return 0, "device    CPU\nEpoch :0 loss :3.0\n", None
 
-    monkeypatch.setattr(on_gpu, "script", script)
+    monkeypatch.setattr(scripts, "run", train_here)
     # It cannot be undone, and would take XLA from the tests that follow in this process.
     monkeypatch.setattr(tf.config.experimental, "enable_op_determinism", lambda: None)
     before = tf.config.experimental.tensor_float_32_execution_enabled()
@@ -40,55 +42,62 @@ def tiny(monkeypatch, tiny_networks):
     tf.config.experimental.enable_tensor_float_32_execution(before)
 
 
-FAST = ("find_device", "train_in_bfloat16", "resume_exactly", "training_tf32_xla", "training_bfloat16_xla_in_two_parts",
-        "reverse_steps", "losses_bfloat16")  # fmt: skip
+FAST = (
+    "find_device",
+    "train_in_bfloat16",
+    "resume_exactly",
+    "training_tf32_xla",
+    "training_bfloat16_xla_in_two_parts",
+    "reverse_steps",
+    "losses_bfloat16",
+)
 
 
 @pytest.mark.parametrize("name", FAST)
 def test_a_check_runs_in_small(tiny, name):
-    result = on_gpu.CHECKS[name][3](TINY)
+    result = on_gpu.CHECKS[name].function(TINY)
     assert result and json.loads(json.dumps(result)) == result
     numbers = [value for value in result.values() if isinstance(value, float)]
     assert np.all(np.isfinite(numbers)) and all(number >= 0 for number in numbers)
 
 
 def test_the_profile_names_what_runs(tiny):
-    result = on_gpu.profile_of_training(TINY)
+    result = on_gpu.CHECKS["profile_of_training"].function(TINY)
     assert 0 <= result["fraction of the time the device waits"] < 1 and result["busy, ms a step"] > 0
     assert len(result) == 13
 
 
 def test_a_resumed_run_that_differs_is_a_failure(tiny, monkeypatch):
-    script, runs = on_gpu.script, []
+    run_script, runs = scripts.run, []
 
-    def forgetful(name, *words, folder, **more):
+    def forgetful(name, *words, folder, until):
         runs.append(words)
-        return script(name, *words, "--learning-rate", 1e-3 * len(runs), folder=folder)
+        return run_script(name, *words, "--learning-rate", 1e-3 * len(runs), folder=folder, until=until)
 
-    monkeypatch.setattr(on_gpu, "script", forgetful)
+    monkeypatch.setattr(scripts, "run", forgetful)
     with pytest.raises(RuntimeError, match="differ by up to"):
-        on_gpu.resume_exactly(TINY)
+        on_gpu.CHECKS["resume_exactly"].function(TINY)
 
 
 def test_advice_is_followed_until_it_fits(monkeypatch):
-    tried = []
+    tried, run_out_of_memory = [], on_gpu.CHECKS["run_out_of_memory"].function
 
-    def training(size, folder, *words):
+    def train(size, folder, *words):
         tried.append(size.batch)
         (np.save(f"{folder}/images.npy", np.zeros(1)), None)
         fits = size.batch <= 4
         return (0, "", None) if fits else (1, f"do not fit in memory; add --batch-size {size.batch // 2}", None)
 
-    monkeypatch.setattr(on_gpu, "training", training)
-    assert on_gpu.run_out_of_memory(dataclasses.replace(TINY, absurd_batch=16)) == {"tried": [16, 8, 4], "fits": 4}
-    monkeypatch.setattr(on_gpu, "training", lambda *more: (1, "Killed", None))
+    monkeypatch.setattr(scripts, "train", train)
+    assert run_out_of_memory(dataclasses.replace(TINY, absurd_batch=16)) == {"tried": [16, 8, 4], "fits": 4}
+    monkeypatch.setattr(scripts, "train", lambda *more: (1, "Killed", None))
     with pytest.raises(RuntimeError, match="no advice at batches of 16:\nKilled"):
-        on_gpu.run_out_of_memory(dataclasses.replace(TINY, absurd_batch=16))
+        run_out_of_memory(dataclasses.replace(TINY, absurd_batch=16))
 
 
 def test_what_intervals_cover_together():
-    assert on_gpu.union([(0, 2), (1, 3), (5, 6), (5.5, 5.7)]) == 4
-    assert on_gpu.union([]) == 0
+    assert union([(0, 2), (1, 3), (5, 6), (5.5, 5.7)]) == 4
+    assert union([]) == 0
 
 
 @pytest.mark.parametrize(
@@ -117,7 +126,9 @@ def run(monkeypatch, folder, outcomes, *words):
     monkeypatch.setattr(on_gpu, "run_check", run_check)
     monkeypatch.setattr(sys, "argv", ["on_gpu.py", "--tiny", "--out", str(folder), *words])
     on_gpu.main()
-    assert all(limits[name] <= 4 * on_gpu.CHECKS[name][1] for name in ran[1:] if on_gpu.CHECKS[name][0] != "good")
+    assert all(
+        limits[name] <= 4 * on_gpu.CHECKS[name].seconds for name in ran[1:] if on_gpu.CHECKS[name].part != "good"
+    )
     return ran, json.loads((folder / "report.json").read_text())["checks"]
 
 
