@@ -1,10 +1,10 @@
-"""Kills training with SIGKILL at random moments, again and again, and looks at what is left each time.
+"""Is a model file always complete? Kills training with SIGKILL at random moments, and checks the file each time.
 
     python benchmarks/fault_run.py --kills 50
 
-After each kill the model file must load, its step must not have gone backwards, and no more may be lost
-than was trained between two saves. Every second run saves after every step, so that many kills fall into a save.
-Prints a line for each kill and a summary; exit status 1 if something was lost. About 15 s a kill on 2 cores.
+After each kill the model file must load, its step must not be lower than before, and no more training may be lost than
+between two saves. Every second run saves after every step, so that many kills interrupt a save. Prints a line for each
+kill and a summary; exit status 1 if more was lost. About 15 s a kill on 2 cores.
 """
 
 import argparse
@@ -23,23 +23,23 @@ SAVE_EVERY = 1.0  # seconds, in the runs that do not save after every step
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=50, help="how many (50)")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments (0)")
+    parser.add_argument("--kills", type=int, default=50, help="number of kills (50)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random moments (0)")
     options = parser.parse_args()
     chance = random.Random(options.seed)
     with tempfile.TemporaryDirectory() as folder:
         outcomes = [kill_once(folder, number, chance) for number in range(options.kills)]
-        going_on = subprocess.Popen(training(0.5), cwd=folder, stdout=subprocess.PIPE, text=True)
-        alive = any("ms a step" in line for line in going_on.stdout)
-        going_on.send_signal(signal.SIGTERM)
-        going_on.communicate()
+        resumed = subprocess.Popen(training(0.5), cwd=folder, stdout=subprocess.PIPE, text=True)
+        alive = any("ms a step" in line for line in resumed.stdout)
+        resumed.send_signal(signal.SIGTERM)
+        resumed.communicate()
     in_save = sum(outcome["in_save"] for outcome in outcomes)
     lost = max(outcome["seconds_lost"] for outcome in outcomes)
     bad = [outcome for outcome in outcomes if outcome["bad"]]
     print(
         f"{len(outcomes)} kills, {in_save} of them during a save; at most {lost:.2f} s of training lost; {len(bad)} bad"
     )
-    print("and training resumes" if alive and going_on.returncode == 143 else "but training does not resume")
+    print("and training resumes" if alive and resumed.returncode == 143 else "but training does not resume")
     sys.exit(bool(bad) or not alive)
 
 
@@ -51,7 +51,7 @@ def training(save_every):
 
 
 def kill_once(folder, number, chance):
-    """Resumes the training of `folder` for a moment, kills it, and says what is left of it."""
+    """Resumes the training in `folder` for a moment, kills it, and checks its model file."""
     before = step_in(folder)
     save_every = 0 if number % 2 else SAVE_EVERY
     process = subprocess.Popen(training(save_every), cwd=folder, stdout=subprocess.PIPE, text=True)

@@ -1,13 +1,13 @@
-"""Do guided samples show the class that was asked for, and are they still like real images of it?
+"""Do guided samples show the requested class, and how close are they to real images of it?
 
     pip install -r requirements-optional.txt
     python benchmarks/guidance.py --model model.keras                                      classifier-free
     python benchmarks/guidance.py --model model.keras --classifier classifier.keras        and by a classifier
 
-An independent classifier, linear on the features that `evaluate.py` measures distances with, learns the classes from
-the clean training images of the model; its accuracy on held-out images is printed first. The table gives, for each
-strength g, the fraction of samples in which it sees the class that was asked for, and the KID between the samples of a
-class and real images of it that were not trained on, as the mean over the classes. Samples are cached beside the model.
+An independent classifier, linear in the features that `evaluate.py` uses for distances, learns the classes from the
+clean training images of the model; its accuracy on held-out images is printed first. The table gives, for each strength
+g, the fraction of samples classified as the requested class, and the KID between the samples of a class and held-out
+images of it, averaged over the classes. Samples are cached beside the model.
 """
 
 import argparse
@@ -20,11 +20,11 @@ from support import device
 
 STRENGTHS = (0.0, 1.0, 2.0, 4.0)
 MOST = 4000  # training images that the linear classifier learns from
-RIDGE = 1e-2  # of the linear classifier, in units of the features' mean variance
+RIDGE = 1e-2  # regularisation of the linear classifier, in units of the features' mean variance
 
 
 def fit(features, labels, count):
-    """A linear classifier: least squares to +1 for an image's class and 0 else, as a function of features."""
+    """A linear classifier, a function of features: least squares to 1 for the class of an image and 0 for others."""
     mean, scale = features.mean(0), features.std(0) + 1e-6
     x = np.append((features - mean) / scale, np.ones((len(features), 1)), axis=1)
     wanted = np.eye(count)[labels]
@@ -70,10 +70,10 @@ def sample(model, classifier, label, g, options):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="model.keras", help="a model that was trained with --classes")
+    parser.add_argument("--model", default="model.keras", help="a model trained with --classes (model.keras)")
     parser.add_argument("--classifier", help="a model of --network classifier, for a second table")
     parser.add_argument("--n-sample", type=int, default=256, help="samples of each class (256)")
-    parser.add_argument("--steps", type=int, default=50, help="of DDIM with eta 1 (50)")
+    parser.add_argument("--steps", type=int, default=50, help="steps of DDIM with eta 1 (50)")
     parser.add_argument("--features", default="efficientnet", help="see evaluate.py (efficientnet)")
     options = parser.parse_args()
     print(common.machine("tensorflow", "keras"))
@@ -86,12 +86,13 @@ def main():
     classifier = options.classifier and model_file.open_model(options.classifier, classifier=True)
     book, extract = model_file.metadata(model), extractor(options.features)
     names = book["classes"]
-    (images, labels), (held_out, of_held_out) = load(book)
+    (images, labels), (held_out, held_out_labels) = load(book)
     known = np.flatnonzero(labels >= 0)
     known = np.random.default_rng(0).permutation(known)[:MOST]
     tell, real = fit(extract(images[known]), labels[known], len(names)), extract(held_out)
-    accuracy = np.mean(tell(real)[of_held_out >= 0] == of_held_out[of_held_out >= 0])
-    print(f"independent classifier: accuracy {accuracy:.3f} on {np.sum(of_held_out >= 0):,} held-out images")
+    labelled = held_out_labels >= 0
+    accuracy = np.mean(tell(real)[labelled] == held_out_labels[labelled])
+    print(f"independent classifier: accuracy {accuracy:.3f} on {np.sum(labelled):,} held-out images")
     for guide in [None, classifier] if classifier else [None]:
         rows = [("g", "of the class asked for", *names, "KID to its real images")]
         for g in STRENGTHS:
@@ -99,7 +100,7 @@ def main():
             for label in range(len(names)):
                 features = extract(sample(model, guide, label, g, options))
                 seen.append(np.mean(tell(features) == label))
-                distances.append(kid(real[of_held_out == label], features))
+                distances.append(kid(real[held_out_labels == label], features))
             rows.append((f"{g:g}", f"{np.mean(seen):.3f}", *(f"{s:.2f}" for s in seen), f"{np.mean(distances):.3f}"))
         what = "by a classifier" if guide else "classifier-free"
         common.table(f"{what}, {options.n_sample} samples a class, {options.steps} steps of DDIM, eta 1", rows)

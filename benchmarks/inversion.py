@@ -1,9 +1,9 @@
-"""Is the noise that an image is inverted to like noise, and does it lead back to the image?
+"""Does inverting an image give noise of N(0, 1), and does sampling from it give the image back?
 
     python benchmarks/inversion.py --model model.keras --steps 20 50 100
 
-Prints for each number of steps the deviation of the noise, 1 for noise of N(0, 1), and how many grey levels the image
-is away from the original on the way back by DDIM, as a mean over all pixels and for the worst image.
+Prints for each number of steps the standard deviation of the noise, which should be 1, and the mean absolute difference
+in grey levels between the images and what DDIM samples from their noise: over all images, and for the worst one.
 """
 
 import argparse
@@ -16,10 +16,10 @@ from support import device
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="model.keras")
-    parser.add_argument("--data", default="new-drawings", help="images that the model was not trained on")
-    parser.add_argument("--count", type=int, default=32)
-    parser.add_argument("--steps", type=int, nargs="+", default=[20, 50, 100])
+    parser.add_argument("--model", default="model.keras", help="a model (model.keras)")
+    parser.add_argument("--data", default="new-drawings", help="held-out images (new-drawings)")
+    parser.add_argument("--count", type=int, default=32, help="images (32)")
+    parser.add_argument("--steps", type=int, nargs="+", default=[20, 50, 100], help="numbers of steps (20 50 100)")
     options = parser.parse_args()
     device.start_tensorflow(parts=device.MOST_PARTS)
     import data

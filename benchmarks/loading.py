@@ -1,10 +1,10 @@
 """How fast are photographs read from a folder, and does training wait for them?
 
-    python benchmarks/loading.py                  makes 10,000 JPEGs first; about 5 minutes on 2 cores
-    python benchmarks/loading.py --data FOLDER    your own
+    python benchmarks/loading.py                  generates 10,000 JPEGs first; about 5 minutes on 2 cores
+    python benchmarks/loading.py --data FOLDER    your photographs
 
-Reads all images of a folder at 64×64, beside the same Pillow calls in a pool of processes, one for each core; then
-reads them a second time; then measures what fraction of a training step goes into its batch.
+Reads all images of a folder at 64×64, once from the files and once from the cache, beside the same Pillow calls in a
+pool of processes, one for each core. Then measures the time in which one batch for a training step is prepared.
 """
 
 import argparse
@@ -28,7 +28,7 @@ SIZE = 64
 
 
 def make_photographs(folder, count):
-    """JPEGs of about the size of those in the cats-and-dogs archive, 400×350 or so, with detail in them."""
+    """JPEGs with fine detail, and about as large as in the cats-and-dogs archive, around 400×350."""
     rng = np.random.default_rng(0)
     for k in range(count):
         width, height = (int(side) for side in rng.integers(300, 500, 2))
@@ -54,7 +54,7 @@ def with_pillow(folder):
 
 
 def forget(folder):
-    """Removes what the project has kept of the folder."""
+    """Removes the project's cache of the folder."""
     with contextlib.suppress(FileNotFoundError):
         os.remove(cache.cache_path(folder, SIZE, 3))
 
@@ -67,8 +67,8 @@ def seconds(function, *arguments):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", metavar="FOLDER", help="photographs, without sub-folders")
-    parser.add_argument("--count", type=int, default=10_000, help="how many to make (10,000)")
+    parser.add_argument("--data", metavar="FOLDER", help="photographs, without sub-folders (generated ones)")
+    parser.add_argument("--count", type=int, default=10_000, help="how many to generate (10,000)")
     parser.add_argument("--rounds", type=int, default=3, help="how often everything is read (3)")
     options = parser.parse_args()
     print(common.machine("pillow", "numpy"))

@@ -1,10 +1,10 @@
-"""The networks of this project once more, in PyTorch, as someone who prefers it would write them: to measure against.
+"""The networks of this project in PyTorch, written as its users would, to compare speed with.
 
     network = Unet((64, 64, 3), n_feat=32, patch=2)
     copy_weights(keras_model, network)      # then both give the same outputs
 
-They have the names and arguments of those that they repeat. Epsilon of the normalization is Keras' 1e-3. Images are
-(batch, channels, height, width), as usual there.
+Names and arguments are the same as in `unet.py` and `diffusion/networks.py`, and epsilon of the normalization is Keras'
+1e-3. Images are (batch, channels, height, width), as usual in PyTorch.
 """
 
 import os
@@ -150,10 +150,10 @@ class Stage(nn.Module):
 class Unet(nn.Module):
     """Inputs [x_t (batch, channels, height, width), t/T (batch, 1)], with classes a label (batch, 1); output like x_t.
 
-    Patches are those of PyTorch, which orders their values (channel, row, column) and not (row, column, channel).
+    PyTorch orders the values of a patch (channel, row, column), and the Keras network (row, column, channel).
 
     Attributes:
-        patched: the weights whose values are those of patches, with the axis.
+        patched: the weights that have the values of patches along an axis, and that axis.
     """
 
     def __init__(self, image_shape, n_feat, classes=0, widths=(1, 2, 2), blocks=1, attention=1, patch=1):
@@ -179,8 +179,8 @@ class Unet(nn.Module):
         self.patched = {}
         if patch > 1:
             fine = GROUPS * max(1, n_feat // (2 * GROUPS))
-            self.unpatch, self.pixels = (nn.Conv2d(*both, 3, padding=1) for both in
-                                         ((first, patch**2 * fine), (channels, fine)))  # fmt: skip
+            self.unpatch = nn.Conv2d(first, patch**2 * fine, 3, padding=1)
+            self.pixels = nn.Conv2d(channels, fine, 3, padding=1)
             self.fine, self.fine_norm = ResidualBlock(2 * fine, fine, embedded), nn.GroupNorm(GROUPS, fine, EPSILON)
             self.patched = {"first.weight": 1, "unpatch.weight": 0, "unpatch.bias": 0}
         self.last = nn.Conv2d(fine if patch > 1 else first, channels, 3, padding=1)
@@ -238,10 +238,10 @@ def as_in_torch(value):
 
 
 def channel_first(value, axis, patch):
-    """The values of patches along an axis in another order: (row, column, channel) → (channel, row, column)."""
-    of_patch = np.moveaxis(value, axis, 0)
-    of_patch = of_patch.reshape(patch**2, -1, *of_patch.shape[1:]).swapaxes(0, 1)
-    return np.moveaxis(of_patch.reshape(-1, *of_patch.shape[2:]), 0, axis)
+    """Reorders the values of patches along an axis: (row, column, channel) → (channel, row, column)."""
+    values = np.moveaxis(value, axis, 0)
+    values = values.reshape(patch**2, -1, *values.shape[1:]).swapaxes(0, 1)
+    return np.moveaxis(values.reshape(-1, *values.shape[2:]), 0, axis)
 
 
 def check(model, network, classes=0):

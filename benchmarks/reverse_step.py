@@ -4,11 +4,10 @@
     python benchmarks/reverse_step.py                     about 10 minutes on 2 cores
     python benchmarks/reverse_step.py --network unet      one of the networks
 
-An image takes 1,000 such steps. Fresh noise is part of each step everywhere. This project's own are taken as in
-`my_sample`, ten in a call. PyTorch runs eager, in inference mode, in both memory layouts; where there is a C++ compiler
-also compiled.
+An image takes 1,000 such steps, each with fresh noise. Our steps run as in `my_sample`, ten in a call. PyTorch runs
+eager, in inference mode, in both memory layouts; with a GPU or a C++ compiler also compiled.
 
-A second table compares the samplers with as many calls of the network and nothing else.
+A second table compares each sampler with the same number of network calls alone.
 """
 
 import argparse
@@ -38,11 +37,11 @@ SETTINGS = [  # network, n_feat, image size, batch
 
 
 def ours(network, n_feat, size, batch, way, how=None):
-    """Steps as `my_sample` takes them, or with XLA, or what others call first: `model.predict`.
+    """Steps as in `my_sample`, or with XLA, or with `model.predict`, which users try first.
 
     Args:
         way: `my_sample`, `xla`, `predict`, or `network` for calls of the network alone.
-        how: of `make_plan`; None for ten neighbouring steps of DDPM.
+        how: arguments of `make_plan`; None for ten neighbouring steps of DDPM.
     """
     tf = device.start_tensorflow(parts=min(batch, device.MOST_PARTS) if way in ("my_sample", "network") else 1)
     import ddpm
@@ -108,10 +107,10 @@ def torchs(network, n_feat, size, batch, layout, compiled=False):
     return once
 
 
-def against_torch(settings, rounds, compiled):
+def compare_with_torch(settings, rounds, compiled):
     """The first table; `compiled` says whether PyTorch can compile."""
-    rows = [("network, n_feat, size, batch", "this project", "XLA", "model.predict", "PyTorch", "channels_last",
-             "compiled", "× PyTorch")]  # fmt: skip
+    columns = ("this project", "XLA", "model.predict", "PyTorch", "channels_last", "compiled", "× PyTorch")
+    rows = [("network, n_feat, size, batch", *columns)]
     for setting in settings:
         contenders = {way: common.Contender(ours, *setting, way) for way in ("my_sample", "xla", "predict")}
         for layout in "contiguous_format", "channels_last":
@@ -128,17 +127,16 @@ def against_torch(settings, rounds, compiled):
     common.table("one reverse step in milliseconds, noise included (the last column: eager in its better layout)", rows)
 
 
-def of_samplers(setting, rounds):
+def compare_samplers(setting, rounds):
     """The second table."""
     contenders = {"the network alone": common.Contender(ours, *setting, "network")}
     contenders |= {name: common.Contender(ours, *setting, "my_sample", how) for name, how in SAMPLERS.items()}
     seconds = common.race(contenders, rounds, seconds_a_turn=0.5)
     rows = [("sampler", "network calls", "ms a call", "× the network alone")]
-    for name, of_all in seconds.items():
+    for name, total in seconds.items():
         calls = 2 * TOGETHER - 1 if SAMPLERS.get(name, {}).get("corrector") else TOGETHER
-        of_call = of_all / calls
-        ratio = of_call * TOGETHER / seconds["the network alone"]
-        rows.append((name, calls, f"{1e3 * of_call:.2f}", f"{ratio:.2f}"))
+        ratio = total / calls * TOGETHER / seconds["the network alone"]
+        rows.append((name, calls, f"{1e3 * total / calls:.2f}", f"{ratio:.2f}"))
     network, n_feat, size, batch = setting
     title = f"each sampler in {TOGETHER} steps; {network}, n_feat {n_feat}, {size}×{size}, {batch} images"
     common.table(title, rows)
@@ -147,14 +145,14 @@ def of_samplers(setting, rounds):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=9, help="turns of each contender (9)")
-    parser.add_argument("--network", choices=common.NETWORKS, help="one of the networks (all)")
+    parser.add_argument("--network", choices=common.NETWORKS, help="only this network (all)")
     options = parser.parse_args()
     import peer
 
     print(common.machine("tensorflow", "keras", "torch"))
     settings = [setting for setting in SETTINGS if options.network in (None, setting[0])]
-    against_torch(settings, options.rounds, peer.can_compile())
-    of_samplers(settings[0], options.rounds)
+    compare_with_torch(settings, options.rounds, peer.can_compile())
+    compare_samplers(settings[0], options.rounds)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
     pip install -r requirements-optional.txt
     python benchmarks/samplers.py --model model.keras --data new-drawings --out samplers       about 15 minutes
 
-Writes `kid.png` and `samples.png` into the folder, and prints a table. Numbers of the same model and images that are in
-its `numbers.json` already are not measured again: start it again after an interruption.
+Writes `kid.png` and `samples.png` into the folder, and prints a table. Numbers are cached in `numbers.json` there, by
+model and images: after an interruption start it again.
 """
 
 import argparse
@@ -31,10 +31,10 @@ BATCH = 50
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="model.keras", metavar="FILE.keras")
+    parser.add_argument("--model", default="model.keras", metavar="FILE.keras", help="a model (model.keras)")
     parser.add_argument("--data", default="new-drawings", metavar="SOURCE", help="held-out images (new-drawings)")
     parser.add_argument("--count", type=int, default=250, metavar="N", help="images of each kind (250)")
-    parser.add_argument("--out", default="samplers", metavar="FOLDER", help="where results go (samplers)")
+    parser.add_argument("--out", default="samplers", metavar="FOLDER", help="folder for the results (samplers)")
     options = parser.parse_args()
     device.start_tensorflow(parts=device.MOST_PARTS)
     import data
@@ -50,15 +50,15 @@ def main():
     steps = reverse.ReverseSteps(model, sched, BATCH, target)
     extract = features.extractor("efficientnet")
     real = metrics.random_subset(data.load_images(options.data, size, channels)[0], options.count)
-    of_real = extract(real, console.Bar(len(real), "image").update)
+    real_features = extract(real, console.Bar(len(real), "image").update)
 
     def generate(count, **how):
         """Images in [-1, 1], and the seconds for them."""
-        plan, found, start = sampling.make_plan(sched, **how), [], time.perf_counter()
+        plan, batches, start = sampling.make_plan(sched, **how), [], time.perf_counter()
         for first in range(0, count, BATCH):
             *_, (_, x_0) = sampling.sample(steps, plan, 0, range(first, first + BATCH))
-            found.append(x_0.numpy())
-        return np.concatenate(found)[:count], time.perf_counter() - start
+            batches.append(x_0.numpy())
+        return np.concatenate(batches)[:count], time.perf_counter() - start
 
     path = os.path.join(options.out, "numbers.json")
     measured = f"{model_file.fingerprint(model)} beside {data.digest(real)}"
@@ -73,8 +73,8 @@ def main():
             key = f"{name}, {count}"
             if key not in numbers:
                 x_0, seconds = generate(options.count, **how, steps=count)
-                of_samples = extract(to_pixels(x_0).astype(np.uint8))
-                kid, error = metrics.with_error(metrics.kid, of_real, of_samples)
+                sample_features = extract(to_pixels(x_0).astype(np.uint8))
+                kid, error = metrics.with_error(metrics.kid, real_features, sample_features)
                 rate = BATCH * -(-options.count // BATCH) / seconds
                 numbers[key] = {"kid": float(kid), "error": float(error), "rate": rate, "images": x_0[:2].tolist()}
                 with files.replacing(path) as draft, open(draft, "w", encoding="utf-8") as file:

@@ -1,10 +1,10 @@
-"""Do the distances say what they should? Known cases, in the order in which they must come.
+"""Do the metrics order known cases as they should?
 
     python benchmarks/sanity.py --features pixels                                  drawings, no downloads
     python benchmarks/sanity.py --features efficientnet --data CATS --other DOGS   photographs; some minutes
 
-Every row compares a set of images with the same held-out ones. `near-copies` is the share that are nearly training
-images (`metrics.copy_ratios`).
+Every row compares a set of images with the same held-out ones. `near-copies` is the fraction of them that nearly repeat
+a training image (`metrics.copy_ratios`).
 """
 
 import argparse
@@ -25,18 +25,18 @@ def blurred(images):
     return np.stack([np.asarray(Image.fromarray(image).filter(blur)) for image in images])
 
 
-def noisy(images, rng, share=0.3):
-    """A fraction of noise in every pixel."""
-    return np.clip((1 - share) * images + share * rng.normal(128, 128, images.shape), 0, 255).astype(np.uint8)
+def noisy(images, rng, fraction=0.3):
+    """Mixes a fraction of noise into every pixel."""
+    return np.clip((1 - fraction) * images + fraction * rng.normal(128, 128, images.shape), 0, 255).astype(np.uint8)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="drawings", help="real images (drawings)")
-    parser.add_argument("--other", help="images of another kind, for the row that is half of them (upside down ones)")
-    parser.add_argument("--image-size", type=int, default=32)
+    parser.add_argument("--other", help="images of another kind, half of one row (--data upside down)")
+    parser.add_argument("--image-size", type=int, default=32, help="height and width (32)")
     parser.add_argument("--count", type=int, default=500, help="images in each set (500)")
-    parser.add_argument("--features", default="pixels", help="as in evaluate.py (pixels)")
+    parser.add_argument("--features", default="pixels", help="see evaluate.py (pixels)")
     options = parser.parse_args()
     device.start_tensorflow()
     rng, n = np.random.default_rng(0), options.count
@@ -57,15 +57,15 @@ def main():
     }
     print(common.machine("tensorflow", "numpy"))
     extract = extractor(options.features)
-    of_held_out, of_training = extract(held_out), extract(training)
+    held_out_features, training_features = extract(held_out), extract(training)
     rows = [("compared with held-out images", "KID", "Fréchet", "precision", "recall", "near-copies")]
     for name, images in cases.items():
         features = extract(images)
         cells = []
         for metric in metrics.kid, metrics.frechet, metrics.precision, metrics.recall:
-            value, error = metrics.with_error(metric, of_held_out, features)
+            value, error = metrics.with_error(metric, held_out_features, features)
             cells.append(f"{value:.3g} ± {error:.1g}")
-        cells.append(f"{metrics.copy_ratios(features, of_training, of_held_out)[1]:.2f}")
+        cells.append(f"{metrics.copy_ratios(features, training_features, held_out_features)[1]:.2f}")
         rows.append((name, *cells))
     common.table(f"{n} images each of {options.data}, features: {options.features}", rows)
 

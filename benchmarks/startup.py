@@ -1,8 +1,8 @@
-"""How long from the command to the first training step, and from `my_sample` to the first reverse step, and why?
+"""How long does it take from the command to the first training step, and from `my_sample` to the first reverse step?
 
     python benchmarks/startup.py        about 2 minutes on 2 cores
 
-Each start is a new process; medians of several.
+Prints the seconds of each stage of the start: medians of several starts, each in a new process.
 """
 
 import argparse
@@ -74,7 +74,7 @@ def start(code, folder):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5, help="how many starts of each (5)")
+    parser.add_argument("--rounds", type=int, default=5, help="starts of each (5)")
     options = parser.parse_args()
     print(common.machine("tensorflow", "keras"))
     with tempfile.TemporaryDirectory() as folder:
