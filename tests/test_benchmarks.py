@@ -18,6 +18,13 @@ def test_help_names_the_question_and_the_command(run, script):
     assert f"python benchmarks/{script}" in process.stdout
 
 
+def test_benchmarks_are_short_and_formatted():
+    for path in glob.glob(os.path.join(ROOT, "benchmarks", "**", "*.py"), recursive=True):
+        with open(path, encoding="utf-8") as file:
+            lines = file.read().splitlines()
+        assert len(lines) <= 330 and not any("# fmt:" in line for line in lines), path
+
+
 def test_recipes_are_options_and_train_as_long_as_their_minutes(tmp_path):
     import recipes
 
@@ -35,7 +42,7 @@ def test_recipes_are_options_and_train_as_long_as_their_minutes(tmp_path):
     )
     search = recipes.Search(options)
     for name in *recipes.SCREENED, "naive", "naive-v-zerosnr", "unet-48-muon":
-        typed = settings.parse_options("", search.options_of(name, 3))
+        typed = settings.parse_options("", search.training_options(name, 3))
         chosen = settings.choose_settings(typed, {}, "", None)
         assert (
             chosen["precision"] == "bfloat16"
@@ -55,12 +62,64 @@ def test_recipes_are_options_and_train_as_long_as_their_minutes(tmp_path):
     assert search.length("unet", {}) == ["--n-epochs", "7"]
 
 
+@pytest.mark.parametrize("name, guided", [("unet-learned", True), ("ddpp", False)])
+def test_a_row_trains_then_evaluates_its_own_samples(monkeypatch, tmp_path, name, guided):
+    import recipes
+
+    import evaluate
+    from support import settings
+
+    options = argparse.Namespace(
+        data="drawings",
+        test="new-drawings",
+        out=str(tmp_path),
+        image_size=8,
+        minutes=1,
+        epochs=None,
+        precision="float32",
+        sampler="ddpm",
+        steps=20,
+        guidance=1.5,
+        features="pixels",
+        n_sample=30,
+    )
+    commands = []
+
+    def run(command, **settings):
+        commands.append(command[1:])
+        if command[1] == "evaluate.py":
+            (path,) = (word for word in command if word.endswith(".json"))
+            with open(path, "w") as file:
+                file.write('{"step": 3}')
+
+    monkeypatch.setattr(recipes.subprocess, "run", run)
+    search = recipes.Search(options)
+    monkeypatch.setattr(search, "image_folder", lambda seed: "images")
+    (tmp_path / "unet-1min-seed2.keras").touch()
+    for _ in range(2):  # cached the second time
+        assert search.row(name, 2, {name: (0.5, 64)}) == {"step": 3}
+    (script, *training), (_, *evaluation) = commands
+    measured = evaluate.parse_options(evaluation)
+    assert (measured.sampler, measured.steps, measured.n_sample) == ("ddpm", 20, 30)
+    assert measured.guidance == (1.5 if guided else 1) and bool(measured.weaker) == guided
+    if name == "ddpp":
+        assert script == "benchmarks/ddpp.py" and training[training.index("--train") + 1] == "120"
+        assert measured.samples == training[training.index("--out") + 1] and "bits" not in measured.only
+    else:
+        assert script == "diffusion_model.py" and measured.variance == "learned"
+        assert settings.parse_options("", training)["model"] == measured.model and measured.samples is None
+
+
 def test_the_cells_of_a_recipe_are_those_of_its_evaluation():
     import recipes
 
-    numbers = {"features": "pixels", "kid, pixels": {"value": 0.1234, "error": 0.002}, "step": 9,
-               "loss, training / held-out": {"value": 0.987, "error": 0.01},
-               "near-copies, pixels": {"value": 0.0, "error": None}}  # fmt: skip
+    numbers = {
+        "features": "pixels",
+        "step": 9,
+        "kid, pixels": {"value": 0.1234, "error": 0.002},
+        "loss, training / held-out": {"value": 0.987, "error": 0.01},
+        "near-copies, pixels": {"value": 0.0, "error": None},
+    }
     cells = dict(zip(recipes.HEADING[4:], recipes.cells(numbers), strict=True))
     assert cells["KID"] == "0.123 ± 0.002" and cells["near-copies"] == "0.000" and cells["recall"] == ""
     assert cells["training / held-out loss"] == "0.99 ± 0.01"
@@ -102,20 +161,8 @@ def test_the_peer_trains_on_the_images_of_our_rows_of_the_same_seed(tmp_path):
         (("--recipes", "ddpp"), "one of our recipes"),
         (("--recipes", "unet,ddpp", "--epochs", "3"), "one of our recipes"),
         (("--recipes", "unet", "--epochs", "3", "--guidance", "2"), "only such rows have a weaker copy"),
-        (
-            (
-                "--recipes",
-                "unet-muon-moon",
-            ),
-            "unknown recipe unet-muon-moon; there are ddpp, and slides",
-        ),
-        (
-            (
-                "--recipes",
-                "muon",
-            ),
-            "unknown recipe muon",
-        ),
+        (("--recipes", "unet-muon-moon"), "unknown recipe unet-muon-moon; there are ddpp, and slides"),
+        (("--recipes", "muon"), "unknown recipe muon"),
     ],
 )
 def test_rows_that_cannot_be_compared_are_refused(monkeypatch, capsys, words, why):
