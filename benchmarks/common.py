@@ -175,8 +175,8 @@ def time_training(options, path):
 
     device.start_tensorflow(parts=device.MOST_PARTS)
     import diffusion_model
-    from support.preparation import prepare
-    from support.settings import parse_options
+    from training.preparation import prepare
+    from training.settings import parse_options
 
     model, images, _ = prepare(parse_options("", [*options, "--n-epochs", "1000"]), path)
     timer = StepTimer()

@@ -156,7 +156,7 @@ class Search:
             from PIL import Image
 
             import data
-            from evaluation.validation import split_held_out
+            from data.splits import split_held_out
 
             images, _ = data.load_images(self.options.data, self.options.image_size, 3)
             images = images if self.options.test else split_held_out(images, 0.1, seed)[0]

@@ -67,7 +67,7 @@ def test_a_row_trains_then_evaluates_its_own_samples(monkeypatch, tmp_path, name
     import recipes
 
     import evaluate
-    from support import settings
+    from training import settings
 
     options = argparse.Namespace(
         data="drawings",

@@ -14,7 +14,7 @@ def measure_losses(size, precision):
     import data
     import diffusion_model
     from ddpm import ddpm_schedule
-    from support import checkpoint
+    from training import checkpoint
     from unet import NaiveUnet
 
     keras.utils.set_random_seed(0)

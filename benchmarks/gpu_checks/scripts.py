@@ -71,6 +71,6 @@ def train(size, folder, *options, until=None):
 
 def gpu_preset(size):
     """Options of `train` that replace the slides' network by the preset gpu-16gb."""
-    from support.settings import PRESETS
+    from training.settings import PRESETS
 
     return "--preset", "gpu-16gb", "--n-feat", PRESETS["gpu-16gb"]["n_feat"] if size.full else 8
