@@ -102,19 +102,24 @@ def train(model, images, run):
     import tensorflow as tf
 
     from diffusion import model_file
-    from diffusion.reverse import learns_variance
 
-    book = model_file.metadata(model)
-    settings, progress = book["settings"], book["progress"]
-    sched, predicted = model_file.diffusion_of(model)
-    more = settings["weighting"], settings["t_sampling"], learns_variance(model)
-    noisy = noising(sched, settings["seed"], predicted, *more)
+    metadata = model_file.metadata(model)
+    settings, progress = metadata["settings"], metadata["progress"]
+    sched, target_name = model_file.diffusion_of(model)
+    noisy = noising(
+        sched, settings["seed"], target_name, weighting=settings["weighting"], t_sampling=settings["t_sampling"]
+    )
     for i in range(progress["epoch"], settings["n_epochs"]):
         run.before_epoch()
         train_data = data.batches(
-            images.images, settings["batch_size"], settings["seed"], i, progress["images"], settings["flip"],
-            images.labels,
-        )  # fmt: skip
+            images.images,
+            settings["batch_size"],
+            settings["seed"],
+            epoch=i,
+            start=progress["images"],
+            flip=settings["flip"],
+            labels=images.labels,
+        )
         for image_batch, labels in train_data:
             x_t, t_input, target, weight = noisy(image_batch, tf.constant(progress["step"], tf.int64))
             inputs = [x_t, t_input]
@@ -133,21 +138,22 @@ def train(model, images, run):
     run.at_the_end()
 
 
-def noising(sched, seed, target="eps", weighting="none", t_sampling="uniform", variance_learned=False):
+def noising(sched, seed, target="eps", weighting="none", t_sampling="uniform"):
     """The noise of a training step: a function of the images x_0 and the step → x_t, t/T, target, weight of each image.
 
     Draws depend on the seed and the step alone, so that a resumed run draws what it would have drawn.
 
     Args:
-        target, weighting: see `ddpm.training_target` and `ddpm.loss_weight`.
-        t_sampling: `'uniform'` as on the slides, `'logsnr'` for `ddpm.log_snr_probabilities`.
-        variance_learned: whether the weights have `ddpm.bound_weights` beside them.
+        target, weighting: see `diffusion/targets.py`.
+        t_sampling: `'uniform'` as on the slides, `'logsnr'` for `targets.log_snr_probabilities`.
     """
     import tensorflow as tf
 
-    from ddpm import bound_weights, log_snr_probabilities, loss_weight, n_steps, network_time, q_sample, training_target
+    from ddpm import n_steps, network_time, q_sample, signal_and_noise
+    from diffusion.targets import find_target, log_snr_probabilities, loss_weights
 
-    T, cumulative = n_steps(sched), np.cumsum(log_snr_probabilities(sched))
+    T, cumulative = n_steps(sched), np.cumsum(log_snr_probabilities(sched.alphabar))
+    wanted, weights = find_target(target).wanted, loss_weights(sched.alphabar, target, weighting)
 
     def draw_t(shape, key):
         if t_sampling == "uniform":
@@ -163,11 +169,9 @@ def noising(sched, seed, target="eps", weighting="none", t_sampling="uniform", v
         eps = tf.random.stateless_normal(this_size, key)
         t_ind = draw_t(this_size[:1], key - [0, 1])
         x_t = q_sample(image_batch, t_ind, eps, sched)
-        wanted = training_target(image_batch, t_ind, eps, sched, target)
-        weight = loss_weight(t_ind, sched, target, weighting)
-        if variance_learned:
-            weight = tf.concat([weight, bound_weights(t_ind, sched, target)], axis=-1)
-        return x_t, network_time(t_ind, sched), wanted, weight
+        wanted_output = wanted(image_batch, eps, *signal_and_noise(t_ind, image_batch, sched))
+        weight = tf.gather(tf.constant(weights, tf.float32), t_ind)[:, None, None, None]
+        return x_t, network_time(t_ind, sched), wanted_output, weight
 
     return noisy
 

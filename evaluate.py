@@ -15,6 +15,7 @@ import sys
 
 if __name__ == "__main__":  # which `python -P` leaves out
     sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))
+from diffusion.options import add_sampler_options, sampler_options
 from support import console, files
 from support.console import integer, say
 
@@ -46,7 +47,7 @@ def parse_options(arguments=None):
         help="what distances are measured on: inception (downloads "
         "its weights), efficientnet (see requirements-optional.txt), pixels, FILE.keras or module:function (inception)",
     )
-    console.add_sampler_options(parser)
+    add_sampler_options(parser)
     add(
         "--draws",
         type=integer(0),
@@ -125,7 +126,7 @@ def main():
                 f"{options.model} carries no training metadata; evaluate one that diffusion_model.py wrote"
             )
         check_outputs(options, book)
-        options.how = console.sampler_options(options)
+        options.how = sampler_options(options)
         options.how |= model_file.sampler_of(model, options.sampler, options.steps, options.variance)
         make_plan(model_file.diffusion_of(model)[0], **options.how)  # better known now
         weaker = options.weaker and model_file.open_with_schedule(options.weaker)[0]

@@ -169,13 +169,13 @@ def schedules(T=1000):
     """
     import numpy as np
 
-    from ddpm import SCHEDULES, ddpm_schedule, log_snr
+    from diffusion.schedules import SCHEDULES, log_snr, make_schedule
 
     figure, left, right = two_axes_of_t()
     t = np.arange(T + 1)
     for name, colour in zip(SCHEDULES, (BLUE, ORANGE, GREEN), strict=True):
         for zero_snr, style in (False, "-"), (True, ":"):
-            ab = ddpm_schedule(T=T, schedule=name, zero_snr=zero_snr).alphabar
+            ab = make_schedule(name, T=T, zero_snr=zero_snr).alphabar
             known = slice(1, T if zero_snr else T + 1)
             left.plot(t, ab, style, color=colour)
             label = None if zero_snr else name

@@ -200,10 +200,10 @@ def invert(images, model="model.keras", steps=None, verbose=1, *, label=None):
     import numpy as np
 
     import data
-    from ddpm import check_finite
     from diffusion import model_file
     from diffusion.sampling import make_inversion
     from support import console
+    from support.checks import check_finite
 
     model, shape = open_model(model)
     images = as_images("images", images, shape)
@@ -416,6 +416,7 @@ def reverse_steps(model, classifier, weaker):
 
 
 def parse_options(arguments=None):
+    from diffusion.options import add_sampler_options
     from support import console
 
     parser = console.Parser(description=__doc__)
@@ -433,7 +434,7 @@ def parse_options(arguments=None):
         metavar="FILE.keras",
         help="the trained network, or drawings, a pretrained one (model.keras)",
     )
-    console.add_sampler_options(parser)
+    add_sampler_options(parser)
     parser.add_argument(
         "--label",
         nargs="+",
@@ -463,11 +464,12 @@ def main():
         console.say("reverse_diffusion.py: starting TensorFlow …")
         device.start_tensorflow(parts=min(options.n_sample, device.MOST_PARTS))
         from diffusion import model_file
+        from diffusion.options import sampler_options
         from support import files
 
         models = [model_file.locate(path) for path in (options.model, options.classifier, options.weaker) if path]
         files.check_outputs([("--out", options.out), ("--npy", options.npy)], models)
-        how = console.sampler_options(options)
+        how = sampler_options(options)
         how |= {name: getattr(options, name) for name in ("classifier", "weaker")}
         label = options.label and read_labels(options.label, options.model, options.classifier)
         images = my_sample(None, options.n_sample, options.model, options.seed, label=label, **how)

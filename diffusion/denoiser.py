@@ -1,36 +1,37 @@
 """Between a network and everything that uses it: one callable.
 
-    denoise(x_t, t, label) → (x̂_0, ε̂)       x_t, x̂_0, ε̂: (batch, height, width, channels) float32, t: (batch,) int
+    denoise(x_t, t, label) → Estimate(x_0, eps, u)    images (batch, height, width, channels) float32, t (batch,) int
 
-The two estimates belong together: √ᾱ_t x̂_0 + √(1 - ᾱ_t) ε̂ = x_t. A network that has learned the variance of a step too
-adds a third, u, see `ddpm.log_variance_ratio`. The label, (batch,) int, is 0 for "no class" and k + 1
-for class k; without it, None, the denoiser is that of all images. Samplers, the bound, evaluation and figures know
-only this, and no network.
+The two estimates belong together: √ᾱ_t x̂_0 + √(1 - ᾱ_t) ε̂ = x_t. u is None unless the network has learned the variance
+of a step, see `diffusion/learned_variance.py`. The label, (batch,) int, is 0 for "no class" and k + 1 for class k;
+without it, None, the denoiser is for all images. Samplers, the bound, evaluation and figures know only this, and no
+network.
 
 Guidance takes a denoiser and returns one (slide "Improvements"). Both kinds towards a class raise p(class | x_t) to
-the power g at every t; the images that come of it are not those of p(x) p(class | x)^g, as such a distribution with
-noise on it is another one. In both, g = 0 ignores the class, and g = 1 follows p(x | class). Autoguidance needs no
+the power g at every t; the images that come of it do not have the density p(x) p(class | x)^g, as noise on that gives
+another distribution. In both, g = 0 ignores the class, and g = 1 follows p(x | class). Autoguidance needs no
 class: it leads away from what a weaker network would draw.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from typing import NamedTuple
 
 import tensorflow as tf
 
-from ddpm import (
-    TARGETS,
-    Schedule,
-    add_to_score,
-    check_choice,
-    clip_estimate,
-    estimates_from_velocity,
-    network_time,
-    predict_eps,
-    predict_score,
-    predict_x0,
-)
+from ddpm import Schedule, network_time, predict_eps, signal_and_noise
+from diffusion.learned_variance import split_output
+from diffusion.targets import TARGETS, find_target
 
-Denoiser = Callable[..., tuple[tf.Tensor, ...]]
+
+class Estimate(NamedTuple):
+    """What a denoiser says of x_t: the image x̂_0, the noise ε̂, and u of a learned variance, or None; all like x_t."""
+
+    x_0: tf.Tensor
+    eps: tf.Tensor
+    u: tf.Tensor | None = None
+
+
+Denoiser = Callable[..., Estimate]
 
 
 def denoiser(network: Callable, sched: Schedule, target: str = "eps") -> Denoiser:
@@ -38,45 +39,50 @@ def denoiser(network: Callable, sched: Schedule, target: str = "eps") -> Denoise
 
     Args:
         network: a function of [x_t, t/T], t/T (batch, 1) float32, or of [x_t, t/T, label], label (batch, 1) int, that
-            returns its prediction like x_t, or with twice the channels, see `split_output`.
+            returns its prediction like x_t, or with twice the channels, see `learned_variance.split_output`.
         sched: the schedule that it was trained with.
-        target: what it predicts, `'eps'`, `'x0'` or `'v'`.
+        target: what it predicts, a name in `TARGETS`.
 
     Raises:
         ValueError: for another target, and for ε̂ where ᾱ_T = 0, as it says nothing of the image in x_T.
     """
-    check_choice("target", target, TARGETS)
-    if target == "eps" and sched.alphabar[-1] == 0:
-        raise ValueError("a network that predicts the noise cannot have zero terminal SNR; x0 and v can")
+    estimates = find_target(target).estimates
+    if find_target(target).needs_signal and sched.alphabar[-1] == 0:
+        others = " and ".join(name for name in TARGETS if not TARGETS[name].needs_signal)
+        raise ValueError(f"a network that predicts {target} cannot have zero terminal SNR; {others} can")
 
     def denoise(x_t, t, label=None):
         output = network([x_t, network_time(t, sched), *([] if label is None else [label[:, None]])])
-        predicted, *u = split_output(output, x_t.shape[-1])
-        if target == "eps":
-            return predict_x0(x_t, t, predicted, sched), predicted, *u
-        if target == "x0":
-            return predicted, predict_eps(x_t, t, predicted, sched), *u
-        return *estimates_from_velocity(x_t, t, predicted, sched), *u
+        predicted, u = split_output(output, x_t.shape[-1])
+        return Estimate(*estimates(x_t, predicted, *signal_and_noise(t, x_t, sched)), u)
 
     return denoise
 
 
-def split_output(output: tf.Tensor, channels: int) -> list[tf.Tensor]:
-    """What a network predicts and, of twice the channels, u, of which the others are 2u - 1, as in improved DDPM."""
-    if output.shape[-1] == channels:
-        return [output]
-    predicted, rest = tf.split(output, 2, axis=-1)
-    return [predicted, (rest + 1) / 2]
-
-
 def score(denoise: Denoiser, sched: Schedule) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
-    """The same network as a model of the score: a function of (x_t, t), t ≥ 1, that returns ∇ log p(x_t), like x_t."""
-    return lambda x_t, t: predict_score(t, denoise(x_t, t)[1], sched)
+    """The same network as a model of the score: a function of (x_t, t), t ≥ 1, that returns ∇ log p(x_t), like x_t.
+
+    It is -ε̂ / √(1 - ᾱ_t). Denoising score matching: Vincent 2011; Song & Ermon 2019, arXiv 1907.05600; for DDPM Luo
+    2022, arXiv 2208.11970.
+    """
+    return lambda x_t, t: -denoise(x_t, t).eps / signal_and_noise(t, x_t, sched)[1]
 
 
-def lead(start: Sequence[tf.Tensor], towards: Sequence[tf.Tensor], g: tf.Tensor) -> tuple[tf.Tensor, ...]:
-    """The estimates of a denoiser moved g times as far as others are; a learned variance is that of the others."""
-    return *(a + g * (b - a) for a, b in zip(start[:2], towards[:2], strict=True)), *towards[2:]
+def add_to_score(estimate: Estimate, t: tf.Tensor, added: tf.Tensor, sched: Schedule) -> Estimate:
+    """The estimate of x_t once `added` is added to its score -ε / √(1 - ᾱ_t) (ADM, arXiv 2105.05233, equation 14).
+
+    ε̂ falls by √(1 - ᾱ_t) `added`, and x̂_0 rises by (1 - ᾱ_t) / √ᾱ_t `added`, so that both still make up x_t. Nothing is
+    added where ᾱ_t = 0: x_t is pure noise there, whatever x_0 is.
+    """
+    a, b = signal_and_noise(t, added, sched)
+    added = tf.where(a > 0, added, 0)
+    return Estimate(estimate.x_0 + tf.math.divide_no_nan(b**2, a) * added, estimate.eps - b * added, estimate.u)
+
+
+def extrapolate(start: Estimate, towards: Estimate, g: tf.Tensor) -> Estimate:
+    """start + g (towards - start) of x̂_0 and ε̂; a learned variance is taken from `towards`."""
+    x_0, eps = (a + g * (b - a) for a, b in zip(start[:2], towards[:2], strict=True))
+    return Estimate(x_0, eps, towards.u)
 
 
 def classifier_free(denoise: Denoiser, g: tf.Tensor) -> Denoiser:
@@ -94,9 +100,10 @@ def classifier_free(denoise: Denoiser, g: tf.Tensor) -> Denoiser:
         nothing = tf.zeros_like(label)
 
         def ask_for_both():
-            of_both = denoise(*(tf.concat(pair, axis=0) for pair in ((x_t, x_t), (t, t), (label, nothing))))
-            of_class, of_all = zip(*(tf.split(estimate, 2) for estimate in of_both), strict=True)
-            return lead(of_all, of_class, g)
+            both = denoise(*(tf.concat(pair, axis=0) for pair in ((x_t, x_t), (t, t), (label, nothing))))
+            halves = [(None, None) if part is None else tf.split(part, 2) for part in both]
+            with_class, without_class = (Estimate(*parts) for parts in zip(*halves, strict=True))
+            return extrapolate(without_class, with_class, g)
 
         def ask_for_one():
             return denoise(x_t, t, tf.where(g == 0, nothing, label))
@@ -121,12 +128,11 @@ def with_classifier(denoise: Denoiser, classify: Callable, sched: Schedule, g: t
             with tf.GradientTape() as tape:
                 tape.watch(x_t)
                 log_p = tf.nn.log_softmax(classify([x_t, network_time(t, sched)]))
-                of_class = tf.reduce_sum(tf.gather(log_p, label - 1, batch_dims=1))
-            return tf.ensure_shape(tape.gradient(of_class, x_t), x_t.shape)
+                total = tf.reduce_sum(tf.gather(log_p, label - 1, batch_dims=1))
+            return tf.ensure_shape(tape.gradient(total, x_t), x_t.shape)
 
-        x_0, eps, *u = denoise(x_t, t)
         added = g * tf.cond(g == 0, lambda: tf.zeros_like(x_t), gradient)
-        return *add_to_score(x_0, t, eps, added, sched), *u
+        return add_to_score(denoise(x_t, t), t, added, sched)
 
     return guided
 
@@ -145,7 +151,7 @@ def autoguided(denoise: Denoiser, weaker: Denoiser, g: tf.Tensor) -> Denoiser:
 
     def guided(x_t, t, label=None):
         better = denoise(x_t, t, label)
-        return tf.cond(g == 1, lambda: better, lambda: lead(weaker(x_t, t, label), better, g))
+        return tf.cond(g == 1, lambda: better, lambda: extrapolate(weaker(x_t, t, label), better, g))
 
     return guided
 
@@ -156,8 +162,10 @@ def clipped(denoise: Denoiser, sched: Schedule) -> Denoiser:
     As in the code of DDPM: without it an error of ε̂ near t = T, multiplied by 157, drives colours away.
     """
 
-    def denoise_and_clip(x_t, t, label=None):
-        x_0, _, *u = denoise(x_t, t, label)
-        return *clip_estimate(x_t, t, x_0, sched), *u
+    return lambda x_t, t, label=None: clip_estimate(denoise(x_t, t, label), x_t, t, sched)
 
-    return denoise_and_clip
+
+def clip_estimate(estimate: Estimate, x_t: tf.Tensor, t: tf.Tensor, sched: Schedule) -> Estimate:
+    """An estimate with x̂_0 clipped to [-1, 1] and the ε̂ that goes with it, so that both make up x_t."""
+    x_0 = tf.clip_by_value(estimate.x_0, -1, 1)
+    return Estimate(x_0, predict_eps(x_t, t, x_0, sched), estimate.u)

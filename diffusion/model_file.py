@@ -21,9 +21,10 @@ import keras
 import numpy as np
 
 import unet  # noqa: F401 (registers the layers that files hold)
-from ddpm import Schedule, ddpm_schedule, n_steps
+from ddpm import Schedule, n_steps
 from diffusion.layers import Logbook
-from diffusion.reverse import learns_variance
+from diffusion.learned_variance import learns_variance
+from diffusion.schedules import make_schedule
 from support import files
 
 
@@ -42,7 +43,7 @@ def diffusion_of(model: keras.Model) -> tuple[Schedule, str]:
     """The noise schedule of a model, and what it predicts; the slides' for a model without metadata."""
     settings = {"target": "eps", **metadata(model).get("diffusion", SLIDES)}
     target = settings.pop("target")
-    return ddpm_schedule(**settings), target
+    return make_schedule(**settings), target
 
 
 def sampler_of(

@@ -95,7 +95,7 @@ def Unet(
         patch: height and width of the patches of pixels that the network sees as one: with 2 a quarter of the pixels
             with four times the channels, and so a fraction of the work.
         learn_variance: whether the output has twice the channels, of which the second half says how much noise a
-            reverse step adds, see `diffusion.denoiser.split_output`.
+            reverse step adds, see `diffusion.learned_variance.split_output`.
 
     Returns:
         A Keras model: inputs [image (batch, height, width, channels), t/T (batch, 1)], and with classes an integer

@@ -36,12 +36,6 @@ def even_batches(model: keras.Model, count: int) -> tuple[int, int]:
     return batches, math.ceil(count / batches)
 
 
-def learns_variance(model: keras.Model) -> bool:
-    """Whether a network also says how much noise a step adds, see `diffusion.denoiser.split_output`."""
-    shape, of_output = model.inputs[0].shape, model.outputs[0].shape
-    return len(of_output) == len(shape) and of_output[-1] == 2 * shape[-1]
-
-
 def for_inference(model: Callable) -> Callable[..., tf.Tensor]:
     """A network as a function of its inputs, for batches of all sizes.
 
@@ -122,7 +116,6 @@ class ReverseSteps:
         weaker: tuple[keras.Model, str] | None = None,
     ):
         shape = tuple(model.inputs[0].shape[1:])
-        columns = self._columns = 6 if learns_variance(model) else 5
         xla = device.prefers_xla(batch_size) if xla is None else xla
         parts = 1 if xla else device.parts_for(batch_size)
         of_model, classify = denoiser_of(model, sched, target, parts), classifier and predictor(classifier, parts)
@@ -144,7 +137,12 @@ class ReverseSteps:
             return tf.TensorSpec(shape, dtype)
 
         x = spec(tf.float32, batch_size, *shape)
-        of_steps = spec(tf.int32, None), spec(tf.int32, None), spec(tf.float32, None, columns), spec(tf.float32, None)
+        of_steps = (
+            spec(tf.int32, None),
+            spec(tf.int32, None),
+            spec(tf.float32, None, samplers.COLUMNS),
+            spec(tf.float32, None),
+        )
         of_images = spec(tf.int32, batch_size), spec(tf.int64), spec(tf.int64, batch_size)
 
         @tf.function(input_signature=[x, x, *of_steps, *of_images], autograph=False)
@@ -182,7 +180,7 @@ class ReverseSteps:
             The images after them, and their last estimate x̂_0, which is the `memory` of the next call.
         """
         start = time.perf_counter()
-        label, coefficients = tf.cast(label, tf.int32), samplers.with_columns(coefficients, self._columns)
+        label = tf.cast(label, tf.int32)
         x_t, memory = self._take(x_t, memory, times, draws, coefficients, guidance, label, *_as_int64(seed, index))
         quick = time.perf_counter() - start < self.QUICK * len(times)
         self.at_once, self.compiled = self.MOST_AT_ONCE if quick else 1, True

@@ -1,24 +1,33 @@
 """One step from x_t to x_s for each sampler, as one formula:
 
-    x_s = a x̂_0 + b ε̂ + σ e^{ρu} z + c (x̂_0 - x̂_0 of the step before)      z from N(0, 1), (x̂_0, ε̂, u) from a denoiser
+    x_s = a x̂_0 + b ε̂ + σ e^{ρu} z + c (x̂_0 - x̂_0 of the step before)      z from N(0, 1), x̂_0, ε̂, u from a denoiser
 
 and for a Langevin step of a corrector, whose size κ depends on the image: x_s = a x̂_0 + b (1 - κ) ε̂ + σ √(2κ) z with
-κ = r ‖z‖² / ‖ε̂‖². There is a u only of networks that have learned the variance of a step, and a ρ where it is wanted.
+κ = r ‖z‖² / ‖ε̂‖². u and ρ are used only with a learned variance.
 
-The coefficients a, b, σ, c, r, and ρ, are computed here in float64 and passed to the step, so that a compiled step
+The coefficients a, b, σ, c, r and ρ are computed here in float64 and passed to the step, so that a compiled step
 serves all samplers, numbers of steps, spacings, η and correctors.
 """
 
+from __future__ import annotations
+
 import numbers
+from typing import TYPE_CHECKING
 
 import numpy as np
-import tensorflow as tf
 
-from ddpm import VARIANCES, Schedule, check_choice, log_snr, n_steps
-from diffusion.denoiser import Denoiser
+from diffusion.schedules import log_snr
+from support.checks import check_choice
+
+if TYPE_CHECKING:  # a parser of options knows samplers without TensorFlow
+    import tensorflow as tf
+
+    from ddpm import Schedule
+    from diffusion.denoiser import Denoiser
 
 SAMPLERS = ("ddpm", "ddim", "dpm++", "langevin")
 SPACINGS = ("uniform", "quadratic", "logsnr")
+VARIANCES = ("beta", "posterior", "learned")  # of the noise in a step of ddpm
 
 
 def choose_times(sched: Schedule, steps: int, spacing: str = "uniform", repeats: int = 1) -> np.ndarray:
@@ -37,7 +46,7 @@ def choose_times(sched: Schedule, steps: int, spacing: str = "uniform", repeats:
     Raises:
         ValueError: for another number of steps or spacing.
     """
-    T = n_steps(sched)
+    T = len(sched.alphabar) - 1
     if not (isinstance(steps, numbers.Integral) and 1 <= steps <= T):
         raise ValueError(f"steps must be 1 … {T}, the number of steps that this model was trained with, got {steps}")
     check_choice("spacing", spacing, SPACINGS)
@@ -63,7 +72,7 @@ def choose_times(sched: Schedule, steps: int, spacing: str = "uniform", repeats:
 def coefficients(
     sched: Schedule, times: np.ndarray, sampler: str = "ddpm", variance: str = "beta", eta: float = 0.0
 ) -> np.ndarray:
-    """a, b, σ, c, r of every step, (S, 5) float32; with a learned variance (S, 6), and ρ.
+    """a, b, σ, c, r and ρ of every step, (S, 6) float32.
 
     Args:
         sched: the noise schedule.
@@ -81,7 +90,7 @@ def coefficients(
         ValueError: for another `sampler` or `variance`, an `eta` outside [0, 1], or one of a sampler that has none.
     """
     check_choice("sampler", sampler, SAMPLERS)
-    check_choice("variance", variance, (*VARIANCES, "learned"))
+    check_choice("variance", variance, VARIANCES)
     if not (isinstance(eta, numbers.Real) and 0 <= eta <= 1):
         raise ValueError(f"eta must lie between 0 and 1, got {eta}")
     if eta and sampler != "ddim":
@@ -97,18 +106,16 @@ def coefficients(
     ends = np.asarray(times[1:]) == 0
     sigma = np.where(ends, 0, np.sqrt(noise))
     if sampler == "ddpm" and variance == "learned":
-        return np.c_[_rows(a, b, sigma), np.float32(0.5 * np.log(beta / np.where(ends, beta, posterior)))]
+        return _rows(a, b, sigma, rho=0.5 * np.log(beta / np.where(ends, beta, posterior)))
     return _rows(a, b, sigma, c=_second_order(ab_t, ab_s) if sampler == "dpm++" else 0)
 
 
-def _rows(a, b, sigma, c=0.0, r=0.0):
-    """Coefficients of steps, (S, 5) float32, from arrays or numbers."""
-    return np.stack(np.broadcast_arrays(a, b, sigma, c, r), axis=1).astype(np.float32)
+COLUMNS = 6  # a, b, σ, c, r, ρ
 
 
-def with_columns(coefficients: np.ndarray, columns: int) -> np.ndarray:
-    """Coefficients, (S, 5) or (S, 6), with a ρ of 0 where `columns` is 6 and they have none."""
-    return np.pad(coefficients, ((0, 0), (0, columns - coefficients.shape[1])))
+def _rows(a, b, sigma, c=0.0, r=0.0, rho=0.0):
+    """Coefficients of steps, (S, 6) float32, from arrays or numbers."""
+    return np.stack(np.broadcast_arrays(a, b, sigma, c, r, rho), axis=1).astype(np.float32)
 
 
 def _second_order(ab_t, ab_s):
@@ -121,7 +128,7 @@ def _second_order(ab_t, ab_s):
 
 
 def inversion_coefficients(sched: Schedule, times: np.ndarray, lowest: int = 1) -> np.ndarray:
-    """Those of DDIM without noise in the other direction, (S, 5) float32, for `times` rising from 0 to T.
+    """Those of DDIM without noise in the other direction, (S, 6) float32, for `times` rising from 0 to T.
 
     The network is not trained at t = 0. The first step asks it at t = `lowest`, for whose estimates a and b are
     adapted, so that x_s = √ᾱ_s x_0 + √(1 - ᾱ_s) ε̂ with x_0 as it is.
@@ -139,7 +146,7 @@ def inversion_coefficients(sched: Schedule, times: np.ndarray, lowest: int = 1) 
 
 
 def langevin_coefficients(sched: Schedule, times: np.ndarray) -> np.ndarray:
-    """Those of annealed Langevin sampling (Song & Ermon 2020, NCSNv2, arXiv 2006.09011, algorithm 1), (S, 5) float32.
+    """Those of annealed Langevin sampling (Song & Ermon 2020, NCSNv2, arXiv 2006.09011, algorithm 1), (S, 6) float32.
 
     x_t / √ᾱ_t is an image with noise of deviation σ_t = √((1 - ᾱ_t) / ᾱ_t) on it. Each step moves it by κσ_t² along the
     score, -ε̂ / σ_t, with noise of variance 2κσ_t². The first step, from pure noise to the first noise level, and the
@@ -184,10 +191,9 @@ def with_corrector(
     """
     t = times[1:-1]
     ab, alpha = sched.alphabar[t], sched.alphabar[t] / sched.alphabar[t - 1]
-    columns = coefficients.shape[1]
-    steps = with_columns(_rows(np.sqrt(ab), np.sqrt(1 - ab), np.sqrt(1 - ab), r=2 * alpha * snr**2), columns)
+    steps = _rows(np.sqrt(ab), np.sqrt(1 - ab), np.sqrt(1 - ab), r=2 * alpha * snr**2)
     both = np.concatenate([coefficients[:-1, None], np.repeat(steps[:, None], count, axis=1)], axis=1)
-    both = np.concatenate([both.reshape(-1, columns), coefficients[-1:]])
+    both = np.concatenate([both.reshape(-1, COLUMNS), coefficients[-1:]])
     return np.concatenate([times[:1], np.repeat(t, count + 1), times[-1:]]), both
 
 
@@ -206,16 +212,18 @@ def step(
         denoise: see `diffusion/denoiser.py`.
         x_t, z, before: (batch, height, width, channels) float32; x̂_0 of the step before.
         t, label: (batch,) int.
-        coefficients: (5,) float32, a, b, σ, c, r, or (6,), and ρ.
+        coefficients: (6,) float32, a, b, σ, c, r and ρ.
     """
+
+    import tensorflow as tf
 
     def norm2(x):  # of each image, so that none depends on the others of its batch
         return tf.reduce_sum(tf.square(x), axis=(1, 2, 3), keepdims=True)
 
-    x_0, eps, *u = denoise(x_t, t, label)
-    a, b, sigma, c, r, *rho = tf.unstack(coefficients)
+    x_0, eps, u = denoise(x_t, t, label)
+    a, b, sigma, c, r, rho = tf.unstack(coefficients)
     corrects = r > 0
     kappa = tf.math.divide_no_nan(r * norm2(z), norm2(eps))
-    sigma = sigma * tf.exp(rho[0] * u[0]) if rho else sigma
+    sigma = sigma if u is None else sigma * tf.exp(rho * u)
     x_s = a * x_0 + b * (1 - kappa) * eps + sigma * tf.where(corrects, tf.sqrt(2 * kappa), 1) * z
     return x_s + c * (x_0 - before), tf.where(corrects, before, x_0)

@@ -9,9 +9,11 @@ import numpy as np
 import tensorflow as tf
 
 import data
-from ddpm import Schedule, bound_decoder, bound_prior, bound_term, clip_estimate, comparable_weight, n_steps, q_sample
+from ddpm import Schedule, bound_decoder, bound_prior, bound_term, n_steps, q_sample
 from diffusion import model_file, reverse
-from diffusion.denoiser import Denoiser
+from diffusion.denoiser import Denoiser, clip_estimate
+from diffusion.learned_variance import learns_variance, log_ratio
+from diffusion.targets import comparable_weights
 from evaluation.metrics import random_subset
 from support import console, device, files
 
@@ -39,7 +41,7 @@ def likelihood_rows(
     (sched, target), batch_size = model_file.diffusion_of(model), reverse.even_batches(model, len(held_out))[1]
     denoise = reverse.denoiser_of(model, sched, target, device.parts_for(batch_size))
 
-    ways = WAYS + LEARNED * reverse.learns_variance(model)
+    ways = WAYS + LEARNED * learns_variance(model)
 
     def measure(images, name):
         return measure_denoising(denoise, sched, images, options.draws, batch_size, cache and f"{cache}-{name}", ways)
@@ -83,7 +85,7 @@ def overfitting_rows(
 ) -> dict[str, dict]:
     """Row: the loss on training images divided by that on held-out ones, both as means over the tenths of t.
 
-    The loss is the error of ε̂ times `comparable_weight`.
+    The loss is the error of ε̂ times `targets.comparable_weights`.
 
     Args:
         on_training, on_held_out: what `measure_denoising` returned.
@@ -92,7 +94,7 @@ def overfitting_rows(
     both = here[0].keys() & here[1].keys()
     means, errors = [], []
     for measurements, of_tenths in zip((on_training, on_held_out), here, strict=True):
-        weight = np.reshape(comparable_weight(measurements["t"].ravel(), sched), measurements["t"].shape)
+        weight = comparable_weights(sched.alphabar)[measurements["t"]]
         parts = [mean_and_influences(weight * measurements["error"], of_tenths[tenth]) for tenth in both]
         mean, influences = (np.mean(part, axis=0) for part in zip(*parts, strict=True))
         means.append(mean)
@@ -148,11 +150,12 @@ def measure_denoising(
         """Squared error of ε̂ and the terms of the bound at t, each way, of every image; `last`: all t are 1."""
         eps = tf.random.stateless_normal(tf.shape(x_0), seed)
         x_t = q_sample(x_0, t, eps, sched)
-        estimate, predicted, *u = denoise(x_t, t)
-        estimates = {False: estimate, True: clip_estimate(x_t, t, estimate, sched)[0]}
-        each = [(estimates[clip], sched, u[0] if variance == "learned" else variance) for variance, clip in ways]
+        estimate = denoise(x_t, t)
+        estimates = {False: estimate.x_0, True: clip_estimate(estimate, x_t, t, sched).x_0}
+        learned = {} if estimate.u is None else {"learned": log_ratio(estimate.u, t, sched)}
+        each = [(estimates[clip], sched, learned.get(variance, variance)) for variance, clip in ways]
         bits = [bound_decoder(x_0, x_t, *way) if last else bound_term(x_0, x_t, t, *way) for way in each]
-        return tf.reduce_mean(tf.square(predicted - eps), axis=(1, 2, 3)), tf.stack(bits, axis=1)
+        return tf.reduce_mean(tf.square(estimate.eps - eps), axis=(1, 2, 3)), tf.stack(bits, axis=1)
 
     T = n_steps(sched)
     draws = T - 1 if draws == 0 else min(draws, T - 1)

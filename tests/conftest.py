@@ -148,6 +148,14 @@ def generate(function, sched, shape, count, seed=0, variance="beta", clip=True, 
     return [(t, x_t.numpy()) for t, x_t in sample(steps, plan, seed, range(count), **more)]
 
 
+def wanted_output(x_0, t, eps, sched, target):
+    """What a network that predicts this target is trained to predict."""
+    from ddpm import signal_and_noise
+    from diffusion.targets import find_target
+
+    return find_target(target).wanted(x_0, eps, *signal_and_noise(t, x_0, sched))
+
+
 def tiny_network(shape, n_feat=None, classes=0):
     """ε̂ = w (x_t + t/T) + b for each channel: what a step makes of such a network can be computed by hand.
 

@@ -200,8 +200,8 @@ def asked(monkeypatch):
     seen, batch = [], []
     make, compiled = data.batches, checkpoint.compile_for_run
 
-    def batches(*arguments):
-        for x_0, labels in make(*arguments):
+    def batches(*arguments, **named):
+        for x_0, labels in make(*arguments, **named):
             batch[:] = [numbers(x_0)]
             yield x_0, labels
 

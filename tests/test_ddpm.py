@@ -6,12 +6,13 @@ import shutil
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import ROOT, generate
+from conftest import ROOT, generate, wanted_output
 
 import ddpm
-from diffusion import reverse
+from diffusion import reverse, targets
 from diffusion.denoiser import denoiser
 from diffusion.sampling import standard_normal
+from diffusion.schedules import make_schedule
 
 BETA1, BETA2, T = 1e-4, 0.02, 1000
 
@@ -327,7 +328,7 @@ def test_a_term_of_the_bound_is_the_integral_of_the_divergence(sched, variance, 
     log_p = -((x - p[0]) ** 2) / (2 * p[1]) - 0.5 * np.log(2 * np.pi * p[1])
     nats = np.trapezoid(q * (np.log(np.maximum(q, 1e-300)) - log_p), x)
     estimate = ddpm.predict_x0(images(x_t), steps(t), images(eps), sched)
-    estimate = ddpm.clip_estimate(images(x_t), steps(t), estimate, sched)[0] if clip else estimate
+    estimate = np.clip(estimate, -1, 1) if clip else estimate
     got = ddpm.bound_term(images(x_0), images(x_t), steps(t), estimate, sched, variance)
     assert float(got[0]) == pytest.approx(nats / np.log(2), rel=2e-4, abs=1e-6)
 
@@ -405,7 +406,7 @@ def test_cosine_and_sigmoid_schedules_are_those_of_the_papers():
     for T in 10, 1000:
         u = np.arange(T + 1) / T
         f = np.cos((u + 0.008) / 1.008 * np.pi / 2) ** 2
-        cosine = ddpm.ddpm_schedule(T=T, schedule="cosine").alphabar
+        cosine = make_schedule(T=T, schedule="cosine").alphabar
         np.testing.assert_allclose(cosine[:-1], (f / f[0])[:-1], rtol=1e-9)  # only the last β is clipped
         assert 1 - cosine[-1] / cosine[-2] == pytest.approx(0.999)
 
@@ -414,7 +415,7 @@ def test_cosine_and_sigmoid_schedules_are_those_of_the_papers():
 
         v_start, v_end = sigmoid(-3.0), sigmoid(3.0)
         gamma = (v_end - sigmoid(u * 6 - 3)) / (v_end - v_start)
-        got = ddpm.ddpm_schedule(T=T, schedule="sigmoid").alphabar
+        got = make_schedule(T=T, schedule="sigmoid").alphabar
         np.testing.assert_allclose(got[:-1], gamma[:-1], rtol=1e-9)
         assert 1 - got[-1] / got[-2] == pytest.approx(0.999)
 
@@ -423,7 +424,7 @@ def test_cosine_and_sigmoid_schedules_are_those_of_the_papers():
 @pytest.mark.parametrize("zero_snr", [False, True])
 @pytest.mark.parametrize("T", [1, 2, 20, 1000])
 def test_every_schedule_falls_from_1_and_no_table_holds_an_infinity(schedule, zero_snr, T):
-    sched = ddpm.ddpm_schedule(0.01, 0.01 if T == 1 else 0.02, T, schedule, zero_snr)
+    sched = make_schedule(schedule, 0.01, 0.01 if T == 1 else 0.02, T, zero_snr)
     assert sched.alphabar[0] == 1 and np.all(np.diff(sched.alphabar) < 0) and ddpm.n_steps(sched) == T
     assert (sched.alphabar[-1] == 0) == zero_snr
     for name, table in sched.items():
@@ -431,7 +432,7 @@ def test_every_schedule_falls_from_1_and_no_table_holds_an_infinity(schedule, ze
 
 
 def test_zero_terminal_snr_moves_the_end_and_not_the_beginning():
-    before, after = (ddpm.ddpm_schedule(zero_snr=zero).alphabar ** 0.5 for zero in (False, True))
+    before, after = (make_schedule(zero_snr=zero).alphabar ** 0.5 for zero in (False, True))
     assert after[1] == pytest.approx(before[1], rel=1e-12) and after[-1] == 0
     scale = before[1] / (before[1] - before[-1])
     np.testing.assert_allclose(after[1:], (before[1:] - before[-1]) * scale, atol=1e-12)
@@ -439,19 +440,19 @@ def test_zero_terminal_snr_moves_the_end_and_not_the_beginning():
 
 def test_an_unknown_schedule_target_or_weighting_names_those_that_exist(sched):
     with pytest.raises(ValueError, match="linear, cosine, sigmoid, got 'cubic'"):
-        ddpm.ddpm_schedule(schedule="cubic")
+        make_schedule(schedule="cubic")
     with pytest.raises(ValueError, match="eps, x0, v, got 'image'"):
-        ddpm.training_target(images(0), steps(1), images(0), sched, "image")
+        targets.find_target("image")
     with pytest.raises(ValueError, match="none, min-snr, snr, got 'p2'"):
-        ddpm.loss_weight(steps(1), sched, "eps", "p2")
+        targets.loss_weights(sched.alphabar, "eps", "p2")
 
 
-SCHEDULES = [("linear", False), ("cosine", False), ("sigmoid", False), ("linear", True), ("cosine", True)]
+KINDS = [("linear", False), ("cosine", False), ("sigmoid", False), ("linear", True), ("cosine", True)]
 
 
 def some_pairs(schedule, zero_snr, n=40):
     """A schedule, some t, and images, their noise and x_t there; with ᾱ_T = 0 the last t too."""
-    sched, rng = ddpm.ddpm_schedule(schedule=schedule, zero_snr=zero_snr), np.random.default_rng(0)
+    sched, rng = make_schedule(schedule=schedule, zero_snr=zero_snr), np.random.default_rng(0)
     t = np.concatenate([[1, 2, 500, 999], rng.integers(1, 1000, n - 4)])
     t[-1] = 1000 if zero_snr else 990
     x_0, eps = rng.uniform(-1, 1, (n, 4, 4, 1)), rng.standard_normal((n, 4, 4, 1))
@@ -460,22 +461,23 @@ def some_pairs(schedule, zero_snr, n=40):
 
 
 @pytest.mark.parametrize("target", ["eps", "x0", "v"])
-@pytest.mark.parametrize("schedule, zero_snr", SCHEDULES)
+@pytest.mark.parametrize("schedule, zero_snr", KINDS)
 def test_a_perfect_network_gives_the_image_and_the_noise_whatever_it_predicts(target, schedule, zero_snr):
     if target == "eps" and zero_snr:
         return  # refused
     sched, t, x_0, eps, x_t = some_pairs(schedule, zero_snr)
     x_0, eps, x_t = (tf.constant(a, tf.float32) for a in (x_0, eps, x_t))
-    perfect = ddpm.training_target(x_0, tf.constant(t), eps, sched, target)
+    perfect = wanted_output(x_0, tf.constant(t), eps, sched, target)
     denoise = denoiser(lambda inputs: perfect, sched, target)
-    got_x_0, got_eps = denoise(x_t, tf.constant(t))
+    got_x_0, got_eps, u = denoise(x_t, tf.constant(t))
+    assert u is None
     scale = np.maximum(1, 1e-6 / sched["sqrtab"][t])[:, None, None, None] if target == "eps" else 1
     np.testing.assert_allclose((got_x_0 - x_0) / scale, 0 * x_0, atol=2e-4)
     np.testing.assert_allclose(got_eps, eps, atol=2e-4)
 
 
 @pytest.mark.parametrize("weighting", ["snr", "min-snr"])
-@pytest.mark.parametrize("schedule, zero_snr", SCHEDULES)
+@pytest.mark.parametrize("schedule, zero_snr", KINDS)
 def test_a_weighted_error_of_one_estimate_is_one_number_whatever_the_target(weighting, schedule, zero_snr):
     sched, t, x_0, eps, x_t = some_pairs(schedule, zero_snr)
     ab = sched.alphabar[t][:, None, None, None]
@@ -483,23 +485,22 @@ def test_a_weighted_error_of_one_estimate_is_one_number_whatever_the_target(weig
     guess = x_0 + 0.1 * np.random.default_rng(1).standard_normal(x_0.shape)
     guess_eps = (x_t - ab**0.5 * guess) / (1 - ab) ** 0.5
     guesses = {"eps": guess_eps, "x0": guess, "v": ab**0.5 * guess_eps - (1 - ab) ** 0.5 * guess}
-    targets = {"eps": eps, "x0": x_0, "v": ab**0.5 * eps - (1 - ab) ** 0.5 * x_0}
+    wanted = {"eps": eps, "x0": x_0, "v": ab**0.5 * eps - (1 - ab) ** 0.5 * x_0}
     expected = (np.minimum(snr, 5) if weighting == "min-snr" else snr) * (guess - x_0) ** 2
-    for target in targets:
-        weight = ddpm.loss_weight(tf.constant(t), sched, target, weighting).numpy().astype(np.float64)
-        assert weight.shape == (len(t), 1, 1, 1)
-        error = weight * (guesses[target] - targets[target]) ** 2
+    for target in wanted:
+        weight = targets.loss_weights(sched.alphabar, target, weighting)[t][:, None, None, None]
+        error = weight * (guesses[target] - wanted[target]) ** 2
         inside = slice(0, -1) if zero_snr and target == "eps" else slice(None)
         np.testing.assert_allclose(error[inside], expected[inside], rtol=1e-5, atol=1e-12)
-    for target in targets:
-        assert np.all(ddpm.loss_weight(tf.constant(t), sched, target, "none") == 1)
+    for target in wanted:
+        assert np.all(targets.loss_weights(sched.alphabar, target, "none") == 1)
 
 
-@pytest.mark.parametrize("schedule, zero_snr", SCHEDULES)
+@pytest.mark.parametrize("schedule, zero_snr", KINDS)
 def test_steps_around_log_snr_0_are_drawn_most_often(schedule, zero_snr):
     """Against a sum over a fine grid of log-SNR, each point of which goes to the nearest t."""
-    sched = ddpm.ddpm_schedule(T=50, beta2=0.3, schedule=schedule, zero_snr=zero_snr)
-    got = ddpm.log_snr_probabilities(sched)
+    sched = make_schedule(T=50, beta2=0.3, schedule=schedule, zero_snr=zero_snr)
+    got = targets.log_snr_probabilities(sched.alphabar)
     ab = sched.alphabar[1:]
     log_snr = np.log(np.maximum(ab, 1e-300) / (1 - ab))
     grid = np.linspace(-30, 30, 400_001)
@@ -513,10 +514,10 @@ def test_steps_around_log_snr_0_are_drawn_most_often(schedule, zero_snr):
 
 
 def test_an_unknown_name_is_refused_wherever_it_is_given(sched):
-    x, t = np.zeros((1, 2, 2, 1), np.float32), steps(1)
+    x = np.zeros((1, 2, 2, 1), np.float32)
     for function, arguments in (
-        (ddpm.loss_weight, (t, sched, "velocity")),
-        (ddpm.training_target, (x, t, x, sched, "velocity")),
+        (targets.loss_weights, (sched.alphabar, "velocity")),
+        (targets.find_target, ("velocity",)),
         (denoiser, (None, sched, "velocity")),
     ):
         with pytest.raises(ValueError, match="target must be one of eps, x0, v, got 'velocity'"):
@@ -529,13 +530,13 @@ def test_a_schedule_that_leaves_nothing_of_the_image_and_noise_without_a_signal_
     with pytest.raises(ValueError, match="beta2 = 0.999 with T = 1000 leaves nothing"):
         ddpm.ddpm_schedule(1e-4, 0.999)
     with pytest.raises(ValueError, match="zero terminal SNR"):
-        denoiser(None, ddpm.ddpm_schedule(zero_snr=True), "eps")
+        denoiser(None, make_schedule(zero_snr=True), "eps")
 
 
 def test_betas_belong_to_the_linear_schedule_alone():
     with pytest.raises(ValueError, match="must be equal"):
         ddpm.ddpm_schedule(T=1)
-    assert ddpm.ddpm_schedule(T=1, schedule="cosine").alphabar[1] == pytest.approx(0.001)  # β clipped at 0.999
+    assert make_schedule(T=1, schedule="cosine").alphabar[1] == pytest.approx(0.001)  # β clipped at 0.999
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

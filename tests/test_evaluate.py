@@ -21,9 +21,10 @@ import reverse_diffusion as rd
 from data import drawings, splits
 from diffusion import model_file, reverse
 from diffusion.denoiser import denoiser
+from diffusion.options import sampler_options
+from diffusion.schedules import make_schedule
 from evaluation import features, inputs, likelihood, metrics
 from evaluation import samples as samples_module
-from support import console
 
 
 def measure(network, sched, *more, **named):
@@ -376,7 +377,7 @@ def test_a_single_step_has_only_the_first_term(draws):
 
 def test_a_step_to_pure_noise_shows_no_memorisation():
     """ε̂ is x_T itself, exact for all images."""
-    sched, images = ddpm.ddpm_schedule(T=1, schedule="cosine", zero_snr=True), np.zeros((3, 4, 4, 1), np.uint8)
+    sched, images = make_schedule(T=1, schedule="cosine", zero_snr=True), np.zeros((3, 4, 4, 1), np.uint8)
     denoise = denoiser(lambda inputs: 0 * inputs[0], sched, "x0")
     with np.errstate(all="raise"):
         seen = likelihood.measure_denoising(denoise, sched, images, 20, 3)
@@ -605,7 +606,7 @@ def test_caches_replace_neither_inputs_nor_results(sources, words, generated, re
     words = [word.replace("PREFIX", prefix) for word in ("--data", "other.npy", "--features", "pixels", *words)]
     os.symlink(samples_module.features_path(prefix, sources["training"], "pixels"), "features.png")
     options, book = evaluate.parse_options(words), metadata(sources["all"], "all.npy", None)
-    options.how = console.sampler_options(options) | {"sampler": "ddpm", "variance": "beta"}
+    options.how = sampler_options(options) | {"sampler": "ddpm", "variance": "beta"}
     with pytest.raises(ValueError, match="the cache .* would overwrite") if refused else contextlib.nullcontext():
         evaluate.check_caches(prefix, options, book, None, sources["training"], generated)
 

@@ -12,6 +12,7 @@ from test_sampling import light_model
 import ddpm
 import figures
 from diffusion import model_file, sampling
+from diffusion.schedules import make_schedule
 from unet import NaiveUnet
 
 
@@ -174,7 +175,7 @@ def test_steps_of_a_short_process_are_shown_once(T, shown):
 @pytest.mark.filterwarnings("error")
 def test_values_that_no_logarithmic_axis_shows(tmp_path):
     """A schedule of pure noise alone, and losses of networks that learn the variance."""
-    figures.schedule(ddpm.ddpm_schedule(T=1, schedule="cosine", zero_snr=True)).canvas.draw()
+    figures.schedule(make_schedule(T=1, schedule="cosine", zero_snr=True)).canvas.draw()
     rows = [["epoch", "step", "loss_sum", "loss_mean", "seconds", "images_per_second", "learning_rate"]]
     rows += [[epoch, epoch, loss, loss, 1, 1, 0.1] for epoch, loss in enumerate((0.5, 0, -0.25))]
     (tmp_path / "model.csv").write_text("\n".join(",".join(map(str, row)) for row in rows))

@@ -9,14 +9,15 @@ import tensorflow as tf
 from conftest import Oracle
 
 import reverse_diffusion as rd
-from ddpm import ddpm_schedule, n_steps
+from ddpm import n_steps
 from diffusion import sampling
 from diffusion.denoiser import autoguided, classifier_free, denoiser, with_classifier
 from diffusion.layers import Logbook
 from diffusion.reverse import ReverseSteps
+from diffusion.schedules import make_schedule
 
 WEIGHTS, MEANS, STDS = np.array([0.3, 0.7]), np.array([-0.5, 0.4]), np.array([0.1, 0.2])
-SCHED = ddpm_schedule(T=200, schedule="cosine")
+SCHED = make_schedule(T=200, schedule="cosine")
 SHAPE = (1, 1, 1)
 
 
@@ -71,7 +72,7 @@ def test_both_guidances_are_the_formula_at_every_x_and_t(g, c):
     denoise, strength = denoiser(predict, SCHED), tf.constant(g)
     of_all = denoiser(lambda two: predict([*two, tf.zeros((len(t), 1), tf.int32)]), SCHED)
     for guided in classifier_free(denoise, strength), with_classifier(of_all, classify, SCHED, strength):
-        x_0, eps = (estimate.numpy().ravel() for estimate in guided(*inputs))
+        x_0, eps = (part.numpy().ravel() for part in guided(*inputs)[:2])
         np.testing.assert_allclose(eps, expected, rtol=1e-3, atol=1e-3)
         sqrtab, sqrtmab = SCHED["sqrtab"][t], SCHED["sqrtmab"][t]
         np.testing.assert_allclose(sqrtab * x_0 + sqrtmab * eps, x_t, rtol=1e-4, atol=1e-4)
@@ -129,11 +130,11 @@ def test_guidance_applies_from_the_first_to_the_last_t_of_its_interval():
 
 
 def test_where_nothing_is_left_of_the_image_a_classifier_adds_nothing():
-    sched = ddpm_schedule(T=20, zero_snr=True)
+    sched = make_schedule(T=20, zero_snr=True)
     x_t, t = tf.random.stateless_normal((2, 1, 1, 1), (0, 0)), tf.constant([20, 10])
     denoise = denoiser(lambda inputs: 0.5 * inputs[0], sched, "v")
     guided = with_classifier(denoise, lambda inputs: 3 * inputs[0][:, 0, 0] * [1.0, -1.0], sched, tf.constant(5.0))
-    (x_0, eps), (plain_x_0, plain_eps) = guided(x_t, t, tf.constant([1, 1])), denoise(x_t, t)
+    (x_0, eps, _), (plain_x_0, plain_eps, _) = guided(x_t, t, tf.constant([1, 1])), denoise(x_t, t)
     assert x_0[0] == plain_x_0[0] and eps[0] == plain_eps[0] and x_0[1] > plain_x_0[1] and eps[1] < plain_eps[1]
 
 
@@ -186,7 +187,7 @@ def test_autoguidance_is_the_formula_whatever_both_networks_predict(g):
         return (inputs[0] - tf.sqrt(1 - ab) * gaussian(0.1, 0.5)(inputs)) / tf.sqrt(ab)
 
     guided = autoguided(denoiser(gaussian(0.3, 0.2), SCHED), denoiser(image_of, SCHED, "x0"), tf.constant(g))
-    x_0, eps = guided(tf.constant(x_t[:, None, None, None], tf.float32), tf.constant(t, tf.int32))
+    x_0, eps, _ = guided(tf.constant(x_t[:, None, None, None], tf.float32), tf.constant(t, tf.int32))
     expected = bad + g * (good - bad)
     np.testing.assert_allclose(eps.numpy().ravel(), expected, rtol=1e-3, atol=2e-3)
     of_image = (x_t - np.sqrt(1 - ab) * expected) / np.sqrt(ab)

@@ -6,16 +6,18 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import TINY, Oracle
+from conftest import TINY, Oracle, wanted_output
 from test_training import assert_equal_to_the_bit
 
 import ddpm
 import reverse_diffusion as rd
 from diffusion import model_file, reverse, sampling
 from diffusion.denoiser import autoguided, classifier_free, clipped, denoiser, with_classifier
+from diffusion.learned_variance import bound_tables, hybrid_loss, log_ratio
 from diffusion.networks import Unet
+from diffusion.schedules import make_schedule
 from evaluation import likelihood
-from training import advice, checkpoint, train_step
+from training import advice, checkpoint
 
 SCHED = ddpm.ddpm_schedule(1e-3, 0.5, 20)
 BETA = np.linspace(1e-3, 0.5, 20)
@@ -43,18 +45,19 @@ def test_u_leads_from_one_variance_to_the_other_and_the_last_step_adds_no_noise(
     x_t, eps, z, u = random_images(0, 1, 2, 3)
     steps = [ddpm.p_sample(x_t, EVERY_T, eps, z, SCHED, variance, clip=False) for variance in ("posterior", "beta")]
     for value, expected in zip((0.0, 1.0), steps, strict=True):
-        got = ddpm.p_sample(x_t, EVERY_T, eps, z, SCHED, np.full_like(u, value), clip=False)
+        learned = log_ratio(np.full_like(u, value), EVERY_T, SCHED)
+        got = ddpm.p_sample(x_t, EVERY_T, eps, z, SCHED, learned, clip=False)
         np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
     mean = ddpm.p_mean(x_t, EVERY_T, eps, SCHED, clip=False)
     sigma = of_every_t(TILDE**0.5) * of_every_t(BETA / np.maximum(TILDE, 1e-30)) ** (u / 2)
-    got = ddpm.p_sample(x_t, EVERY_T, eps, z, SCHED, u, clip=False) - mean
+    got = ddpm.p_sample(x_t, EVERY_T, eps, z, SCHED, log_ratio(u, EVERY_T, SCHED), clip=False) - mean
     np.testing.assert_allclose(got[1:], sigma[1:] * z[1:], rtol=1e-4, atol=1e-5)
     assert not np.any(got[0])
 
 
 @pytest.mark.parametrize("T, zero_snr", [(1, False), (2, False), (1000, False), (1000, True)])
 def test_the_range_of_the_variance_is_finite_for_every_schedule(T, zero_snr):
-    sched = ddpm.ddpm_schedule(0.01, 0.01 if T == 1 else 0.02, T, zero_snr=zero_snr)
+    sched = make_schedule("linear", 0.01, 0.01 if T == 1 else 0.02, T, zero_snr)
     beta, tilde = (sched[name].astype(np.float64) for name in ("beta_t", "posterior_variance"))
     tilde[1] = tilde[2] if T > 1 else beta[1]
     found = ddpm.log_variance_range(sched)
@@ -69,7 +72,7 @@ def test_a_term_of_the_bound_knows_the_variance_of_every_pixel():
     distance = before**0.5 * beta / mab * (x_0 - estimate)[1:]
     of_p = beta ** u[1:] * tilde ** (1 - u[1:])
     nats = 0.5 * (np.log(of_p / tilde) + (tilde + distance**2) / of_p - 1)
-    got = ddpm.bound_term(x_0[1:], x_t[1:], EVERY_T[1:], estimate[1:], SCHED, u[1:])
+    got = ddpm.bound_term(x_0[1:], x_t[1:], EVERY_T[1:], estimate[1:], SCHED, log_ratio(u[1:], EVERY_T[1:], SCHED))
     np.testing.assert_allclose(got, nats.mean(axis=(1, 2, 3)) / np.log(2), rtol=1e-4)
 
 
@@ -77,7 +80,8 @@ def test_the_decoder_shares_all_probability_among_256_values_whatever_the_varian
     values = tf.reshape(tf.range(256, dtype=tf.float32) / 127.5 - 1, (256, 1, 1, 1))
     bits, x_1, slides = [], 0.1 + 0 * values, ddpm.ddpm_schedule()
     for u in 0.0, 0.4, 1.0:
-        of_u = ddpm.bound_decoder(values, x_1, x_1, slides, tf.fill(values.shape, u)).numpy()
+        learned = log_ratio(tf.fill(values.shape, u), tf.ones(256, tf.int32), slides)
+        of_u = ddpm.bound_decoder(values, x_1, x_1, slides, learned).numpy()
         assert np.sum(2.0**-of_u) == pytest.approx(1, abs=1e-5)
         bits.append(of_u.min())
     assert bits == sorted(bits) and bits[0] < bits[2] - 0.1
@@ -92,14 +96,13 @@ def test_the_decoder_shares_all_probability_among_256_values_whatever_the_varian
 def test_the_loss_is_the_term_of_the_bound_beside_the_squared_error(target):
     x_0, eps, predicted, u = random_images(0, 1, 2, 3)
     x_t = ddpm.q_sample(x_0, EVERY_T, eps, SCHED)
-    wanted = ddpm.training_target(x_0, EVERY_T, eps, SCHED, target)
+    wanted = wanted_output(x_0, EVERY_T, eps, SCHED, target)
     estimate = denoiser(lambda inputs: predicted, SCHED, target)(x_t, EVERY_T)[0]
-    bits = ddpm.bound_term(x_0, x_t, EVERY_T, estimate, SCHED, u)
-    weights = tf.split(ddpm.bound_weights(EVERY_T, SCHED, target), 3, axis=-1)
-    errors = tf.square(predicted - wanted)
-    of_bound = ddpm.hybrid_error(errors, u, tf.zeros((20, 1, 1, 1)), *weights)
+    bits = ddpm.bound_term(x_0, x_t, EVERY_T, estimate, SCHED, log_ratio(u, EVERY_T, SCHED))
+    loss, errors = hybrid_loss(SCHED, target), tf.square(predicted - wanted)
+    of_bound = loss(errors, u, tf.zeros((20, 1, 1, 1)), EVERY_T)
     np.testing.assert_allclose(tf.reduce_mean(of_bound, axis=(1, 2, 3))[1:], 1e-3 * bits[1:], rtol=1e-3)
-    with_weight = ddpm.hybrid_error(errors, u, tf.fill((20, 1, 1, 1), 3.0), *weights)
+    with_weight = loss(errors, u, tf.fill((20, 1, 1, 1), 3.0), EVERY_T)
     np.testing.assert_allclose(with_weight, of_bound + 3 * errors, rtol=1e-5)
 
 
@@ -109,10 +112,10 @@ def test_least_is_the_loss_of_the_variance_that_the_reverse_step_of_a_gaussian_h
     ab = ALPHABAR[1:]
     V = DEVIATION**2 * (1 - ab) / (ab * DEVIATION**2 + 1 - ab)
     error = {"x0": V, "eps": ab / (1 - ab) * V, "v": V / (1 - ab)}[target]
-    u = tf.linspace(-0.5, 1.5, 20001)
-    weights = ddpm.bound_weights(EVERY_T, SCHED, target).numpy().reshape(20, 3)
+    u, hybrid = tf.linspace(-0.5, 1.5, 20001), hybrid_loss(SCHED, target)
     for t in range(2, 21):
-        loss = ddpm.hybrid_error(tf.fill(u.shape, np.float32(error[t - 1])), u, 0.0, *weights[t - 1])
+        values = tf.reshape(u, (1, 1, -1, 1))
+        loss = hybrid(tf.fill(values.shape, np.float32(error[t - 1])), values, 0.0, tf.constant([t]))
         assert float(u[np.argmin(loss)]) == pytest.approx(exact_u()[t - 1], abs=0.01)
 
 
@@ -126,14 +129,14 @@ def exact_u():
 
 def test_only_the_variance_learns_from_the_bound():
     predicted, wanted, u = (tf.constant(images) for images in random_images(0, 1, 2))
-    weight = tf.concat([tf.fill((20, 1, 1, 1), 0.7), ddpm.bound_weights(EVERY_T, SCHED, "v")], axis=-1)
     with tf.GradientTape() as tape:
         tape.watch([predicted, u])
-        output = tf.concat([predicted, 2 * u - 1], axis=-1)
-        loss = tf.reduce_sum(train_step.squared_errors(output, wanted, weight))
+        loss = tf.reduce_sum(
+            hybrid_loss(SCHED, "v")(tf.square(predicted - wanted), u, tf.fill((20, 1, 1, 1), 0.7), EVERY_T)
+        )
     of_predicted, of_u = tape.gradient(loss, [predicted, u])
     np.testing.assert_allclose(of_predicted, 2 * 0.7 * (predicted - wanted), rtol=1e-5)
-    ratio, k, d = (weight[..., k : k + 1].numpy().astype(np.float64) for k in (1, 2, 3))
+    ratio, k, d = (column[1:, None, None, None] for column in bound_tables(SCHED, "v").T)
     error = k * np.square(predicted.numpy() - wanted.numpy(), dtype=np.float64) + d
     slope = 1e-3 * 0.5 * ratio * (1 - (1 + error) * np.exp(-ratio * u.numpy())) / np.log(2)
     np.testing.assert_allclose(of_u, slope, rtol=1e-3, atol=1e-8)
@@ -146,7 +149,7 @@ def test_at_t_1_the_variance_is_that_of_the_error_and_of_a_bin(target, T):
     sched = ddpm.ddpm_schedule(0.01, 0.01 if T == 1 else 0.02, T)
     beta = np.linspace(0.01, 0.02, T) if T > 1 else np.array([0.01])
     smallest = beta[1] * beta[0] / (1 - (1 - beta[0]) * (1 - beta[1])) if T > 1 else beta[0]
-    ratio, k, d = ddpm.bound_weights(tf.constant([1]), sched, target).numpy().ravel().astype(np.float64)
+    ratio, k, d = bound_tables(sched, target)[1]
     in_x_0 = {"eps": beta[0] / (1 - beta[0]), "x0": 1, "v": beta[0]}[target]  # squared, of an error 1 of the target
     variance = 0.003 * in_x_0 + (2 / 255) ** 2 / 12
     assert smallest * (1 + k * 0.003 + d) == pytest.approx(variance, rel=1e-5)
@@ -156,13 +159,13 @@ def test_at_t_1_the_variance_is_that_of_the_error_and_of_a_bin(target, T):
 def test_the_term_of_a_pixel_is_nearly_what_the_decoder_gives_it():
     """Where the deviation is that of the first steps of the slides; up to a constant, for which u = 0 stands."""
     sched, x_0 = ddpm.ddpm_schedule(), tf.fill((1, 1, 1, 1), 100 / 127.5 - 1)
-    weights = ddpm.bound_weights(tf.constant([1]), sched, "x0").numpy().ravel()
+    hybrid, t = hybrid_loss(sched, "x0"), tf.constant([1])
     for error in 0.002, 0.005, 0.008:
         found = []
         for u in 0.0, 0.5, 1.0, 2.0:
             of_u = tf.fill(x_0.shape, u)
-            bits = float(ddpm.bound_decoder(x_0, x_0, x_0 + error, sched, of_u)[0])
-            of_loss = 1e3 * float(tf.squeeze(ddpm.hybrid_error(error**2, of_u, 0.0, *weights)))
+            bits = float(ddpm.bound_decoder(x_0, x_0, x_0 + error, sched, log_ratio(of_u, t, sched))[0])
+            of_loss = 1e3 * float(tf.squeeze(hybrid(tf.fill((1, 1, 1, 1), error**2), of_u, 0.0, t)))
             found.append((bits, of_loss))
         decoder, loss = np.array(found).T
         np.testing.assert_allclose(decoder - decoder[0], loss - loss[0], atol=0.08)
@@ -172,21 +175,21 @@ def test_the_term_of_a_pixel_is_nearly_what_the_decoder_gives_it():
 def test_what_a_new_network_predicts_learns_as_if_there_were_no_variance(target):
     """In the layers before the output, which both share, the bound counts little beside the squared error."""
     x_0, eps = random_images(0, 1, size=8)
-    x_0, sched = 0.5 * x_0, ddpm.ddpm_schedule(schedule="cosine")
+    x_0, sched = 0.5 * x_0, make_schedule(schedule="cosine")
     t = tf.range(1, 1001, 50)
-    x_t, wanted = ddpm.q_sample(x_0, t, eps, sched), ddpm.training_target(x_0, t, eps, sched, target)
-    weight = [tf.ones((20, 1, 1, 1)), *tf.split(ddpm.bound_weights(t, sched, target), 3, axis=-1)]
+    x_t, wanted = ddpm.q_sample(x_0, t, eps, sched), wanted_output(x_0, t, eps, sched, target)
+    hybrid = hybrid_loss(sched, target)
     shared = tf.Variable(np.random.default_rng(2).standard_normal((8, 8, 1, 16)).astype(np.float32))
     out = np.random.default_rng(3).standard_normal((2, 16)).astype(np.float32) / 100
 
-    def gradient(weight, share):
+    def gradient(share):
         with tf.GradientTape() as tape:
             predicted, u = (tf.reduce_sum(shared * row, axis=-1) for row in out)
-            error = ddpm.hybrid_error(tf.square(predicted - wanted), (u + 1) / 2, weight[0], *weight[1:])
-            loss = tf.reduce_mean(error) if share else tf.reduce_mean(weight[0] * tf.square(predicted - wanted))
+            error = hybrid(tf.square(predicted - wanted), (u + 1) / 2, tf.ones((20, 1, 1, 1)), t)
+            loss = tf.reduce_mean(error) if share else tf.reduce_mean(tf.square(predicted - wanted))
         return tape.gradient(loss, shared).numpy()
 
-    with_bound, without = gradient(weight, True), gradient(weight, False)
+    with_bound, without = gradient(True), gradient(False)
     assert x_t.shape == (20, 8, 8, 1) and np.linalg.norm(with_bound - without) < 0.5 * np.linalg.norm(without)
 
 
@@ -195,15 +198,16 @@ def test_a_training_step_takes_that_loss(parts):
     x_t, wanted = random_images(0, 1, size=8)
     keras.utils.set_random_seed(0)
     model = Unet((8, 8, 1), 8, learn_variance=True)
+    model_file.metadata(model)["diffusion"] = {"beta1": 1e-3, "beta2": 0.5, "T": 20}
     model.set_weights([weight + 0.1 for weight in model.get_weights()])
     optimizer = keras.optimizers.SGD(0.0, use_ema=True)
     optimizer.build(model.trainable_variables)
     checkpoint.compile_for_run(model, optimizer, "float32", False, parts)
-    weight = np.concatenate([np.random.default_rng(2).random((20, 1, 1, 1)),
-                             ddpm.bound_weights(EVERY_T, SCHED, "eps")], axis=-1).astype(np.float32)  # fmt: skip
+    weight = np.random.default_rng(2).random((20, 1, 1, 1)).astype(np.float32)
     inputs = [x_t, np.linspace(0.05, 1, 20, dtype=np.float32)[:, None]]
     output = np.asarray(model(inputs), np.float64)
-    (w, ratio, k, d), error = np.split(weight.astype(np.float64), 4, axis=-1), (output[..., :1] - wanted) ** 2
+    ratio, k, d = (column[1:, None, None, None] for column in bound_tables(SCHED, "eps").T)
+    w, error = weight.astype(np.float64), (output[..., :1] - wanted) ** 2
     log_ratio = ratio * (output[..., 1:] + 1) / 2
     bits = 0.5 * (np.exp(-log_ratio) * (1 + k * error + d) - 1 + log_ratio) / np.log(2)
     assert model.train_on_batch(inputs, wanted, sample_weight=weight) == pytest.approx(
@@ -275,10 +279,11 @@ def test_guidance_moves_the_estimates_and_keeps_the_variance_of_the_class():
         (lambda denoise: with_classifier(denoise, classify, SCHED, g), 0.75),
         (lambda denoise: autoguided(denoise, weaker, g), 1.25),
     ):
-        (*estimates, learned), expected = (clipped(wrap(denoise), SCHED)(x_t, t, label) for denoise in both)
-        for got, wanted in zip(estimates, expected, strict=True):
+        estimate, expected = (clipped(wrap(denoise), SCHED)(x_t, t, label) for denoise in both)
+        for got, wanted in zip(estimate[:2], expected[:2], strict=True):
             np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5)
-        np.testing.assert_allclose(learned, u + 0 * x_t)
+        np.testing.assert_allclose(estimate.u, u + 0 * x_t)
+        assert expected.u is None
 
 
 def test_bits_of_a_gaussian_are_fewest_with_the_learned_variance():

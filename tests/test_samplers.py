@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import Oracle, generate
+from conftest import Oracle, generate, wanted_output
 from test_guidance import unconditional
 
 import ddpm
@@ -14,6 +14,8 @@ import reverse_diffusion as rd
 from diffusion import denoiser, samplers, sampling
 from diffusion.layers import Logbook
 from diffusion.reverse import ReverseSteps
+from diffusion.schedules import SCHEDULES, make_schedule
+from diffusion.targets import TARGETS
 from training import checkpoint
 
 MEAN, DEVIATION = 0.2, 0.25
@@ -27,7 +29,7 @@ SLIDES = ddpm.ddpm_schedule()
 @pytest.mark.parametrize("schedule, zero_snr", [("linear", False), ("cosine", False), ("cosine", True)])
 def test_times_fall_strictly_from_T_to_0_and_T_of_them_are_every_t(spacing, schedule, zero_snr):
     for T in 1, 2, 20:
-        sched = ddpm.ddpm_schedule(0.01, 0.01 if T == 1 else 0.3, T, schedule, zero_snr)
+        sched = make_schedule(schedule, 0.01, 0.01 if T == 1 else 0.3, T, zero_snr)
         for steps in range(1, T + 1):
             times = samplers.choose_times(sched, steps, spacing)
             assert len(times) == steps + 1 and times[0] == T and times[-1] == 0 and np.all(np.diff(times) < 0)
@@ -42,7 +44,7 @@ def test_spacings_are_what_they_are_called():
     log_snr = np.log(ab / (1 - ab))
     assert times[-2] == 1
     np.testing.assert_allclose(np.diff(log_snr), (log_snr[-1] - log_snr[0]) / 7, atol=0.35)  # times are integers
-    zero = ddpm.ddpm_schedule(schedule="cosine", zero_snr=True)  # where log-SNR is finite until T - 1
+    zero = make_schedule(schedule="cosine", zero_snr=True)  # where log-SNR is finite until T - 1
     times = samplers.choose_times(zero, 8, "logsnr")
     ab = zero.alphabar[[999, *times[1:-1]]]
     log_snr = np.log(ab / (1 - ab))
@@ -184,7 +186,7 @@ def test_without_noise_samplers_converge_to_the_flow_with_their_order(sampler, o
         sched.alphabar = 1 / (1 + np.exp(-np.linspace(*ends, count + 1)))[::-1]  # its own times, count … 0
         times, x, before = np.arange(count, -1, -1), x_T.copy(), 0.0
         of_steps = samplers.coefficients(sched, times, sampler).astype(np.float64)
-        for t, (a, b, sigma, c, _) in zip(times, of_steps, strict=False):
+        for t, (a, b, sigma, c, *_) in zip(times, of_steps, strict=False):
             ab = sched.alphabar[t]
             eps = (1 - ab) ** 0.5 * (x - ab**0.5 * MEAN) / (ab * DEVIATION**2 + 1 - ab)
             x_0 = (x - (1 - ab) ** 0.5 * eps) / ab**0.5
@@ -236,7 +238,7 @@ def test_few_steps_are_as_many_network_calls_and_need_no_new_trace(steps):
 # --- the score view ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("target", ddpm.TARGETS)
+@pytest.mark.parametrize("target", TARGETS)
 def test_the_score_is_the_slope_of_the_log_density_whatever_the_target(target):
     t, x_t = 300, np.random.default_rng(0).standard_normal((2, 4, 4, 1)).astype(np.float32)
     ab = SLIDES.alphabar[t]
@@ -246,7 +248,7 @@ def test_the_score_is_the_slope_of_the_log_density_whatever_the_target(target):
         eps = gaussian_predictor(SLIDES)(inputs)
         times = tf.constant([t, t])
         x_0 = ddpm.predict_x0(inputs[0], times, eps, SLIDES)
-        return ddpm.training_target(x_0, times, eps, SLIDES, target)
+        return wanted_output(x_0, times, eps, SLIDES, target)
 
     score = denoiser.score(denoiser.denoiser(predict, SLIDES, target), SLIDES)
     slope = -(x_t.astype(np.float64) - ab**0.5 * MEAN) / variance
@@ -257,7 +259,9 @@ def test_a_correction_is_a_langevin_step_along_the_score():
     """Song et al. 2021, algorithm 5, in float64; each image has its own step size."""
     rng, snr, t = np.random.default_rng(1), 0.2, 400
     x_t, z, before = rng.standard_normal((3, 2, 4, 4, 1)) * np.array([1.0, 3.0])[:, None, None, None]
-    times, coefficients = samplers.with_corrector(SLIDES, np.array([1000, t, 0]), np.zeros((2, 5), np.float32), 1, snr)
+    times, coefficients = samplers.with_corrector(
+        SLIDES, np.array([1000, t, 0]), np.zeros((2, samplers.COLUMNS), np.float32), 1, snr
+    )
     assert list(times) == [1000, t, t, 0] and not coefficients[[0, 2]].any()
     denoise = denoiser.denoiser(gaussian_predictor(SLIDES), SLIDES)
     tensors = [tf.constant(array, tf.float32) for array in (x_t, z, before)]
@@ -302,9 +306,9 @@ def test_corrections_that_move_nothing_change_no_sampler(steps):
 
 
 @pytest.mark.parametrize("zero_snr", [False, True])
-@pytest.mark.parametrize("schedule", ddpm.SCHEDULES)
+@pytest.mark.parametrize("schedule", SCHEDULES)
 def test_annealed_langevin_adds_noise_in_all_steps_but_the_first_and_the_last(schedule, zero_snr):
-    plan = sampling.make_plan(ddpm.ddpm_schedule(schedule=schedule, zero_snr=zero_snr), "langevin", 31)
+    plan = sampling.make_plan(make_schedule(schedule=schedule, zero_snr=zero_snr), "langevin", 31)
     assert len(plan.coefficients) == 31 and np.all(np.isfinite(plan.coefficients))
     np.testing.assert_array_equal(plan.coefficients[:, 2] > 0, [0] + 29 * [1] + [0])
 
@@ -324,13 +328,13 @@ def test_a_single_langevin_step_at_a_level_has_the_closed_form():
 @pytest.mark.parametrize(
     "target, schedule, zero_snr",
     [
-        *itertools.product(ddpm.TARGETS, ddpm.SCHEDULES, [False]),
-        *itertools.product(["x0", "v"], ddpm.SCHEDULES, [True]),
+        *itertools.product(TARGETS, SCHEDULES, [False]),
+        *itertools.product(["x0", "v"], SCHEDULES, [True]),
     ],
 )
 def test_every_sampler_keeps_to_the_contract(target, schedule, zero_snr, clip):
     """For grey images that are not square."""
-    sched = ddpm.ddpm_schedule(0.01, 0.3, 20, schedule, zero_snr)
+    sched = make_schedule(schedule, 0.01, 0.3, 20, zero_snr)
     oracle = Oracle(lambda inputs: tf.sin(3 * inputs[0] + inputs[1][:, None, None]), (8, 4, 1))
     steps = ReverseSteps(oracle, sched, 3, target, clip, xla=False)
 
@@ -359,12 +363,12 @@ def test_every_sampler_keeps_to_the_contract(target, schedule, zero_snr, clip):
     np.testing.assert_allclose(posterior, end(sampler="ddim", eta=1.0), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("schedule", ddpm.SCHEDULES)
+@pytest.mark.parametrize("schedule", SCHEDULES)
 def test_clipping_keeps_the_image_in_range_and_the_noise_consistent_with_it(schedule):
-    sched = ddpm.ddpm_schedule(0.01, 0.3, 20, schedule)
+    sched = make_schedule(schedule, 0.01, 0.3, 20)
     denoise = denoiser.clipped(denoiser.denoiser(lambda inputs: 8 * inputs[0], sched), sched)
     x_t = tf.random.stateless_normal((20, 8, 8, 1), (0, 1))
-    x_0, eps = (values.numpy().astype(np.float64) for values in denoise(x_t, tf.range(1, 21)))
+    x_0, eps = (values.numpy().astype(np.float64) for values in denoise(x_t, tf.range(1, 21))[:2])
     ab = sched.alphabar[1:, None, None, None]
     assert np.abs(x_0).max() <= 1 and np.mean(np.abs(x_0) == 1) > 0.5
     np.testing.assert_allclose(ab**0.5 * x_0 + (1 - ab) ** 0.5 * eps, x_t, atol=1e-5)
@@ -433,7 +437,7 @@ def test_inversion_plans_exist_for_every_schedule_and_count():
         ddpm.ddpm_schedule(1e-4, 1e-4, 1),
         ddpm.ddpm_schedule(1e-4, 1e-3, 3),
         ddpm.ddpm_schedule(0.3, 0.5, 4),
-        ddpm.ddpm_schedule(T=50, schedule="cosine", zero_snr=True),
+        make_schedule(T=50, schedule="cosine", zero_snr=True),
     ):
         T = ddpm.n_steps(sched)
         for steps in range(1, T + 1):

@@ -125,7 +125,7 @@ def compile_with_ema(model):
 def test_x_T_and_the_noise_of_every_step_are_independent():
     """A step that returns its noise shows all of it: first x_T, then two draws at each t, for three images each."""
     times = np.append(np.repeat(np.arange(T, 0, -1, dtype=np.int32), 2), np.int32(0))
-    only_noise = sampling.Plan(times, np.tile(np.float32([0, 0, 1, 0, 0]), (2 * T, 1)))
+    only_noise = sampling.Plan(times, np.tile(np.float32([0, 0, 1, 0, 0, 0]), (2 * T, 1)))
     sched = ddpm.ddpm_schedule(**DIFFUSION)
     drawn = generate(lambda inputs: inputs[0], sched, (32, 32, 1), 3, seed=7, every=True, plan=only_noise)
     drawn = np.concatenate([x_t for _, x_t in drawn])

@@ -14,7 +14,7 @@ from training import settings
 PACKAGES = ("data", "diffusion", "evaluation", "support", "training")
 # What the modules of a package, or a module at the top level, may import of ours.
 ALLOWED = {
-    "ddpm": (),
+    "ddpm": ("support.checks",),
     "unet": ("diffusion.layers",),
     "data": ("data", "support.console", "support.device", "support.files"),
     "diffusion": ("ddpm", "unet", "diffusion", "support"),
@@ -22,7 +22,7 @@ ALLOWED = {
     "support": ("support",),
     "training": ("ddpm", "unet", "data", "diffusion", "support", "training"),
 }
-LIGHT = ("support.console", "support.device", "support.files")  # what everything may build on
+LIGHT = ("support.checks", "support.console", "support.device", "support.files")  # what everything may build on
 
 
 def modules():

@@ -20,6 +20,7 @@ import reverse_diffusion
 import unet
 from data import splits
 from diffusion import model_file
+from diffusion.schedules import make_schedule
 from support import device
 from training import checkpoint, preparation, settings, tensorboard, training_run, validation
 
@@ -283,7 +284,7 @@ def test_what_a_model_was_trained_with_is_in_its_file_and_sampling_takes_it_from
     sched, target = model_file.diffusion_of(model)
     typed = dict(zip(options[::2], options[1::2], strict=False)) if options[0] != "--zero-snr" else {"--target": "v"}
     assert target == typed["--target"] and (sched.alphabar[-1] == 0) == ("--zero-snr" in options)
-    expected = ddpm.ddpm_schedule(1e-4, 0.5, 20, typed.get("--schedule", "linear"), "--zero-snr" in options)
+    expected = make_schedule(typed.get("--schedule", "linear"), 1e-4, 0.5, 20, "--zero-snr" in options)
     np.testing.assert_array_equal(sched.alphabar, expected.alphabar)
 
     images = reverse_diffusion.my_sample(n_sample=2, model="model.keras", seed=0, verbose=0)

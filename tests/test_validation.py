@@ -10,6 +10,7 @@ import data
 import ddpm
 from diffusion import model_file
 from diffusion.sampling import standard_normal
+from diffusion.targets import TARGETS
 from support import device
 from training import checkpoint, validation
 
@@ -19,7 +20,7 @@ def smaller_by(sched, t):
     return np.minimum(1, (1 - sched.alphabar[t]) / sched.alphabar[t])
 
 
-@pytest.mark.parametrize("target", ddpm.TARGETS)
+@pytest.mark.parametrize("target", TARGETS)
 def test_held_out_loss_means_the_same_for_every_target(monkeypatch, target):
     """Of networks whose x̂_0 is off by 0.1 up to SNR = 1 and whose ε̂ is from there on, whatever they predict."""
     monkeypatch.setattr(checkpoint, "swap_ema_weights", lambda model: None)

@@ -12,9 +12,10 @@ import numpy as np
 import data
 from data.classes import describe_classes, match_classes
 from data.splits import split_held_out
-from ddpm import ddpm_schedule
 from diffusion import model_file
 from diffusion.networks import Classifier, Unet
+from diffusion.schedules import make_schedule
+from diffusion.targets import TARGETS
 from support import device, files
 from support.console import say
 from training import advice, checkpoint
@@ -191,10 +192,13 @@ def build_network(settings: dict, classes: int) -> keras.Model:
 
 def check_schedule(settings: dict, new: bool) -> None:
     """Raises ValueError for an invalid schedule, and gives advice on one of a new model that is hardly intended."""
-    if settings["zero_snr"] and settings["target"] == "eps":
-        raise ValueError("--zero-snr leaves nothing of the image in x_T, so the noise says nothing of it there; "
-                         "add --target v or --target x0")  # fmt: skip
-    ddpm_schedule(**{name: settings[name] for name in DIFFUSION if name != "target"})
+    if settings["zero_snr"] and TARGETS[settings["target"]].needs_signal:
+        others = " or ".join(f"--target {name}" for name in TARGETS if not TARGETS[name].needs_signal)
+        raise ValueError(
+            f"--zero-snr leaves nothing of the image in x_T, and --target {settings['target']} tells nothing of it; "
+            f"add {others}"
+        )
+    make_schedule(**{name: settings[name] for name in DIFFUSION if name != "target"})
     linear = settings["schedule"] == "linear" and not settings["zero_snr"]
     if new and linear and (sentence := advice.on_schedule(settings["beta1"], settings["beta2"], settings["T"])):
         say(sentence)

@@ -8,6 +8,9 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+from diffusion.samplers import SAMPLERS, VARIANCES
+from diffusion.schedules import SCHEDULES
+from diffusion.targets import T_SAMPLINGS, TARGETS, WEIGHTINGS
 from support import console, device, files
 from support.console import integer, integers, number, say
 
@@ -132,15 +135,15 @@ OPTIONS = (
             metavar="VARIANCE"),
     setting("T", "steps from image to noise", 1000, fixed=True, type=integer(1), metavar="STEPS"),
     setting("schedule", "how the noise grows: linear in its variance as on the slides, cosine or sigmoid", "linear",
-            fixed=True, choices=("linear", "cosine", "sigmoid")),
+            fixed=True, choices=tuple(SCHEDULES)),
     setting("zero_snr", "let x_T be pure noise; needs --target x0 or v", False, fixed=True, action=YES_OR_NO),
     setting("target", "what the network predicts: the noise, the image, or v, which is between them", "eps", fixed=True,
-            choices=("eps", "x0", "v")),
+            choices=tuple(TARGETS)),
     setting("weighting", "weight of the loss by t: none; snr: the error of the noise whatever the target; min-snr: "
             "the error of the image times the signal-to-noise ratio, but at most times 5", "none",
-            choices=("none", "min-snr", "snr")),
+            choices=WEIGHTINGS),
     setting("t_sampling", "which t are trained: all alike, or logsnr: mostly those between noise and image", "uniform",
-            choices=("uniform", "logsnr")),
+            choices=T_SAMPLINGS),
     setting("seed", "seed of all random numbers", 0, fixed=True, type=integer(0, 2**32 - 1), metavar="N"),
     of_run("model", "file to write, or to resume if it exists", "model.keras", metavar="FILE.keras"),
     of_run("init", "model whose weights a new model starts from, where their shapes are the same; drawings is a "
@@ -151,9 +154,9 @@ OPTIONS = (
     setting("sample_every", "epochs from one grid of samples to the next, 0 for none", 10,
             default="once, half-way", type=integer(0), metavar="EPOCHS"),
     setting("sampler", "sampler of the grids, and of my_sample where no other is asked for", "ddpm",
-            choices=("ddpm", "ddim", "dpm++")),
+            choices=tuple(name for name in SAMPLERS if name != "langevin")),
     setting("variance", "of the noise in a step of the sampler ddpm: β, that of the posterior for few steps, or "
-            "learned, which a new unet then learns", "beta", choices=("beta", "posterior", "learned")),
+            "learned, which a new unet then learns", "beta", choices=VARIANCES),
     setting("sample_steps", "its number of steps", default="T", type=integer(1), metavar="N"),
     setting("weaker_after", "steps after which a copy NAME-weaker.keras is saved, which guides the finished model away "
             "from early mistakes, see --weaker of reverse_diffusion.py; 0 for none", 0, type=integer(0),

@@ -7,14 +7,15 @@ number, with as many threads each, gives the same bits.
 import contextlib
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import keras
 import tensorflow as tf
 
-from ddpm import hybrid_error
-from diffusion.denoiser import split_output
-from diffusion.reverse import learns_variance, split
+from ddpm import n_steps
+from diffusion.learned_variance import hybrid_loss, learns_variance, split_output
+from diffusion.model_file import diffusion_of, is_classifier
+from diffusion.reverse import split
 
 NARROWEST = 16  # rows and columns of a kernel that Muon trains
 
@@ -98,17 +99,25 @@ def _fused(optimizer, ema_warmup):
             delattr(optimizer, name)
 
 
-def squared_errors(output: tf.Tensor, target: tf.Tensor, weight: tf.Tensor) -> tf.Tensor:
-    """Of every value of the images, (batch, height, width, channels), times the weight of its image.
+def choose_loss(model: keras.Model) -> Callable[..., tf.Tensor]:
+    """The loss of a network: a function of its inputs, its output, the target and the weights (batch, 1, 1, 1).
 
-    Args:
-        output: of the network; where that learns the variance of a step too, see `ddpm.hybrid_error`.
-        target: (batch, height, width, channels).
-        weight: (batch, 1, 1, 1), or (batch, 1, 1, 4) with `ddpm.bound_weights`.
+    Of images the weighted squared error of every value, with the variational bound beside it where the network learns
+    the variance of a step; of a classifier the weighted cross entropy of every image.
     """
-    predicted, *learned = split_output(output, target.shape[-1])
-    errors = tf.square(predicted - target)
-    return hybrid_error(errors, *learned, *tf.split(weight, 4, axis=-1)) if learned else weight * errors
+    if is_classifier(model):
+        return lambda inputs, output, target, weight: weight * cross_entropies(output, target)
+    if not learns_variance(model):
+        return lambda inputs, output, target, weight: weight * tf.square(output - target)
+    sched, predicts = diffusion_of(model)
+    hybrid, T = hybrid_loss(sched, predicts), n_steps(sched)
+
+    def loss(inputs, output, target, weight):
+        predicted, u = split_output(output, target.shape[-1])
+        t = tf.cast(tf.round(inputs[1][:, 0] * T), tf.int32)
+        return hybrid(tf.square(predicted - target), u, weight, t)
+
+    return loss
 
 
 def cross_entropies(logits: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
@@ -122,9 +131,8 @@ def divide_training(model: keras.Model, parts: int, ema_warmup: bool = False) ->
 
     Each part has its own gradient, so that none waits for the others before the weights change. One trace serves
     batches of all sizes: otherwise the order in which sizes come would decide which graph computes them, and a resumed
-    run would differ in the last bits. The loss is the mean of the errors, squared ones of images or the cross
-    entropy of classes, each multiplied by the `sample_weight` of its image, (batch, 1, 1, 1), if given; a network that
-    learns the variance of a step needs one, see `squared_errors`.
+    run would differ in the last bits. The loss is the mean of `choose_loss`, weighted by the `sample_weight` of each
+    image, (batch, 1, 1, 1), if given.
 
     Args:
         model: compiled, with an optimizer that keeps EMA weights.
@@ -132,20 +140,17 @@ def divide_training(model: keras.Model, parts: int, ema_warmup: bool = False) ->
         ema_warmup: whether their momentum is that of `ema_momentum`, instead of the same in every step.
     """
     model.parts = parts
-    of_images = len(model.output.shape) == 4
     optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)  # in float16 it is wrapped
     inputs = [tf.TensorSpec([None, *tensor.shape[1:]], tensor.dtype) for tensor in model.inputs]
-    target = inputs[0] if of_images else tf.TensorSpec([None], tf.int32)
-    signature = [*inputs, target, tf.TensorSpec([None, 1, 1, 4 if learns_variance(model) else 1])]
+    target = tf.TensorSpec([None], tf.int32) if is_classifier(model) else inputs[0]
+    signature, errors = [*inputs, target, tf.TensorSpec([None, 1, 1, 1])], choose_loss(model)
 
-    def errors_of(output, target, weight):
-        return squared_errors(output, target, weight) if of_images else weight * cross_entropies(output, target)
-
-    @tf.function(reduce_retracing=True, autograph=False)  # traced once for all pieces
-    def of_piece(*piece):
-        *inputs, target, sample_weight, factor = piece
+    @tf.function(reduce_retracing=True, autograph=False)  # traced once for all parts
+    def differentiate(*part):
+        *inputs, target, sample_weight, factor = part
         with tf.GradientTape() as tape:
-            loss = tf.reduce_sum(errors_of(model(inputs, training=True), target, sample_weight)) * factor
+            output = model(inputs, training=True)
+            loss = tf.reduce_sum(errors(inputs, output, target, sample_weight)) * factor
             scaled = model.optimizer.scale_loss(loss)  # in float16
         return loss, tape.gradient(scaled, model.trainable_weights)
 
@@ -155,8 +160,8 @@ def divide_training(model: keras.Model, parts: int, ema_warmup: bool = False) ->
         def step(*batch):
             factor = 1 / tf.cast(tf.size(batch[-2]), tf.float32)
             pieces = zip(*(split(tensor, parts) for tensor in batch), strict=True)
-            losses, gradients = zip(*(of_piece(*piece, factor) for piece in pieces), strict=True)
-            total = [tf.add_n(of_pieces) for of_pieces in zip(*gradients, strict=True)]
+            losses, gradients = zip(*(differentiate(*piece, factor) for piece in pieces), strict=True)
+            total = [tf.add_n(terms) for terms in zip(*gradients, strict=True)]
             with _fused(optimizer, ema_warmup):
                 model.optimizer.apply(total, model.trainable_weights)
             return {"loss": tf.add_n(losses)}

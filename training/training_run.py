@@ -11,7 +11,8 @@ import numpy as np
 
 from ddpm import to_pixels
 from diffusion import model_file
-from diffusion.reverse import ReverseSteps, learns_variance
+from diffusion.learned_variance import learns_variance
+from diffusion.reverse import ReverseSteps
 from diffusion.sampling import make_plan, sample
 from support import console, files
 from support.signals import Interruption

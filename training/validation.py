@@ -5,10 +5,11 @@ import numpy as np
 import tensorflow as tf
 
 import data
-from ddpm import Schedule, comparable_weight, n_steps, network_time, q_sample
+from ddpm import Schedule, n_steps, network_time, q_sample
 from diffusion import model_file
 from diffusion.reverse import denoiser_of, predictor
 from diffusion.sampling import standard_normal
+from diffusion.targets import comparable_weights
 from training import checkpoint
 from training.train_step import cross_entropies
 
@@ -18,7 +19,7 @@ QUARTERS = 4
 
 
 class Validation:
-    """The loss on held-out images, always at the same t and with the same ε; see `comparable_weight`.
+    """The loss on held-out images, always at the same t and with the same ε; see `targets.comparable_weights`.
 
     Args:
         model: the network in training, compiled by `training.checkpoint.compile_for_run`.
@@ -47,9 +48,11 @@ class Validation:
         parts = min(model.parts, BATCH)  # as in training, whatever the number of cores
         classify, denoise = predictor(model, parts), denoiser_of(model, sched, target, parts)
 
+        weights = comparable_weights(sched.alphabar)
+
         def of_noise(x_t, t, eps, label):
-            error = tf.reduce_mean(tf.square(denoise(x_t, t, label + 1)[1] - eps), axis=(1, 2, 3))
-            return {"loss": comparable_weight(t, sched) * error}
+            error = tf.reduce_mean(tf.square(denoise(x_t, t, label + 1).eps - eps), axis=(1, 2, 3))
+            return {"loss": tf.gather(tf.constant(weights, tf.float32), t) * error}
 
         def of_classes(x_t, t, eps, label):
             logits = classify([x_t, network_time(t, sched)])
