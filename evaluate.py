@@ -1,11 +1,11 @@
-"""How good a model is: likelihood, loss by t, distance to real images, memorisation.
+"""Measures how good a model is: likelihood, loss by t, distance to real images, memorisation.
 
-    python evaluate.py --data new-drawings                         all of it, for a model of the drawings
-    python evaluate.py --data held-out --only bits,loss            what needs no samples, in a minute
+    python evaluate.py --data new-drawings                         everything, for a model of the drawings
+    python evaluate.py --data held-out --only bits,loss            only what needs no samples: a minute
     python evaluate.py --data FOLDER --figure copies.png           samples and the images nearest to them
 
-Writes a table as JSON beside the model, and prints it. `--data` are images that the model was not trained on;
-`held-out` are those that training held out (`diffusion_model.py --validation`).
+Prints a table, and writes it as JSON beside the model. `--data` are images that the model was not trained on;
+`held-out` means the images that training held out (`diffusion_model.py --validation`).
 """
 
 import contextlib
@@ -13,7 +13,7 @@ import json
 import os
 import sys
 
-if __name__ == "__main__":  # which `python -P` leaves out
+if __name__ == "__main__":  # `python -P` does not look for imports beside the script
     sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))
 from diffusion.options import add_sampler_options, sampler_options
 from support import console, files
@@ -25,27 +25,34 @@ PARTS = ("bits", "loss", "overfitting", "kid", "frechet", "precision", "recall",
 def parse_options(arguments=None):
     parser = console.Parser(description=__doc__)
     add = parser.add_argument
-    add("--model", default="model.keras", metavar="FILE.keras", help="the trained network (model.keras)")
+    add("--model", default="model.keras", metavar="FILE.keras", help="the model to evaluate (model.keras)")
     add(
         "--data",
         required=True,
         metavar="SOURCE",
-        help="held-out images: held-out (those that training held out), new-drawings, a folder, .npy or .npz",
+        help="images that the model was not trained on: held-out (what training held out), new-drawings, a folder, "
+        ".npy or .npz",
     )
     add(
         "--train",
         metavar="SOURCE",
-        help="the training images, for overfitting and copies (those that the metadata name)",
+        help="the training images, for overfitting, copies and --figure (where they were when the model was trained)",
     )
-    add("--samples", metavar="FILE.npy", help="samples of the model (else they are generated and cached)")
-    add("--n-sample", type=integer(20), default=500, metavar="N", help="how many samples to generate (500)")
-    add("--only", type=console.some_of(PARTS), default=PARTS, metavar="PARTS", help=f"some of {','.join(PARTS)} (all)")
+    add("--samples", metavar="FILE.npy", help="samples of the model (by default they are generated and cached)")
+    add("--n-sample", type=integer(20), default=500, metavar="N", help="number of samples (500)")
+    add(
+        "--only",
+        type=console.some_of(PARTS),
+        default=PARTS,
+        metavar="PARTS",
+        help=f"what to measure, with commas between: {', '.join(PARTS)} (all)",
+    )
     add(
         "--features",
         default="inception",
         metavar="NAME",
-        help="what distances are measured on: inception (downloads "
-        "its weights), efficientnet (see requirements-optional.txt), pixels, FILE.keras or module:function (inception)",
+        help="features of images, in which distances are measured: inception (downloads its weights), efficientnet "
+        "(see requirements-optional.txt), pixels, a model FILE.keras or a function module:function (inception)",
     )
     add_sampler_options(parser)
     add(
@@ -53,20 +60,22 @@ def parse_options(arguments=None):
         type=integer(0),
         default=20,
         metavar="N",
-        help="steps t for each image in bits and loss; 0 for every t (20)",
+        help="steps t for each image in bits, loss and overfitting; 0 for every t (20)",
     )
     add(
         "--count",
         type=integer(20),
         default=1000,
         metavar="N",
-        help="of held-out images, at most this many at random (1000)",
+        help="use at most this many held-out images, chosen at random (1000)",
     )
-    add("--figure", metavar="FILE.png", help="samples, and below each its nearest training and held-out image")
-    add("--out", metavar="FILE.json", help="the numbers (beside the model: model-evaluation.json)")
+    add("--figure", metavar="FILE.png", help="draw samples, and below each its nearest training and held-out image")
+    add("--out", metavar="FILE.json", help="file for the numbers (beside the model: model-evaluation.json)")
     options = parser.parse_args(arguments)
     if bool(options.weaker) != (options.guidance != 1):
-        parser.error("--weaker and a --guidance other than 1 go together here, as samples are of no class")
+        parser.error(
+            "--weaker and a --guidance other than 1 go together: samples have no class, so only --weaker guides"
+        )
     options.out = options.out or os.path.splitext(options.model)[0] + "-evaluation.json"
     if options.figure:
         files.check_image_name("--figure", options.figure)
@@ -79,11 +88,11 @@ def check_outputs(options, book):
     Raises:
         ValueError, OSError: if not.
     """
-    files.check_outputs([("--out", options.out), ("--figure", options.figure)], inputs_of(options, book))
+    files.check_outputs([("--out", options.out), ("--figure", options.figure)], input_paths(options, book))
 
 
-def inputs_of(options, book):
-    """The files that an evaluation reads, and names of built-in sources, which are no files."""
+def input_paths(options, book):
+    """All that an evaluation reads: files, and names of built-in sources."""
     from diffusion import model_file
 
     models = [model_file.locate(path) for path in (options.model, options.weaker) if path]
@@ -91,19 +100,13 @@ def inputs_of(options, book):
     return [*models, options.data, options.train, options.samples, options.features, *trained_on]
 
 
-def check_caches(cache, options, book, weaker, training, generated):
-    """Checks that what is cached replaces neither an input nor a result; `generated` says whether samples are.
+def check_caches(caches, options, book):
+    """Checks that cached files replace neither an input nor a result.
 
     Raises:
-        ValueError: if it does.
+        ValueError: if one does.
     """
-    from evaluation.likelihood import CACHES
-    from evaluation.samples import features_path, samples_path
-
-    caches = [f"{cache}-{name}" for name in CACHES]
-    caches += [samples_path(cache, options.how, weaker)] if generated else []
-    caches += [] if training is None else [features_path(cache, training, options.features)]
-    taken = [*inputs_of(options, book), options.out, options.figure]
+    taken = [*input_paths(options, book), options.out, options.figure]
     files.check_distinct([("the cache", path) for path in caches], taken)
 
 
@@ -116,56 +119,83 @@ def main():
         device.start_tensorflow(parts=device.MOST_PARTS)
         from diffusion import model_file
         from diffusion.sampling import make_plan
-        from evaluation.inputs import OF_SAMPLES, load_inputs
-        from evaluation.likelihood import likelihood_rows
-        from evaluation.samples import generate_samples, sample_rows
+        from evaluation.inputs import SAMPLE_PARTS, Sources, load_inputs
+        from evaluation.likelihood import likelihood_rows, measurement_paths
+        from evaluation.samples import features_path, generate_samples, sample_rows, samples_path
 
         model, book = model_file.open_with_schedule(options.model)
         if {"data", "settings", "progress"} - book.keys():
             raise ValueError(
-                f"{options.model} carries no training metadata; evaluate one that diffusion_model.py wrote"
+                f"{options.model} has no training metadata; evaluate a model that diffusion_model.py has saved"
             )
         check_outputs(options, book)
-        options.how = sampler_options(options)
-        options.how |= model_file.sampler_of(model, options.sampler, options.steps, options.variance)
-        make_plan(model_file.diffusion_of(model)[0], **options.how)  # better known now
+        sampling = sampler_options(options)
+        sampling |= model_file.sampler_of(model, options.sampler, options.steps, options.variance)
+        make_plan(model_file.diffusion_of(model)[0], **sampling)  # reports invalid options before the long work
         weaker = options.weaker and model_file.open_with_schedule(options.weaker)[0]
         if weaker:
             model_file.check_guide(weaker, options.weaker, model, classifier=False)
         if sentence := model_file.warn_of_no_class(book):
             console.warn(sentence)
-        held_out, training, samples, extract = load_inputs(model, book, options)
+        held_out, training, samples, extract = load_inputs(
+            model,
+            book,
+            Sources(options.model, options.data, options.train, options.samples),
+            parts=options.only,
+            figure=bool(options.figure),
+            features=options.features,
+            count=options.count,
+            n_sample=options.n_sample,
+        )
 
-        cache = cache_prefix(options, model_file.fingerprint(model))
+        cache = cache_prefix(options.model, options.out, model_file.fingerprint(model))
         if cache:
-            check_caches(cache, options, book, weaker, training, extract and samples is None)
+            caches = measurement_paths(cache)
+            caches += [samples_path(cache, sampling, weaker)] if extract and samples is None else []
+            caches += [] if training is None else [features_path(cache, training, options.features)]
+            check_caches(caches, options, book)
         rows = {}
-        if set(options.only) - set(OF_SAMPLES):
-            rows |= likelihood_rows(model, book, held_out, training, options, cache)
+        if set(options.only) - set(SAMPLE_PARTS):
+            rows |= likelihood_rows(model, held_out, training, parts=options.only, draws=options.draws, cache=cache)
         if extract:
-            samples = generate_samples(model, weaker, options, cache) if samples is None else samples
-            rows |= sample_rows(samples, training, held_out, extract, options, cache)
-        how = None if options.samples else options.how | {"weaker": options.weaker}  # of a file it is not known
+            if samples is None:
+                samples = generate_samples(model, weaker, n_sample=options.n_sample, sampling=sampling, cache=cache)
+            rows |= sample_rows(
+                samples,
+                training,
+                held_out,
+                extract,
+                features=options.features,
+                parts=options.only,
+                figure=options.figure,
+                cache=cache,
+            )
+        inputs = {
+            "model": options.model,
+            "data": options.data,
+            "step": book["progress"]["step"],
+            "features": options.features,
+            "samples": options.samples,
+            "sampler": None if options.samples else sampling | {"weaker": options.weaker},  # unknown for a file
+        }
         with files.replacing(options.out) as draft, open(draft, "w", encoding="utf-8") as file:
-            json.dump({"model": options.model, "data": options.data, "step": book["progress"]["step"],
-                       "features": options.features, "samples": options.samples, "sampler": how, **rows},
-                      file, indent=1)  # fmt: skip
+            json.dump(inputs | rows, file, indent=1)
         show(rows)
         say(f"written to {options.out}")
 
 
-def cache_prefix(options, fingerprint):
+def cache_prefix(model, out, fingerprint):
     """How the names of cached results begin, `FOLDER/model-step4736-1f60a9c2`, or None if none can be written.
 
-    What takes long is cached beside the model for a later run, or beside the results if its folder is read-only.
+    What takes long is cached for a later run: beside the model, or beside the results if its folder is read-only.
     """
-    name = f"{os.path.splitext(os.path.basename(options.model))[0]}-{fingerprint}"
-    for beside in options.model, options.out:
-        prefix = os.path.join(os.path.dirname(beside), name)
+    name = f"{os.path.splitext(os.path.basename(model))[0]}-{fingerprint}"
+    for neighbour in model, out:
+        prefix = os.path.join(os.path.dirname(neighbour), name)
         with contextlib.suppress(OSError):
             files.check_writable(prefix)
             return prefix
-    say(f"nothing is cached for a later run, as no file can be written beside {options.model} or {options.out}")
+    say(f"nothing is cached for a later run, as no file can be written beside {model} or {out}")
     return None
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from data import arrays, drawings, image_files, listing
-from data.classes import classes_of_array_file, classes_of_files, note_misplaced
+from data.classes import label_files, note_misplaced, read_labels
 
 CATS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "cats64.npz")
 
@@ -52,14 +52,14 @@ def load_images(
     """Reads all images of a source, crops each to its central square and resizes it.
 
     Args:
-        source: `'drawings'`, `'new-drawings'` (as many others, from another seed), a folder (with its sub-folders), or
-            a `.npy` or `.npz` file. A folder called `drawings` is given as `'./drawings'` or as a `Path`.
+        source: `'drawings'`, `'new-drawings'` (as many, from another seed), a folder (with its sub-folders), or
+            a `.npy` or `.npz` file. A folder called `drawings` is written as `'./drawings'` or as a `Path`.
         image_size: height and width of the result in pixels.
         channels: 3 for colour, 1 for grey.
-        classes: whether the images must have classes, which the report then holds: of drawings the colour of the fur,
-            of a folder its sub-folders, of a `.npz` file its array `labels`.
-        recognise: whether images are those that a model knows. Earlier versions sorted names as they are stored; a
-            folder whose images are recognised in that order alone keeps it.
+        classes: whether the images must have classes, which the report then holds: the colour of the fur for drawings,
+            sub-folders for a folder, the array `labels` for a `.npz` file.
+        recognise: whether a model was trained on these images. Earlier versions sorted file names as they are stored; a
+            folder whose images are recognised only in that order keeps it.
 
     Returns:
         The images, uint8 (N, image_size, image_size, channels), and a `Report`.
@@ -80,7 +80,7 @@ def load_images(
             images = np.stack([image_files.crop_and_resize(image, image_size, channels) for image in images])
         report = Report(source, notes=_note_name_clash(source))
         if classes:
-            report.labels, report.classes = drawings.furs_of_cats(seed=seed), list(drawings.FURS)
+            report.labels, report.classes = drawings.choose_furs(seed=seed), list(drawings.FURS)
         return images, report
 
     source = os.fspath(source)
@@ -97,14 +97,14 @@ def load_images(
             images, names = images[order], [names[k] for k in order]
         report = Report(path, photographs=True, notes=notes, skipped=skipped)
         if classes:
-            report.labels, report.classes = classes_of_files(names, path)
+            report.labels, report.classes = label_files(names, path)
             report.notes += note_misplaced(names, path)
         return images, report
     if os.path.isfile(path) and path.endswith((".npy", ".npz")):
         images, photographs, notes = arrays.read_array_file(path, image_size, channels)
         report = Report(path, photographs, notes)
         if classes:
-            report.labels, report.classes = classes_of_array_file(path, len(images))
+            report.labels, report.classes = read_labels(path, len(images))
         return images, report
     raise ValueError(f"{name} is neither a folder of images nor a .npy or .npz file")
 

@@ -1,4 +1,4 @@
-"""Prepares images in files: `python -m data cats` those of the slides, `python -m data drawings` many cartoon cats."""
+"""Prepares files of images: `python -m data cats` for the cats of the slides, `python -m data drawings` for cartoon cats."""
 
 import argparse
 import os
@@ -14,22 +14,22 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parses and checks the command line; `out` is always set in the result."""
     parser = console.Parser(prog="python -m data", description="Prepares data sets for diffusion_model.py.")
     commands = parser.add_subparsers(dest="command", required=True, parser_class=console.Parser)
-    cats_parser = commands.add_parser("cats", help="Microsoft's cats and dogs, as on the slides (800 MB to download)")
-    add = cats_parser.add_argument
-    add("--archive", metavar="FILE", help="the archive, if already downloaded (or Kaggle's train.zip)")
+    about = "the photographs of the slides: Microsoft's cats and dogs (800 MB to download)"
+    add = commands.add_parser("cats", help=about, description=f"Prepares {about}.").add_argument
+    add("--archive", metavar="FILE", help="the archive, if already downloaded; Kaggle's train.zip works too")
     add(
         "--animals",
         choices=("cats", "dogs", "both"),
         default="cats",
-        help="which photographs; both have labels, 0 for cats and 1 for dogs (cats)",
+        help="which photographs; their labels are 0 for cats and 1 for dogs (cats)",
     )
-    add("--image-size", type=console.integer(1), default=64, metavar="PIXELS", help="height and width of images (64)")
-    add("--out", metavar="FILE.npz", help="output file (data/cats64.npz, or named after the animals and the size)")
-    add("--url", default=cats.URL, help="where to download the archive, if it has moved")
-    drawings_parser = commands.add_parser("drawings", help="cartoon cats, as many as you like; their furs are classes")
-    add = drawings_parser.add_argument
-    add("--count", type=console.integer(1), default=16384, metavar="N", help="how many (16384)")
-    add("--image-size", type=console.integer(1), default=32, metavar="PIXELS", help="height and width of images (32)")
+    add("--image-size", type=console.integer(1), default=64, metavar="PIXELS", help="height and width (64)")
+    add("--out", metavar="FILE.npz", help="output file (data/cats64.npz; the name follows --animals and --image-size)")
+    add("--url", default=cats.URL, help="address of the archive, if it has moved")
+    about = "any number of cartoon cats; the colours of their fur are the classes"
+    add = commands.add_parser("drawings", help=about, description=f"Draws {about}.").add_argument
+    add("--count", type=console.integer(1), default=16384, metavar="N", help="number of drawings (16384)")
+    add("--image-size", type=console.integer(1), default=32, metavar="PIXELS", help="height and width (32)")
     add("--out", default="drawings.npz", metavar="FILE.npz", help="output file (drawings.npz)")
     options = parser.parse_args(arguments)
     if options.command == "drawings":
@@ -54,7 +54,7 @@ def main() -> None:
         files.check_outputs([("--out", options.out)], [archive])  # fail before the work, not after it
         if options.command == "drawings":
             count = options.count
-            images, labels = drawings.draw_cats(options.image_size, count), drawings.furs_of_cats(count)
+            images, labels = drawings.draw_cats(options.image_size, count), drawings.choose_furs(count)
             with files.replacing(options.out) as draft:
                 np.savez_compressed(draft, images=images, labels=labels, class_names=list(drawings.FURS))
         else:

@@ -12,8 +12,8 @@ def read_array_file(path: str, image_size: int, channels: int) -> tuple[np.ndarr
     0 … 255, see `image_files.detect_value_range`. A `.npz` file must hold one array, or one called `images`.
 
     Returns:
-        The images, uint8 (N, image_size, image_size, channels); whether the file marks them as photographs, as those
-        of `python -m data cats` are; and notes on how the values were read.
+        The images, uint8 (N, image_size, image_size, channels); whether the file marks them as photographs, as
+        `python -m data cats` does; and notes on how the values were read.
 
     Raises:
         ValueError: for any other array, or a corrupt file.
@@ -53,7 +53,7 @@ def _load(path):
             if chosen is not None:
                 array = archive[chosen]
                 if not isinstance(array, np.ndarray):  # NumPy returns members that are no arrays as bytes
-                    raise ValueError(f"its {chosen} is not an array")
+                    raise ValueError(f"{chosen} in it is not an array")
                 return array, "photographs" in members and bool(archive["photographs"])
     except Exception as error:  # corrupt files raise nearly every kind, even MemoryError
         if "pickle" in str(error).lower():

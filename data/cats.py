@@ -16,7 +16,7 @@ from support import device, files
 URL = "https://download.microsoft.com/download/3/E/1/3E1C3F21-ECDB-4869-8368-6DEBA77B919F/kagglecatsanddogs_5340.zip"
 ANIMALS = ("cat", "dog")  # the labels 0 and 1
 MEMBER = re.compile(r"(?:^|/)(cat|dog)s?[./].*?(\d+)\.jpe?g$", re.IGNORECASE)  # PetImages/Cat/7.jpg, train/cat.7.jpg
-MAX_BYTES = 100 * 2**20  # of one photograph; those of the archive have some ten thousand
+MAX_BYTES = 100 * 2**20  # of one photograph; in the archive they have some ten thousand
 
 
 def download(url: str = URL) -> str:
@@ -68,11 +68,11 @@ def prepare(archive: str, out: str, animals: str = "cats", image_size: int = 64)
         The number of images, and a pair (file name, reason) for every file that was skipped.
 
     Raises:
-        ValueError: if the file is not an archive, or holds no such photographs.
+        ValueError: if the file is not an archive, or holds no photographs of these animals.
     """
     name = image_files.escape_name(archive)
     if not _is_archive(archive):
-        raise ValueError(f"{name} is not a complete zip archive")
+        raise ValueError(f"{name} is not a complete zip archive; omit --archive to download one")
     wanted = ANIMALS if animals == "both" else (animals.removesuffix("s"),)
     with zipfile.ZipFile(archive) as opened:
         label_of = {}
@@ -91,7 +91,7 @@ def prepare(archive: str, out: str, animals: str = "cats", image_size: int = 64)
         images, skipped = image_files.read_images(list(label_of), open_image, image_size, channels=3)
     if len(images) == 0:
         raise ValueError(
-            f"{name} holds no photographs of {animals} (as PetImages/Cat/0.jpg or train/cat.0.jpg): "
+            f"{name} holds no readable photographs of {animals}, named like PetImages/Cat/0.jpg or train/cat.0.jpg: "
             + (image_files.summarise_skipped(skipped) if skipped else "no file has such a name")
         )
     missing = {member for member, _ in skipped}

@@ -1,6 +1,6 @@
 """The classes of images: sub-folders of a folder, or an array of labels beside the images.
 
-Labels are the numbers of classes, int32 (N,), 0 for the first; -1 is an image of no class.
+Labels are the numbers of classes, int32 (N,), 0 for the first; -1 means no class.
 """
 
 import os
@@ -17,7 +17,7 @@ SPLITS = {"train", "training", "test", "testing", "val", "valid", "validation", 
 ARRAYS = "labels", "class_names", "photographs"
 
 
-def classes_of_files(names: Sequence[str], folder: str) -> tuple[np.ndarray, list[str]]:
+def label_files(names: Sequence[str], folder: str) -> tuple[np.ndarray, list[str]]:
     """The classes of image files, each the first sub-folder on its path. Files beside the sub-folders have none.
 
     Args:
@@ -38,7 +38,7 @@ def classes_of_files(names: Sequence[str], folder: str) -> tuple[np.ndarray, lis
 
 
 def note_misplaced(names: Sequence[str], folder: str) -> list[str]:
-    """A list with a note if the first sub-folders hardly are classes: splits of the images, or only one; else empty.
+    """A list with a note if the first sub-folders are probably no classes: splits, or a single one; else empty.
 
     Args:
         names: of the image files, relative to the folder.
@@ -54,10 +54,10 @@ def note_misplaced(names: Sequence[str], folder: str) -> list[str]:
     return [image_files.escape_name(f"{folder} has {what}; {way_out}")]
 
 
-def classes_of_array_file(path: str, count: int) -> tuple[np.ndarray, list[str]]:
+def read_labels(path: str, count: int) -> tuple[np.ndarray, list[str]]:
     """The classes in a `.npz` file: its arrays `labels`, integers from 0, and `class_names`, if it has that.
 
-    Without names they are called "0", "1", …, in files of `python -m data cats` from before it wrote names cat and dog.
+    Without names they are called "0", "1", …, except in files of earlier `python -m data cats`: there cat and dog.
 
     Args:
         count: how many images there are.
@@ -74,7 +74,7 @@ def classes_of_array_file(path: str, count: int) -> tuple[np.ndarray, list[str]]
         except Exception as error:  # corrupt files raise nearly every kind
             raise ValueError(f"{name}: its labels cannot be read: {error}") from error
     if "labels" not in members:
-        raise ValueError(f"{name} has no array labels, so no classes; add one, (N,) integers from 0, {ADVICE}")
+        raise ValueError(f"{name} has no array labels, so no classes; add one of N integers from 0, {ADVICE}")
     labels = np.asarray(members["labels"])
     if labels.shape != (count,) or labels.dtype.kind not in "ui" or labels.min() < 0:
         raise ValueError(
@@ -86,11 +86,11 @@ def classes_of_array_file(path: str, count: int) -> tuple[np.ndarray, list[str]]
         given = members["class_names"].ravel()
         classes = [normalise_name(text.decode() if isinstance(text, bytes) else str(text)) for text in given]
     else:
-        of_cats = "photographs" in members and needed <= 2
-        classes = ["cat", "dog"][:needed] if of_cats else [str(k) for k in range(min(needed, count + 1))]
+        cats_or_dogs = "photographs" in members and needed <= 2
+        classes = ["cat", "dog"][:needed] if cats_or_dogs else [str(k) for k in range(min(needed, count + 1))]
     if len(classes) < needed or len(set(classes)) < len(classes):
         raise ValueError(
-            f"{name}: class_names must be {needed} different names or more, as labels go up to {needed - 1}, got "
+            f"{name}: class_names must be at least {needed} different names, as labels go up to {needed - 1}, got "
             f"{len(classes)}"
         )
     return labels.astype(np.int32), classes

@@ -87,6 +87,6 @@ def draw_cats(image_size: int, count: int = COUNT, seed: int = 0) -> np.ndarray:
     return np.stack([draw_cat(np.random.default_rng([seed, k]), image_size) for k in range(count)])
 
 
-def furs_of_cats(count: int = COUNT, seed: int = 0) -> np.ndarray:
+def choose_furs(count: int = COUNT, seed: int = 0) -> np.ndarray:
     """The furs of the cats that `draw_cats` draws, numbers in `FURS`, int32 (count,)."""
     return np.array([choose_fur(np.random.default_rng([seed, k])) for k in range(count)], np.int32)

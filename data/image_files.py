@@ -132,8 +132,8 @@ def _find_white(image):
 def detect_value_range(values: np.ndarray, ranges: Sequence[tuple[int, int]]) -> tuple[int, int]:
     """Returns which of the possible ranges floating-point pixel values have, as the values of black and of white.
 
-    A range fits if all values round to 0 … 255 in it, so values may leave it by half a grey level: rounding, as that
-    of float16, does that. Because 0 … 1 lies within the others, -1 … 1 needs clearly negative values, and 0 … 255 needs
+    A range fits if all values round to 0 … 255 in it, so values may leave it by half a grey level: rounding, as
+    to float16, does that. Because 0 … 1 lies within the others, -1 … 1 needs clearly negative values, and 0 … 255 needs
     integers, or values clearly above 1.
 
     Raises:
@@ -142,7 +142,7 @@ def detect_value_range(values: np.ndarray, ranges: Sequence[tuple[int, int]]) ->
     low, high = float(np.min(values)), float(np.max(values))
     if not (np.isfinite(low) and np.isfinite(high)):
         which = "NaN (np.nan)" if np.isnan(low) else "infinity (np.inf)"
-        raise ValueError(f"floating-point numbers with {which} among them; pixels have 0 … 1, -1 … 1 or 0 … 255")
+        raise ValueError(f"floating-point numbers with {which} among them; pixel values are 0 … 1, -1 … 1 or 0 … 255")
     for black, white in ranges:
         half = (white - black) / 510
         if not (black - half < low and high < white + half):
@@ -274,11 +274,11 @@ def read_folder(
 
 
 def _find_largest_value(path):
-    """The largest value in an image file, and those of black and white, in the file's own units."""
+    """The largest value in an image file, and the values of black and white, in the file's own units."""
     with Image.open(path, formats=readable_formats()) as opened:
         deep = opened.mode == "F" or opened.mode.startswith("I")
         image = opened if deep else _prepare_for_resizing(opened)
-        extremes = np.reshape(image.getextrema(), (-1, 2))[:3]  # of grey or colours, without transparency
+        extremes = np.reshape(image.getextrema(), (-1, 2))[:3]  # without transparency
         return float(extremes.max()), 0, _find_white(image)
 
 

@@ -1,4 +1,4 @@
-"""Lists the files of a folder that may be training images, without those of systems, editors and this project."""
+"""Lists the files of a folder that may be training images, without files of systems, editors and this project."""
 
 import os
 import re
@@ -23,24 +23,24 @@ def is_hidden(name: str) -> bool:
 
 
 def find_sample_grids(names: Iterable[str]) -> set[str]:
-    """Returns those of the file names of one folder that are sample grids, not training images.
+    """Returns the file names of one folder that are sample grids, not training images.
 
     `samples.png` is one even without a model beside it. Otherwise the grid of a deleted model would be a training
     image in the first run but not in the second, when the new model lies beside it, and the second could not resume.
-    NAME-samples.png may be an image of the user's, unless `NAME.keras` lies beside it. The grid of a deleted model is
+    NAME-samples.png may be the user's own image, unless `NAME.keras` lies beside it. The grid of a deleted model is
     recognised by its contents, see `files.SAMPLES`.
     """
     grids, known = [found for found in map(GRID.fullmatch, names) if found], set(map(normalise_name, names))
     return {found[0] for found in grids if found["model"] is None or normalise_name(f"{found['model']}.keras") in known}
 
 
-def in_order(names: Iterable[str]) -> list[str]:
+def sort_names(names: Iterable[str]) -> list[str]:
     """Sorts file names the same however their accents are stored, so that a folder that has moved keeps its order."""
     return sorted(names, key=lambda name: (normalise_name(name), name))
 
 
 def earlier_order(names: Sequence[str]) -> list[int] | None:
-    """The places of names, `in_order`, in the order of earlier versions, which sorted them as they are stored.
+    """The places of names, sorted by `sort_names`, in the order of earlier versions, which sorted them as they are stored.
 
     None if that is the same.
     """
@@ -52,7 +52,7 @@ def list_files(folder: str) -> tuple[list[str], list[tuple[str, OSError]], str |
     """Lists the files below a folder that may be images. Links are followed.
 
     Returns:
-        The names relative to the folder, `in_order`; a pair (name, error) for every sub-folder that could not be
+        The names relative to the folder, as `sort_names` sorts them; a pair (name, error) for every sub-folder that could not be
         listed; and a note on what was ignored, or None.
     """
     names, unlisted, seen, hidden, grids = [], [], set(), 0, 0
@@ -68,12 +68,12 @@ def list_files(folder: str) -> tuple[list[str], list[tuple[str, OSError]], str |
             continue
         seen.add(identity)
         hidden += sum(map(is_hidden, folders + files))
-        folders[:] = in_order(name for name in folders if not is_hidden(name))
+        folders[:] = sort_names(name for name in folders if not is_hidden(name))
         own = find_sample_grids(files)
         grids += len(own)
         wanted = (name for name in files if name not in own and not is_hidden(name))
         names += [os.path.relpath(os.path.join(root, name), folder) for name in wanted]
-    return in_order(names), unlisted, _describe_ignored(hidden, grids)
+    return sort_names(names), unlisted, _describe_ignored(hidden, grids)
 
 
 def _describe_ignored(hidden, grids):

@@ -1,4 +1,4 @@
-"""What the distances of `metrics.py` are measured on: features of a network trained on images.
+"""Features of images, in which `metrics.py` measures distances: outputs of a network trained on images.
 
 extract = extractor("inception")
 features = extract(images)       # uint8 (n, height, width, 1 or 3) → float64 (n, dimensions)
@@ -50,15 +50,18 @@ def extractor(name: str) -> Callable[..., np.ndarray]:
             show(min(first + BATCH, len(images)))
         features = np.concatenate(parts).astype(np.float64)
         if features.ndim != 2 or len(features) != len(images):
-            raise ValueError(f"--features {name} gives an array of shape {features.shape} for {len(images)} images")
+            raise ValueError(
+                f"--features {name} returned an array of shape {features.shape} for {len(images)} images; it must be "
+                "(images, dimensions)"
+            )
         if not np.all(np.isfinite(features)):
-            raise FloatingPointError(f"--features {name} gives values that are NaN or infinite")
+            raise FloatingPointError(f"--features {name} returned NaN or infinite values")
         return features
 
     return extract
 
 
-def _resized(images, size):
+def _resize(images, size):
     """float32 (n, size, size, 3), still 0 … 255, bilinear."""
     import keras
 
@@ -74,7 +77,7 @@ def _inception():
         raise OSError(
             f"the weights of InceptionV3 could not be downloaded ({error}); --features efficientnet needs no internet"
         ) from error
-    return _in_parts(model, lambda images: _resized(images, 299) / 127.5 - 1)
+    return _predict_in_parts(model, lambda images: _resize(images, 299) / 127.5 - 1)
 
 
 def _efficientnet():
@@ -90,42 +93,46 @@ def _efficientnet():
     with contextlib.redirect_stdout(io.StringIO()):  # it prints that it has loaded its weights
         network = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=weights).eval()
 
-    def function(images):
-        x = np.asarray(_resized(images, 224)).transpose(0, 3, 1, 2)
+    def average_maps(images):
+        x = np.asarray(_resize(images, 224)).transpose(0, 3, 1, 2)
         with torch.inference_mode():
             maps = network.extract_features(torch.from_numpy((x - 127.0) / 128.0))
         return maps.mean((2, 3)).numpy()
 
-    return function
+    return average_maps
 
 
 def _keras_model(path):
     import keras
 
     if not os.path.exists(path):
-        raise FileNotFoundError(f"there is no model {path} for --features")
+        raise FileNotFoundError(f"--features {path}: there is no such file")
     model = keras.models.load_model(path, compile=False)
-    function = _in_parts(model, lambda images: images.astype(np.float32))
+    function = _predict_in_parts(model, lambda images: images.astype(np.float32))
     return lambda images: keras.ops.reshape(function(images), (len(images), -1))
 
 
-def _in_parts(model, prepared):
-    """A Keras model as a function of images, which `prepared` preprocesses, with batches in parts."""
+def _predict_in_parts(model, prepare):
+    """A Keras model as a function of images, which `prepare` preprocesses; batches are computed in parts."""
     import tensorflow as tf
 
     from diffusion.reverse import predictor
     from support import device
 
-    def of_only_input(inputs, training):  # which a model takes without a list around it
+    def call_model(inputs, training):  # a model takes its only input without a list around it
         return model(inputs[0], training=training)
 
-    predict = tf.function(predictor(of_only_input, device.parts_for(BATCH)), reduce_retracing=True, autograph=False)
-    return lambda images: predict([tf.convert_to_tensor(prepared(images))])
+    predict = tf.function(predictor(call_model, device.parts_for(BATCH)), reduce_retracing=True, autograph=False)
+    return lambda images: predict([tf.convert_to_tensor(prepare(images))])
 
 
 def _pixels(images):
-    small = np.asarray(_resized(images, 8)) / 255
+    small = np.asarray(_resize(images, 8)) / 255
     return small.reshape(len(images), -1)
 
 
-KNOWN = {"inception": _inception, "efficientnet": _efficientnet, "pixels": lambda: _pixels}  # what never changes
+KNOWN = {
+    "inception": _inception,
+    "efficientnet": _efficientnet,
+    "pixels": lambda: _pixels,
+}  # fixed extractors, whose features may be cached

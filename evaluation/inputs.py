@@ -1,8 +1,8 @@
 """The images that an evaluation needs: held-out ones, those trained on, and samples."""
 
-import argparse
+import dataclasses
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import keras
 import numpy as np
@@ -13,53 +13,87 @@ from evaluation.features import extractor
 from evaluation.metrics import random_subset
 from support.console import say
 
-OF_SAMPLES = ("kid", "frechet", "precision", "recall", "copies")  # parts of an evaluation that need samples
+DISTANCES = ("kid", "frechet", "precision", "recall")  # parts of an evaluation that compare samples with images
+SAMPLE_PARTS = (*DISTANCES, "copies")  # parts that need samples
 FEWEST = 20  # images in a set: statistics of fewer mean nothing
 
 
+@dataclasses.dataclass(frozen=True)
+class Sources:
+    """The model that is evaluated, and where its images are read from.
+
+    Attributes:
+        model: path of its file.
+        data: held-out images; `'held-out'` for what training held out.
+        train: training images; None for the source that the metadata names.
+        samples: samples of the model; None if they are to be generated.
+    """
+
+    model: str
+    data: str
+    train: str | None = None
+    samples: str | None = None
+
+
 def load_inputs(
-    model: keras.Model, book: dict, options: argparse.Namespace
+    model: keras.Model,
+    book: dict,
+    sources: Sources,
+    *,
+    parts: Collection[str],
+    figure: bool,
+    features: str,
+    count: int,
+    n_sample: int,
 ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None, Callable | None]:
     """Reads all images that the requested parts need, so that what is missing is reported before the long work.
+
+    Args:
+        book: the metadata of the model.
+        parts: what is measured, see `evaluate.PARTS`.
+        figure: whether the nearest images are drawn.
+        features: the name of a feature extractor.
+        count, n_sample: the largest numbers of held-out images and of samples; others are left out at random.
 
     Returns:
         Held-out images, training images, given samples, and the feature extractor; the last three may be None.
     """
-    shape, only = model.inputs[0].shape[1:], set(options.only)
+    shape = model.inputs[0].shape[1:]
 
     def load(source, recognise=None):
         return data.load_images(source, shape[0], shape[2], recognise=recognise)[0]
 
-    held_out, training = load_images(load, book, options)
-    held_out = random_subset(held_out, options.count)
-    say(f"{options.model}: {book['progress']['step']:,} steps on {book['data']['source']}; {options.data}: "
-        f"{len(held_out):,} images")  # fmt: skip
+    compare_training = figure or not {"overfitting", "copies"}.isdisjoint(parts)
+    held_out, training = load_images(load, book, sources, training_needed=compare_training)
+    held_out = random_subset(held_out, count)
+    trained = f"{book['progress']['step']:,} steps on {book['data']['source']}"
+    say(f"{sources.model}: {trained}; {sources.data}: {len(held_out):,} images")
     if training is not None and (known := count_known(held_out, training)):
-        say(f"{known:,} of the {len(held_out):,} held-out images are among the training images; "
-            "results are better than for new ones")  # fmt: skip
+        among = f"{known:,} of the {len(held_out):,} held-out images are among the training images"
+        say(f"{among}; results are better than for new ones")
 
-    with_samples = set(OF_SAMPLES) & only or options.figure
-    samples = random_subset(load(options.samples), options.n_sample) if with_samples and options.samples else None
-    of_sets = ", ".join(name for name in ("kid", "frechet", "precision", "recall") if name in only)
+    with_samples = figure or not set(SAMPLE_PARTS).isdisjoint(parts)
+    samples = random_subset(load(sources.samples), n_sample) if with_samples and sources.samples else None
+    distances = ", ".join(name for name in DISTANCES if name in parts)
     for option, images in ("--data", held_out), ("--samples", samples):
-        if of_sets and images is not None and len(images) < FEWEST:
+        if distances and images is not None and len(images) < FEWEST:
             raise ValueError(
-                f"{option} has {len(images)} images, and {of_sets} need at least {FEWEST}; see --only for the rest"
+                f"{option} has {len(images)} images, and {distances} need at least {FEWEST}; give more images, or "
+                "choose other parts with --only"
             )
-    return held_out, training, samples, extractor(options.features) if with_samples else None
+    return held_out, training, samples, extractor(features) if with_samples else None
 
 
 def load_images(
-    load: Callable[..., np.ndarray], book: dict, options: argparse.Namespace
+    load: Callable[..., np.ndarray], book: dict, sources: Sources, training_needed: bool
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Held-out images, and training images, or None if those are neither needed nor available."""
-    needed = {"overfitting", "copies"} & set(options.only) or options.figure or options.train
-    held_out, training = load_held_out(load, book, options)
+    """Held-out images, and training images, or None if these are neither needed nor available."""
+    held_out, training = load_held_out(load, book, sources)
     if training is None:
         try:
-            training, _ = load_training(load, book, options)
+            training, _ = load_training(load, book, sources)
         except (ValueError, OSError):
-            if needed:
+            if training_needed or sources.train:
                 raise
             # Even without them it is known whether `--data` is their whole source.
             part, _, same = split_as_in_training(held_out, book)
@@ -86,10 +120,10 @@ def split_as_in_training(images: np.ndarray, book: dict) -> tuple[np.ndarray, np
     """Splits all images of a source as training did.
 
     Returns:
-        Training images, held-out ones or None, and whether the former are those that the model was trained on.
+        Training images, held-out ones or None, and whether the model was trained on exactly these training images.
     """
     (fraction, _, _), trained_on = held_out_by_training(book), book["data"]["digest"]
-    if fraction is None or data.digest(images) == trained_on:  # the latter: the source is the training part alone
+    if fraction is None or data.digest(images) == trained_on:  # the source is the training part alone
         training, held_out = images, None
     else:
         training, held_out = split_held_out(images, fraction, book["settings"]["seed"])
@@ -97,58 +131,58 @@ def split_as_in_training(images: np.ndarray, book: dict) -> tuple[np.ndarray, np
 
 
 def load_training(
-    load: Callable[..., np.ndarray], book: dict, options: argparse.Namespace
+    load: Callable[..., np.ndarray], book: dict, sources: Sources
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """The images that the model was trained on, and those of the same source that were held out, or None.
+    """The images that the model was trained on, and the held-out ones if they come from the same source, else None.
 
     Raises:
-        ValueError, FileNotFoundError: if they are not where they were, or have changed, and `--train` names no others.
+        ValueError, FileNotFoundError: if they have moved or changed, and `--train` names no others.
     """
     source, advice = book["data"]["source"], "name the training images with --train SOURCE"
     try:
-        images = load(options.train or source, lambda images: split_as_in_training(images, book)[2])
+        images = load(sources.train or source, lambda images: split_as_in_training(images, book)[2])
         training, held_out, same = split_as_in_training(images, book)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{error}; {advice}") from error
-    if not same and not options.train:
+    if not same and not sources.train:
         raise ValueError(f"the training images in {source} have changed or moved since training; {advice}")
-    if not same and options.data == "held-out" and held_out is not None:
+    if not same and sources.data == "held-out" and held_out is not None:
         raise ValueError(
-            f"the images in {options.train} are not those that the model was trained on, so which of them were held "
-            "out is not known; name held-out images with --data SOURCE"
+            f"{sources.train} does not hold the images that the model was trained on, so its held-out part is unknown; "
+            "name held-out images with --data SOURCE"
         )
     if not same:
-        say(f"{options.train}: not the images that the model was trained on")
+        say(f"{sources.train}: not the images that the model was trained on")
     return training, held_out
 
 
 def load_held_out(
-    load: Callable[..., np.ndarray], book: dict, options: argparse.Namespace
+    load: Callable[..., np.ndarray], book: dict, sources: Sources
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Held-out images, and, if they come from the same source, the training images, else None.
 
     Raises:
-        ValueError, FileNotFoundError: if training held out none, or they are not where they were, or have changed.
+        ValueError, FileNotFoundError: if training held out none, or they have moved or changed.
     """
-    if options.data != "held-out":
-        return load(options.data), None
+    if sources.data != "held-out":
+        return load(sources.data), None
     fraction, source, expected = held_out_by_training(book)
     if fraction is None and source is None:
         raise ValueError(
-            f"{options.model} was trained without --validation, so no images were held out; name others with --data "
+            f"{sources.model} was trained without --validation, so no images were held out; name others with --data "
             "SOURCE (./held-out for a folder of that name)"
         )
     advice = "name the held-out images with --data SOURCE"
     if source is None:
-        training, held_out = load_training(load, book, options)
+        training, held_out = load_training(load, book, sources)
     else:
         try:
             training, held_out = None, load(source, lambda images: data.digest(images) == expected)
         except FileNotFoundError as error:
             raise FileNotFoundError(f"{error}; {advice}") from error
     if held_out is None or expected not in (None, data.digest(held_out)):
-        where = source or options.train or book["data"]["source"]
-        raise ValueError(f"the images that training held out are not those in {where} now; {advice}")
+        where = source or sources.train or book["data"]["source"]
+        raise ValueError(f"{where} no longer holds the images that training held out; {advice}")
     return held_out, training
 
 

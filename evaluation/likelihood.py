@@ -1,8 +1,7 @@
 """What a network knows about images: bits per dimension of the bound, loss by t, and signs of overfitting."""
 
-import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import keras
 import numpy as np
@@ -19,40 +18,47 @@ from support import console, device, files
 
 MEMORISED_BELOW = 0.8  # training loss / held-out loss below this is reported as memorisation
 WAYS = [(variance, clip) for variance in ("beta", "posterior") for clip in (True, False)]  # to take a reverse step
-LEARNED = [("learned", True), ("learned", False)]  # of a network that has learned the variance
-CACHES = "bits.npz", "training-bits.npz"  # how the names of cached measurements end
+LEARNED = [("learned", True), ("learned", False)]  # more ways, if the network has learned the variance
 
 
 def likelihood_rows(
     model: keras.Model,
-    book: dict,
     held_out: np.ndarray,
     training: np.ndarray | None,
-    options: argparse.Namespace,
+    *,
+    parts: Collection[str],
+    draws: int,
     cache: str | None,
 ) -> dict[str, dict]:
     """Rows: bits per dimension of the bound for all reverse steps, loss in tenths of t, overfitting.
 
     Args:
-        book: the metadata of the model.
-        options: of `evaluate.py`.
+        training: needed for overfitting only.
+        parts: what is measured: bits, loss, overfitting.
+        draws: steps t for each image, see `measure_denoising`.
         cache: how the names of cached results begin; None to cache nothing.
     """
     (sched, target), batch_size = model_file.diffusion_of(model), reverse.even_batches(model, len(held_out))[1]
     denoise = reverse.denoiser_of(model, sched, target, device.parts_for(batch_size))
-
     ways = WAYS + LEARNED * learns_variance(model)
 
-    def measure(images, name):
-        return measure_denoising(denoise, sched, images, options.draws, batch_size, cache and f"{cache}-{name}", ways)
+    held_out_path, training_path = measurement_paths(cache) if cache else (None, None)
 
-    on_held_out = measure(held_out, CACHES[0])
-    rows = bound_rows(on_held_out, ways) if "bits" in options.only else {}
-    rows |= loss_rows(on_held_out, sched, held_out) if "loss" in options.only else {}
-    if "overfitting" in options.only:
-        on_training = measure(random_subset(training, len(held_out)), CACHES[1])
+    def measure(images, path):
+        return measure_denoising(denoise, sched, images, draws, batch_size, path, ways)
+
+    on_held_out = measure(held_out, held_out_path)
+    rows = bound_rows(on_held_out, ways) if "bits" in parts else {}
+    rows |= loss_rows(on_held_out, sched, held_out) if "loss" in parts else {}
+    if "overfitting" in parts:
+        on_training = measure(random_subset(training, len(held_out)), training_path)
         rows |= overfitting_rows(on_training, on_held_out, sched)
     return rows
+
+
+def measurement_paths(cache: str) -> list[str]:
+    """Where measurements of held-out and of training images are cached."""
+    return [f"{cache}-bits.npz", f"{cache}-training-bits.npz"]
 
 
 def bound_rows(measurements: dict[str, np.ndarray], ways: Sequence[tuple[str, bool]] = tuple(WAYS)) -> dict[str, dict]:
@@ -66,15 +72,16 @@ def bound_rows(measurements: dict[str, np.ndarray], ways: Sequence[tuple[str, bo
 
 
 def loss_rows(measurements: dict[str, np.ndarray], sched: Schedule, images: np.ndarray) -> dict[str, dict]:
-    """Rows: squared error of ε̂ in tenths of t, and that of the best predictor from pixels' mean and variance.
+    """Rows: squared error of ε̂ in tenths of t, beside the best that the mean and variance of each pixel allow.
 
     Both are means over the t that were measured, since the error falls steeply within the first tenth.
     """
-    rows, v = {}, np.var(data.scaled(images), axis=0).ravel()
+    rows, variance = {}, np.var(data.scaled(images), axis=0).ravel()
     for (low, high), here in tenths(measurements, sched).items():
         t, counts = np.unique(measurements["t"][here], return_counts=True)
-        a = sched["alphabar_t"][t, None]
-        best = np.average(np.mean(a * v / (a * v + 1 - a), axis=1), weights=counts)
+        alphabar = sched["alphabar_t"][t, None]
+        signal = alphabar * variance
+        best = np.average(np.mean(signal / (signal + 1 - alphabar), axis=1), weights=counts)
         remark = f"{best:.4f} if only mean and variance of each pixel were known"
         rows[f"loss, t = {low} … {high}"] = mean_row(measurements["error"], remark, here)
     return rows
@@ -90,13 +97,13 @@ def overfitting_rows(
     Args:
         on_training, on_held_out: what `measure_denoising` returned.
     """
-    here = [tenths(measurements, sched) for measurements in (on_training, on_held_out)]
-    both = here[0].keys() & here[1].keys()
+    measured = [tenths(measurements, sched) for measurements in (on_training, on_held_out)]
+    both = measured[0].keys() & measured[1].keys()
     means, errors = [], []
-    for measurements, of_tenths in zip((on_training, on_held_out), here, strict=True):
+    for measurements, masks in zip((on_training, on_held_out), measured, strict=True):
         weight = comparable_weights(sched.alphabar)[measurements["t"]]
-        parts = [mean_and_influences(weight * measurements["error"], of_tenths[tenth]) for tenth in both]
-        mean, influences = (np.mean(part, axis=0) for part in zip(*parts, strict=True))
+        each = [mean_and_influences(weight * measurements["error"], masks[tenth]) for tenth in both]
+        mean, influences = (np.mean(values, axis=0) for values in zip(*each, strict=True))
         means.append(mean)
         errors.append(standard_error(influences) or 0)
     if not any(means):  # as x_T is pure noise and there is no other step
@@ -110,13 +117,13 @@ def overfitting_rows(
 
 def tenths(measurements: dict[str, np.ndarray], sched: Schedule) -> dict[tuple[int, int], np.ndarray]:
     """Masks of the measurements in each tenth of 1 … T that has any, by its first and last t."""
-    T, found = n_steps(sched), {}
+    T, masks = n_steps(sched), {}
     for tenth in range(10):
         low, high = 1 + tenth * T // 10, (tenth + 1) * T // 10
         here = (measurements["t"] >= low) & (measurements["t"] <= high)
         if here.any():
-            found[low, high] = here
-    return found
+            masks[low, high] = here
+    return masks
 
 
 def measure_denoising(
@@ -163,7 +170,7 @@ def measure_denoising(
     columns = draws + (draws == T - 1)  # all images at t = 1 would be too many in the mean over only some t
     measurements = {"bits": np.empty((0, len(ways))), "prior": np.empty(0)}
     measurements |= {"t": np.empty((0, columns), int), "error": np.empty((0, columns))}
-    key = f"{data.digest(images)} {draws}, a row for each image"  # which caches of earlier versions had not
+    key = f"{data.digest(images)} {draws}, a row for each image"  # caches of earlier versions lack the last words
     if cache and os.path.exists(cache):
         with np.load(cache) as file:
             if file["asked"] == key:
@@ -179,8 +186,8 @@ def measure_denoising(
         for k in range(draws + 1):
             last = k == draws
             t = np.ones(batch_size) if last else np.floor(rng.uniform(edges[k], edges[k + 1], batch_size))
-            error, of_t = terms(x_0, tf.constant(t, tf.int32), tf.constant([first, k]), last)
-            bits = bits + of_t.numpy()[:real] * (1 if last else (T - 1) / draws)
+            error, bits_at_t = terms(x_0, tf.constant(t, tf.int32), tf.constant([first, k]), last)
+            bits = bits + bits_at_t.numpy()[:real] * (1 if last else (T - 1) / draws)
             if k < columns:
                 new["t"].append(t[:real].astype(int))
                 new["error"].append(error[:real])

@@ -77,7 +77,7 @@ def random_subset(rows: np.ndarray, count: int, seed: int = 0) -> np.ndarray:
 def with_error(metric: Callable[..., float], one: np.ndarray, other: np.ndarray) -> tuple[float, float]:
     """A metric and its standard error, by leaving out a tenth of both sets at a time (jackknife).
 
-    The tenths are random: those of sets sorted by class would be too similar, and the error too small.
+    The tenths are random: in a set sorted by class, consecutive images would give an error that is too small.
     """
     one, other = random_subset(one, len(one)), random_subset(other, len(other), seed=1)
     without = []
@@ -89,9 +89,9 @@ def with_error(metric: Callable[..., float], one: np.ndarray, other: np.ndarray)
 
 def nearest(samples: np.ndarray, images: np.ndarray, chunk: int = 256) -> tuple[np.ndarray, np.ndarray]:
     """For each sample the index of the nearest image and its distance, two arrays (len(samples),)."""
-    found = [distances(samples[k : k + chunk], images) for k in range(0, len(samples), chunk)]
-    index = np.concatenate([d.argmin(1) for d in found])
-    return index, np.concatenate([d.min(1) for d in found])
+    blocks = [distances(samples[k : k + chunk], images) for k in range(0, len(samples), chunk)]
+    index = np.concatenate([d.argmin(1) for d in blocks])
+    return index, np.concatenate([d.min(1) for d in blocks])
 
 
 def nearest_either_way(
@@ -125,7 +125,7 @@ def copy_ratios(
     Args:
         samples, training, held_out: features, one row for each image.
         mirrored: features of the mirrored samples. Training mirrors photographs, so a copy may be mirrored too: the
-            distance to any image, training or held-out, is then the smaller of the two orientations'.
+            distance to any image, training or held-out, is then the smaller one of both orientations.
         seed: of the random subsets.
 
     Returns:
