@@ -1,4 +1,4 @@
-"""Prepares files of images: `python -m data cats` for the cats of the slides, `python -m data drawings` for cartoon cats."""
+"""Prepares images in a file: `python -m data cats`, the cats of the slides; `python -m data drawings`, cartoon cats."""
 
 import argparse
 import os
@@ -23,13 +23,13 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         default="cats",
         help="which photographs; their labels are 0 for cats and 1 for dogs (cats)",
     )
-    add("--image-size", type=console.integer(1), default=64, metavar="PIXELS", help="height and width (64)")
+    add("--image-size", type=console.integer(1), default=64, metavar="PIXELS", help="height and width of images (64)")
     add("--out", metavar="FILE.npz", help="output file (data/cats64.npz; the name follows --animals and --image-size)")
     add("--url", default=cats.URL, help="address of the archive, if it has moved")
     about = "any number of cartoon cats; the colours of their fur are the classes"
     add = commands.add_parser("drawings", help=about, description=f"Draws {about}.").add_argument
     add("--count", type=console.integer(1), default=16384, metavar="N", help="number of drawings (16384)")
-    add("--image-size", type=console.integer(1), default=32, metavar="PIXELS", help="height and width (32)")
+    add("--image-size", type=console.integer(1), default=32, metavar="PIXELS", help="height and width of images (32)")
     add("--out", default="drawings.npz", metavar="FILE.npz", help="output file (drawings.npz)")
     options = parser.parse_args(arguments)
     if options.command == "drawings":

@@ -90,7 +90,7 @@ def read_labels(path: str, count: int) -> tuple[np.ndarray, list[str]]:
         classes = ["cat", "dog"][:needed] if cats_or_dogs else [str(k) for k in range(min(needed, count + 1))]
     if len(classes) < needed or len(set(classes)) < len(classes):
         raise ValueError(
-            f"{name}: class_names must be at least {needed} different names, as labels go up to {needed - 1}, got "
+            f"{name}: class_names must be {needed} different names or more, as labels go up to {needed - 1}, got "
             f"{len(classes)}"
         )
     return labels.astype(np.int32), classes

@@ -142,7 +142,7 @@ def detect_value_range(values: np.ndarray, ranges: Sequence[tuple[int, int]]) ->
     low, high = float(np.min(values)), float(np.max(values))
     if not (np.isfinite(low) and np.isfinite(high)):
         which = "NaN (np.nan)" if np.isnan(low) else "infinity (np.inf)"
-        raise ValueError(f"floating-point numbers with {which} among them; pixel values are 0 … 1, -1 … 1 or 0 … 255")
+        raise ValueError(f"floating-point numbers with {which} among them; pixels have 0 … 1, -1 … 1 or 0 … 255")
     for black, white in ranges:
         half = (white - black) / 510
         if not (black - half < low and high < white + half):

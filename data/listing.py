@@ -40,9 +40,9 @@ def sort_names(names: Iterable[str]) -> list[str]:
 
 
 def earlier_order(names: Sequence[str]) -> list[int] | None:
-    """The places of names, sorted by `sort_names`, in the order of earlier versions, which sorted them as they are stored.
+    """The places of names from `sort_names` in the order of earlier versions, which sorted them as they are stored.
 
-    None if that is the same.
+    None if the order is the same.
     """
     order = sorted(range(len(names)), key=names.__getitem__)
     return None if order == list(range(len(names))) else order
@@ -52,8 +52,8 @@ def list_files(folder: str) -> tuple[list[str], list[tuple[str, OSError]], str |
     """Lists the files below a folder that may be images. Links are followed.
 
     Returns:
-        The names relative to the folder, as `sort_names` sorts them; a pair (name, error) for every sub-folder that could not be
-        listed; and a note on what was ignored, or None.
+        The sorted names relative to the folder; a pair (name, error) for every sub-folder that could not be listed;
+        and a note on what was ignored, or None.
     """
     names, unlisted, seen, hidden, grids = [], [], set(), 0, 0
 

@@ -16,7 +16,6 @@ from test_guidance import CONSTANTS, conditional
 
 import data
 import diffusion_model
-import evaluate
 import reverse_diffusion as rd
 from data import classes, drawings, listing
 from data.classes import describe_classes
@@ -64,8 +63,9 @@ def test_the_classes_of_drawings_are_their_furs(monkeypatch):
     assert report.classes == list(drawings.FURS) and len(report.labels) == drawings.COUNT
     furs = np.array([fur for fur, _ in drawings.FURS.values()])
     for image, label in zip(images, report.labels, strict=False):
-        of_fur = np.all(image[:, :, None] == furs, axis=-1).mean(axis=(0, 1))  # a muzzle may have another one's colour
-        assert np.argmax(of_fur) == label
+        # The largest, as a muzzle may have the colour of another fur.
+        coverage = np.all(image[:, :, None] == furs, axis=-1).mean(axis=(0, 1))
+        assert np.argmax(coverage) == label
     assert not np.array_equal(report.labels, data.load_images("new-drawings", 8, classes=True)[1].labels)
 
 
@@ -102,7 +102,7 @@ def test_the_classes_of_an_array_file_are_its_labels(tmp_path, members, classes)
         ({"labels": [0, 10**6, 1, 0]}, "1000001 different names"),  # corrupt, and too many to be made up
     ],
 )
-def test_an_array_file_without_proper_labels_is_refused_if_they_are_asked_for(tmp_path, members, message):
+def test_array_files_without_proper_labels_are_refused(tmp_path, members, message):
     np.savez(tmp_path / "a.npz", images=IMAGES, **members)
     with pytest.raises(ValueError, match=message):
         data.load_images(tmp_path / "a.npz", 8, classes=True)
@@ -170,14 +170,14 @@ def numbers(x_0):
 def test_labels_are_permuted_with_their_images(start):
     images, labels = labelled()
     for epoch in range(3):
-        for x_0, of_batch in data.batches(images, 8, 5, epoch, start, flip=True, labels=labels):
-            np.testing.assert_array_equal(of_batch, labels[numbers(x_0)])
+        for x_0, batch_labels in data.batches(images, 8, 5, epoch, start, flip=True, labels=labels):
+            np.testing.assert_array_equal(batch_labels, labels[numbers(x_0)])
     images, held_out = split_held_out(images, 0.3, 1)
-    for part, of_part in zip((images, held_out), split_held_out(labels, 0.3, 1), strict=True):
-        np.testing.assert_array_equal(of_part, labels[part[:, 0, 0, 0]])
+    for part, part_labels in zip((images, held_out), split_held_out(labels, 0.3, 1), strict=True):
+        np.testing.assert_array_equal(part_labels, labels[part[:, 0, 0, 0]])
 
 
-def test_labels_are_dropped_at_random_and_the_rest_are_as_networks_take_them():
+def test_labels_are_dropped_at_random_and_the_others_shifted():
     labels = np.repeat(np.arange(-1, 9), 1000).astype(np.int32)
     dropped = diffusion_model.drop_labels(labels, 0.1, 0, 7)
     assert dropped.shape == (10000, 1) and dropped.dtype == np.int32
@@ -186,8 +186,8 @@ def test_labels_are_dropped_at_random_and_the_rest_are_as_networks_take_them():
     for label in range(9):  # each class alike, 0 too
         assert 60 < np.sum(~kept[labels == label]) < 140
     np.testing.assert_array_equal(diffusion_model.drop_labels(labels, 0.1, 0, 7), dropped)
-    of_every_version = np.random.default_rng([0, 2, 7]).random(10000) < 0.1  # so that a run resumes to the bit
-    np.testing.assert_array_equal(dropped[:, 0], np.where(of_every_version, 0, labels + 1))
+    as_in_every_version = np.random.default_rng([0, 2, 7]).random(10000) < 0.1  # so that a run resumes to the bit
+    np.testing.assert_array_equal(dropped[:, 0], np.where(as_in_every_version, 0, labels + 1))
     for other in diffusion_model.drop_labels(labels, 0.1, 0, 8), diffusion_model.drop_labels(labels, 0.1, 1, 7):
         assert not np.array_equal(other, dropped)
     np.testing.assert_array_equal(diffusion_model.drop_labels(labels, 0, 0, 7)[:, 0], labels + 1)
@@ -220,7 +220,7 @@ def asked(monkeypatch):
     return seen
 
 
-def test_training_and_resuming_give_the_network_the_labels_of_its_images(train_tiny, asked, tmp_path):
+def test_training_and_resuming_pair_labels_with_images(train_tiny, asked, tmp_path):
     images, labels = labelled(24)
     np.savez("labelled.npz", images=images[..., 0], labels=labels + 1, class_names=["a", "b", "c", "d"])
     tiny = ("--data", "labelled.npz", *TINY[2:], "--classes", "--validation", "0.25", "--model", "m.keras")
@@ -278,8 +278,10 @@ def test_a_classifier_is_trained_resumed_and_guides(train_tiny, capsys):
     images = 60 + 120 * np.stack([stripes.T if label else stripes for label in labels])
     images = (images + rng.integers(-30, 30, images.shape)).astype(np.uint8)
     np.savez("stripes.npz", images=images, labels=labels, class_names=["lying down", "standing"])
-    network = ("--network", "classifier", "--classes", "--n-feat", "16", "--widths", "1", "--attention", "0",
-               "--patch", "1", "--learning-rate", "4e-3")  # fmt: skip
+    network = (
+        *("--network", "classifier", "--classes", "--n-feat", "16", "--widths", "1", "--attention", "0"),
+        *("--patch", "1", "--learning-rate", "4e-3"),
+    )
     run = ("--validation", "0.25", "--validate-every", "10", "--ema", "0.5", "--parts", "1", "--model", "c.keras")
     options = ("--data", "stripes.npz", *TINY[2:], *network, *run)
     said = train_tiny(*options, "--n-epochs", "7") + train_tiny("--model", "c.keras", "--n-epochs", "60")
@@ -289,8 +291,7 @@ def test_a_classifier_is_trained_resumed_and_guides(train_tiny, capsys):
     classifier = model_file.open_model("c.keras", classifier=True)
     clean = [images[:, :, :, None] / 127.5 - 1, np.full((96, 1), 1 / 20)]
     assert np.mean(np.argmax(classifier(clean), axis=1) == labels) == 1
-    assert "all its 60 epochs" in train_tiny("--model", "c.keras",
-               "--validate-every", "10", "--parts", "1")  # fmt: skip
+    assert "all its 60 epochs" in train_tiny("--model", "c.keras", "--validate-every", "10", "--parts", "1")
 
     train_tiny("--data", "stripes.npz", *TINY[2:], "--n-epochs", "1")
     how = {"n_sample": 8, "seed": 0, "verbose": 0, "classifier": "c.keras", "guidance": 5}
@@ -315,7 +316,7 @@ def test_a_classifier_learns_from_the_images_that_have_a_class(train_tiny, asked
     np.testing.assert_array_equal(weight, np.reshape(target >= 0, (6, 1, 1, 1)))
 
 
-def test_the_loss_of_a_classifier_is_the_cross_entropy_and_images_of_no_class_have_none():
+def test_classifier_loss_is_cross_entropy_of_labelled_images():
     from diffusion.networks import Classifier
 
     model = Classifier((8, 8, 1), 8, 3, widths=(1,), attention=0)
@@ -341,7 +342,7 @@ def test_the_loss_of_a_classifier_is_the_cross_entropy_and_images_of_no_class_ha
         (("--network", "unet", "--image-size", "12"), "multiples of 8"),
     ],
 )
-def test_options_that_do_not_fit_are_a_sentence_and_nothing_is_written(train_tiny, typed, message):
+def test_unfit_options_are_one_sentence_and_write_nothing(train_tiny, typed, message):
     with pytest.raises(ValueError, match=message):
         train_tiny(*TINY, *typed)
     assert os.listdir() == ["images.npy"]
@@ -379,8 +380,9 @@ def test_a_model_that_never_learned_no_class_says_so(train_tiny, capsys):
     assert sentence not in train_tiny("--n-epochs", "4", "--drop-label", "0")  # it has learned them by now
     for k, name in enumerate(["a/0.png", "b/0.png", "0.png"]):
         save_grey(os.path.join("folder", name), k)
-    said = train_tiny("--data", "folder", *TINY[2:], "--classes", "--n-epochs", "1", "--drop-label", "0",
-                      "--model", "some.keras")  # fmt: skip
+    said = train_tiny(
+        "--data", "folder", *TINY[2:], "--classes", "--n-epochs", "1", "--drop-label", "0", "--model", "some.keras"
+    )
     assert sentence not in said
 
 
@@ -461,8 +463,9 @@ def test_names_of_moved_classes_stay_the_same(tmp_path):
     assert composed[1].classes == decomposed[1].classes == sorted(NAMES)
     np.testing.assert_array_equal(composed[0], decomposed[0])
     np.testing.assert_array_equal(composed[1].labels, decomposed[1].labels)
-    in_order = sorted((name, image, 10 * k + j) for k, name in enumerate(NAMES)
-                      for j, image in enumerate(("1\xe8re.png", "1zz.png")))  # fmt: skip
+    in_order = sorted(
+        (name, image, 10 * k + j) for k, name in enumerate(NAMES) for j, image in enumerate(("1\xe8re.png", "1zz.png"))
+    )
     in_order.sort(key=lambda found: f"{found[0]}/{found[1]}")  # as composed names have always been sorted
     assert composed[0][:, 0, 0, 0].tolist() == [level for *_, level in in_order]
 
@@ -487,7 +490,7 @@ def test_files_with_decomposed_names_resume(tmp_path, monkeypatch, validation):
     assert held_out is None or np.array_equal(held_out_again.images, held_out.images)
     assert resumed["classes"] == [unicodedata.normalize("NFC", name) for name in book["classes"]]
 
-    sources = evaluate.parse_options(["--data", "drawings", "--train", str(tmp_path / "NFD")])
+    sources = inputs.Sources("model.keras", "drawings", str(tmp_path / "NFD"))
 
     def load(source, recognise=None):
         return data.load_images(source, 8, 1, recognise=recognise)[0]

@@ -43,7 +43,7 @@ def test_sources_that_are_missing_or_of_another_kind_are_refused(tmp_path):
 
 
 @posix
-def test_links_to_nothing_and_pipes_named_like_arrays_are_refused_without_hanging(tmp_path):
+def test_dangling_links_and_pipes_are_refused_without_hanging(tmp_path):
     os.symlink(tmp_path / "nowhere.npy", tmp_path / "link.npy")
     with pytest.raises(FileNotFoundError, match="no folder or file"):
         load_images(tmp_path / "link.npy", 8)
@@ -52,7 +52,7 @@ def test_links_to_nothing_and_pipes_named_like_arrays_are_refused_without_hangin
     assert done.returncode == 1 and "ValueError: " in done.stderr
 
 
-def test_files_and_folders_without_permission_are_skipped_or_refused(tmp_path, monkeypatch):
+def test_files_without_permission_are_skipped_or_refused(tmp_path, monkeypatch):
     """Simulated, as root may read everything."""
     write(tmp_path, {"good.png": RED, "closed.png": RED, "closed/a.png": RED})
     np.save(tmp_path / "closed.npy", noise(2, 8, 8))
@@ -209,31 +209,31 @@ def numbered(count):
     return images
 
 
-def pixels_of(epoch):
+def read_pixels(epoch):
     """The batches of an epoch as one array of pixels 0 … 255."""
     return np.rint((np.concatenate([batch for batch, _ in epoch]).astype(np.float64) + 1) * 127.5).astype(int)
 
 
-def order_of(epoch):
-    return pixels_of(epoch)[:, 0, 0, 0].tolist()
+def read_order(epoch):
+    return read_pixels(epoch)[:, 0, 0, 0].tolist()
 
 
 @pytest.mark.parametrize("batch_size, sizes", [(20, [20] * 5 + [3]), (103, [103]), (500, [103]), (1, [1] * 103)])
-def test_every_epoch_uses_every_image_once_and_the_last_batch_is_smaller(batch_size, sizes):
+def test_every_epoch_uses_every_image_exactly_once(batch_size, sizes):
     for epoch in range(3):
         given = list(batches(numbered(103), batch_size, seed=0, epoch=epoch))
         assert [len(batch) for batch, _ in given] == sizes
-        assert sorted(order_of(given)) == list(range(103))
+        assert sorted(read_order(given)) == list(range(103))
 
 
 def test_the_order_depends_only_on_seed_and_epoch():
     images, orders = numbered(100), set()
     for seed in range(3):
         for epoch in range(4):
-            order = order_of(batches(images, 8, seed, epoch))
+            order = read_order(batches(images, 8, seed, epoch))
             assert sum(a == b for a, b in zip(order, range(100), strict=True)) < 10, "hardly shuffled"
             for batch_size, flip in (8, False), (33, False), (8, True):
-                assert order_of(batches(images, batch_size, seed, epoch, flip=flip)) == order
+                assert read_order(batches(images, batch_size, seed, epoch, flip=flip)) == order
             orders.add(tuple(order))
     assert len(orders) == 12
 
@@ -258,19 +258,19 @@ def test_values_are_exact_float32_from_minus_1_to_1():
 
 def test_without_flipping_nothing_is_mirrored():
     images = numbered(200)
-    pixels = pixels_of(batches(images, 16, 0, 0))
+    pixels = read_pixels(batches(images, 16, 0, 0))
     np.testing.assert_array_equal(pixels, images[pixels[:, 0, 0, 0]])
 
 
-def test_flipping_mirrors_about_half_of_the_images_others_in_each_epoch():
+def test_flipping_mirrors_another_half_in_each_epoch():
     images, mirrored = numbered(250), set()
     before = images.copy()
     for epoch in range(4):
-        pixels = pixels_of(batches(images, 16, 0, epoch, flip=True))
+        pixels = read_pixels(batches(images, 16, 0, epoch, flip=True))
         expected, flipped = images[pixels[:, 0, 0, 0]], pixels[:, 0, 0, 2] != 0
         np.testing.assert_array_equal(pixels[~flipped], expected[~flipped])
         np.testing.assert_array_equal(pixels[flipped], expected[flipped][:, :, ::-1])
-        np.testing.assert_array_equal(pixels, pixels_of(batches(images, 16, 0, epoch, flip=True)))
+        np.testing.assert_array_equal(pixels, read_pixels(batches(images, 16, 0, epoch, flip=True)))
         assert 90 < flipped.sum() < 160
         mirrored.add(frozenset(pixels[flipped][:, 0, 0, 0].tolist()))
     assert len(mirrored) == 4

