@@ -45,7 +45,7 @@ def parse_options(arguments=None):
         type=console.some_of(PARTS),
         default=PARTS,
         metavar="PARTS",
-        help=f"what to measure, with commas between: {', '.join(PARTS)} (all)",
+        help=f"what to measure, for example bits,loss: some of {', '.join(PARTS)} (all)",
     )
     add(
         "--features",

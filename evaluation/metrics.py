@@ -90,8 +90,8 @@ def with_error(metric: Callable[..., float], one: np.ndarray, other: np.ndarray)
 def nearest(samples: np.ndarray, images: np.ndarray, chunk: int = 256) -> tuple[np.ndarray, np.ndarray]:
     """For each sample the index of the nearest image and its distance, two arrays (len(samples),)."""
     blocks = [distances(samples[k : k + chunk], images) for k in range(0, len(samples), chunk)]
-    index = np.concatenate([d.argmin(1) for d in blocks])
-    return index, np.concatenate([d.min(1) for d in blocks])
+    index = np.concatenate([block.argmin(1) for block in blocks])
+    return index, np.concatenate([block.min(1) for block in blocks])
 
 
 def nearest_either_way(

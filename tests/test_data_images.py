@@ -30,7 +30,7 @@ def load_one(folder, image, name="a.png", size=8, channels=3, **options):
     return images[0]
 
 
-def of(color, mode="RGB"):
+def filled(color, mode="RGB"):
     return plain((20, 20), color, mode)
 
 
@@ -60,9 +60,9 @@ def deep_tiff(mode):
 
 def gif_of_parts():
     """The left half of the first frame is blue, the rest is transparent."""
-    first = of((0, 0, 0, 0), "RGBA")
+    first = filled((0, 0, 0, 0), "RGBA")
     first.paste((*BLUE, 255), (0, 0, 10, 20))
-    more = {"save_all": True, "append_images": [of((*RED, 255), "RGBA")], "disposal": 2}
+    more = {"save_all": True, "append_images": [filled((*RED, 255), "RGBA")], "disposal": 2}
     return first, {range(9): BLUE, range(11, 20): WHITE}, 0, {"name": "a.gif", "size": 20, **more}
 
 
@@ -75,34 +75,34 @@ BOARD, AVERAGED = np.uint8(np.indices((250, 250)).sum(axis=0) % 2 * 255), ((127.
 BAD_EXIF = b"once upon a time", b"II*\0\x08\0\0\0\xff\xff" + b"\xff" * 20, b"II*\0\xff\xff\xff\x7f", b""
 # An image or a file, the colour of all pixels or of some columns, a tolerance, and arguments of `load_one`.
 COLOURS = {
-    "white": (of(1, "1"), WHITE),
-    "black": (of(0, "1"), BLACK),
-    "grey": (of(93, "L"), (93, 93, 93)),
-    "grey to grey": (of(93, "L"), (93,), 0, GREY),
+    "white": (filled(1, "1"), WHITE),
+    "black": (filled(0, "1"), BLACK),
+    "grey": (filled(93, "L"), (93, 93, 93)),
+    "grey to grey": (filled(93, "L"), (93,), 0, GREY),
     **{
         f"palette in {n}": (palette(RED, DUSK, index=1), DUSK, 0, {"name": n})
         for n in ("a.png", "a.gif", "a.bmp", "a.tif")
     },
-    "CMYK red": (of((0, 255, 255, 0), "CMYK"), RED, 4, JPEG),
-    "CMYK white": (of((0, 0, 0, 0), "CMYK"), WHITE, 4, JPEG),
-    "CMYK grey": (of((0, 0, 0, 155), "CMYK"), (100,) * 3, 4, TIFF),
-    "red to grey": (of(RED), (76,), 1, GREY),  # by the weights of ITU-R BT.601
-    "green to grey": (of(GREEN), (150,), 1, GREY),
-    "blue to grey": (of(BLUE), (29,), 1, GREY),
-    "white to grey": (of(WHITE), (255,), 1, GREY),
+    "CMYK red": (filled((0, 255, 255, 0), "CMYK"), RED, 4, JPEG),
+    "CMYK white": (filled((0, 0, 0, 0), "CMYK"), WHITE, 4, JPEG),
+    "CMYK grey": (filled((0, 0, 0, 155), "CMYK"), (100,) * 3, 4, TIFF),
+    "red to grey": (filled(RED), (76,), 1, GREY),  # by the weights of ITU-R BT.601
+    "green to grey": (filled(GREEN), (150,), 1, GREY),
+    "blue to grey": (filled(BLUE), (29,), 1, GREY),
+    "white to grey": (filled(WHITE), (255,), 1, GREY),
     **{f"enlarged {size}": (plain(size, RED), RED) for size in [(1, 1), (3, 2), (1, 2000), (2000, 1)]},
     "no blur": (row([0] * 120 + [255] * 120, height=240), {range(9): BLACK, range(15, 24): WHITE}, 2, {"size": 24}),
-    **{f"bad EXIF {k}": (of(RED), RED, 0, {"exif": b"Exif\0\0" + exif}) for k, exif in enumerate(BAD_EXIF)},
+    **{f"bad EXIF {k}": (filled(RED), RED, 0, {"exif": b"Exif\0\0" + exif}) for k, exif in enumerate(BAD_EXIF)},
     **{f"checkerboard {m}": (Image.fromarray(BOARD).convert(m), *AVERAGED) for m in ("RGB", "L", "1", "P", "RGBA")},
     "checkerboard of 16 bits": (Image.fromarray(BOARD.astype(np.uint16) * 257), *AVERAGED),
     "checkerboard of floats": (encode(Image.fromarray(np.float32(BOARD / 255)), "TIFF"), *AVERAGED),
-    "half transparent": (of((*RED, 128), "RGBA"), PINK, 1),
-    "transparent": (of((0, 0, 0, 0), "RGBA"), WHITE),
-    "opaque": (of((*BLUE, 255), "RGBA"), BLUE),
-    "transparent grey": (of((0, 0), "LA"), WHITE),
-    "half transparent grey": (of((0, 128), "LA"), (127,) * 3, 1),
-    "half transparent to grey": (of((0, 128), "LA"), (127,), 1, GREY),
-    "half transparent TIFF": (of((*RED, 128), "RGBA"), PINK, 1, TIFF),
+    "half transparent": (filled((*RED, 128), "RGBA"), PINK, 1),
+    "transparent": (filled((0, 0, 0, 0), "RGBA"), WHITE),
+    "opaque": (filled((*BLUE, 255), "RGBA"), BLUE),
+    "transparent grey": (filled((0, 0), "LA"), WHITE),
+    "half transparent grey": (filled((0, 128), "LA"), (127,) * 3, 1),
+    "half transparent to grey": (filled((0, 128), "LA"), (127,), 1, GREY),
+    "half transparent TIFF": (filled((*RED, 128), "RGBA"), PINK, 1, TIFF),
     "transparent palette": (PALETTE, {0: WHITE, 1: PINK, 2: BLUE, 3: GREEN}, 1),
     "a transparent colour": (png(8, 8, 8, 2, [bytes(RED + BLUE) * 4] * 8, tRNS=b"\0\xff\0\0\0\0"), {0: WHITE, 1: BLUE}),
     "a transparent grey": (png(8, 8, 8, 0, [bytes([9, 200] * 4)] * 8, tRNS=b"\0\x09"), {0: WHITE, 1: (200,) * 3}),

@@ -142,7 +142,7 @@ def test_samples_of_other_samplers_are_cached_elsewhere():
 
 
 def test_cached_samples_are_the_first_of_more(tmp_path):
-    """Of three, two are asked for, and then five, of which two are generated."""
+    """After three samples, a run for two generates none, and a run for five two more."""
     cache, model = str(tmp_path / "model"), unconditional(0.1)
     sampling = SAMPLING | {"steps": 5, "sampler": "ddim"}
 
@@ -218,7 +218,7 @@ def sources(tmp_path, monkeypatch):
 
 
 def metadata(training, source, text, noted=None):
-    """Of a model that was trained on `training`, from the file `source`, with `--validation text`."""
+    """The metadata of a model that was trained on `training`, from the file `source`, with `--validation text`."""
     return {
         "data": {"source": source, "count": len(training), "digest": data.digest(training)},
         "settings": {"validation": text, "seed": 7},
@@ -380,7 +380,7 @@ def test_a_few_steps_for_each_image_estimate_the_sum_over_all():
 
 @pytest.mark.parametrize("draws", [0, 20])
 def test_a_single_step_has_only_the_first_term(draws):
-    """Of the exact predictor of a Gaussian, which errs in x_0 by the deviation of x_0 given x_1."""
+    """The exact predictor of a Gaussian errs in x_0 by the deviation of x_0 given x_1."""
     beta, s = 0.3, 0.2
     sched, rng = ddpm.ddpm_schedule(beta, beta, 1), np.random.default_rng(0)
     images = np.clip(127.5 + 127.5 * s * rng.standard_normal((100, 8, 8, 1)), 0, 255).astype(np.uint8)
@@ -404,7 +404,7 @@ def test_a_step_to_pure_noise_shows_no_memorisation():
 
 
 def test_the_estimate_of_the_sum_weighs_every_step_alike(monkeypatch):
-    """Terms of t itself, to which L_0 adds a number of its own for every image and way, and L_T 500; at T = 7."""
+    """With T = 7, the term of each t is t, L_0 depends on image and way, and L_T is 500."""
 
     def decoder_term(variance, clip):
         return 1000 * (1 + 2 * (variance == "beta") + tf.cast(clip, tf.float32))
@@ -471,7 +471,7 @@ def test_overfitting_is_a_ratio_with_the_error_of_both(training, ratio, remark):
 
 
 def test_the_error_of_near_copies_is_binomial():
-    """None where none or all are, as that does not mean that it is 0."""
+    """It is unknown, not 0, if none or all samples are copies."""
     training, held_out, new = np.random.default_rng(0).normal(size=(3, 20, 50))
     for copies, error in (0, None), (5, (0.25 * 0.75 / 20) ** 0.5), (20, None):
         samples = np.concatenate([training[:copies], new[copies:]])
@@ -481,7 +481,7 @@ def test_the_error_of_near_copies_is_binomial():
 
 @pytest.mark.parametrize("draws", [0, 13])
 def test_standard_errors_agree_with_repeated_measurements(draws):
-    """The network takes brightness for noise, so that all errors of a bright image are large."""
+    """The network predicts brightness as noise, so all errors of a bright image are large."""
     sched = ddpm.ddpm_schedule(1e-4, 1e-3, 40)
     images = np.random.default_rng(0).integers(0, 256, (4000, 1, 1, 1), np.uint8) + np.zeros((1, 4, 4, 1), np.uint8)
 
@@ -500,7 +500,7 @@ def test_standard_errors_agree_with_repeated_measurements(draws):
 
 
 def test_loss_remarks_cover_only_the_measured_steps():
-    """Whose t are 2 and 3 alone, of 1 … 100: the best predictor's error falls there from 0.99 to 0.3."""
+    """Only t = 2 and 3 of 1 … 100 are measured; the best predictor's error falls from 0.99 to 0.3 within this tenth."""
     sched = ddpm.ddpm_schedule(1e-4, 0.02, 1000)
     images = np.random.default_rng(0).integers(0, 256, (50, 2, 2, 1), np.uint8)
     seen = {"t": np.tile([2, 3, 3, 500], (50, 1)), "error": np.ones((50, 4))}
@@ -512,7 +512,7 @@ def test_loss_remarks_cover_only_the_measured_steps():
 
 
 def best_for(images, sched):
-    """The predictor that training on these images alone would end in: it has memorised each of them."""
+    """The best predictor for training on these images alone: it has memorised each of them."""
     T, known = len(sched["beta_t"]) - 1, tf.constant(data.scaled(images).reshape(len(images), -1))
 
     def network(inputs):
@@ -528,7 +528,7 @@ def best_for(images, sched):
 
 @pytest.mark.parametrize("count, memorised", [(50, True), (3000, False)])
 def test_memorisation_is_reported_only_where_there_is_some(count, memorised):
-    """The second is best for 3,000 images, of which 300 are looked at: to them it is as to any others."""
+    """50 memorised images are reported; the best predictor for 3,000 treats 300 of them like any other images."""
     sched = ddpm.ddpm_schedule(1e-3, 0.3, 40)
     if memorised:
         trained_on, held_out = drawings.draw_cats(16, count=count), drawings.draw_cats(16, count=300, seed=1)
@@ -633,7 +633,7 @@ def test_caches_replace_neither_inputs_nor_results(sources, words, generated, re
 
 
 def closed(monkeypatch, *beginnings):
-    """Makes everything read-only whose path begins like that; permissions do not stop a test that runs as root."""
+    """Makes all paths with these beginnings read-only; permissions do not stop a test that runs as root."""
     made_folder = os.mkdir
 
     def mkdir(path, *more):
