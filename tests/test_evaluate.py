@@ -21,7 +21,6 @@ import reverse_diffusion as rd
 from data import drawings, splits
 from diffusion import model_file, reverse
 from diffusion.denoiser import denoiser
-from diffusion.options import sampler_options
 from diffusion.schedules import make_schedule
 from evaluation import features, inputs, likelihood, metrics
 from evaluation import samples as samples_module
