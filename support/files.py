@@ -15,9 +15,9 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 from PIL import Image, PngImagePlugin
 
-SAMPLES = "diffusion model samples"  # what a grid names as its software, so that it is no training image
+SAMPLES = "diffusion model samples"  # marks a grid, so that it is not taken for a training image
 
-VISIBLE = 96  # pixels that an image in a grid is wide at least
+VISIBLE = 96  # pixels, the least width of an image in a grid
 DAY = 86400  # seconds after which a draft of another computer counts as abandoned
 
 
@@ -25,9 +25,9 @@ DAY = 86400  # seconds after which a draft of another computer counts as abandon
 def replacing(path: str | os.PathLike) -> Iterator[str]:
     """Yields a path to write to; when the block ends without an error, that file replaces `path`.
 
-    The draft is written in a folder of its own beside the target, `.NAME.saving-HOST-PID-…`, which also catches what
-    else the writer leaves. Several processes may write one file: the last to finish wins, and each file is complete.
-    Drafts of killed writers are removed. A symbolic link stays a link.
+    The draft is written in a folder of its own beside the target, `.NAME.saving-HOST-PID-…`, which also catches other
+    files that the writer makes. Several processes may write one file: the last to finish wins, and each file is
+    complete. Drafts of killed writers are removed. A symbolic link stays a link.
 
     Raises:
         OSError: if it cannot be written; the old file is untouched then.
@@ -71,7 +71,7 @@ def _is_abandoned(workshop):
 
 
 def check_writable(path: str | os.PathLike) -> None:
-    """Raises the OSError that writing to `path` would end in, and removes what a killed writer left.
+    """Raises the OSError with which writing to `path` would fail, and removes what a killed writer left.
 
     Raises:
         ValueError: if it is a folder.
@@ -87,7 +87,7 @@ class _Unwritten(Exception):
 
 
 def normalise_name(name: str) -> str:
-    """The name of a file or a class with composed accents (NFC); on macOS, and in its archives, é may be two signs."""
+    """The name of a file or a class with composed accents (NFC); on macOS and in its archives é may be two signs."""
     return unicodedata.normalize("NFC", name)
 
 
@@ -107,11 +107,11 @@ def same_file(one: str | os.PathLike, other: str | os.PathLike) -> bool:
 def check_distinct(outputs: Iterable[tuple[str, str | None]], inputs: Iterable[str | None]) -> None:
     """Checks that files to be written replace neither an input nor each other.
 
-    A folder of images is no such input, as files may be written into it.
+    Folders of images do not count, as files may be written into them.
 
     Args:
         outputs: pairs of what a file is, for example its option, and its path, or None for no file.
-        inputs: paths, those of models as `model_file.locate` returns them; None for none.
+        inputs: paths, of models as `model_file.locate` returns them; None for none.
 
     Raises:
         ValueError: if one does; the sentence names it.
@@ -160,7 +160,7 @@ def make_folder(option: str, folder: str) -> None:
 
 
 def _flush_file(path):
-    """Puts the content of a file on the disk, where the file system can promise that."""
+    """Flushes the content of a file to the disk, where the file system supports it."""
     handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)  # Windows flushes for writers only
     try:
         os.fsync(handle)
@@ -172,7 +172,7 @@ def _flush_file(path):
 
 
 def _flush_folder(path):
-    """Puts a new name in a folder on the disk. The file is complete without it: no failure here is one of the save."""
+    """Flushes the entries of a folder to the disk. The file is complete without it, so failures are ignored."""
     with contextlib.suppress(OSError):  # Windows opens no folders; network file systems give EINVAL, EIO, EACCES, …
         handle = os.open(path, os.O_RDONLY)
         try:
@@ -228,6 +228,19 @@ def save_grid(images: np.ndarray, path: str, columns: int | None = None) -> None
         mark.add_text("Software", SAMPLES)
     with replacing(path) as draft:
         Image.fromarray(image.squeeze(axis=-1) if image.shape[-1] == 1 else image).save(draft, pnginfo=mark)
+
+
+def save_animation(batches: Iterable[np.ndarray], path: str) -> None:
+    """Writes batches of images, each as for `save_grid`, as the frames of a GIF that pauses at its end."""
+    frames = []
+    for images in batches:
+        image = grid(enlarged(images))
+        frame = Image.fromarray(image.squeeze(axis=-1) if image.shape[-1] == 1 else image)
+        frames.append(frame.quantize(64, dither=Image.Dither.NONE))
+    first, *rest = frames
+    durations = [80] * len(rest) + [2500]  # milliseconds
+    with replacing(path) as draft:
+        first.save(draft, save_all=True, append_images=rest, duration=durations, loop=0)
 
 
 def table_name(path: str) -> str:

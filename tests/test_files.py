@@ -110,15 +110,26 @@ def test_a_grid_shows_every_image_once(tmp_path, channels):
     assert np.all(grid[98:, 2 * 98 :] == 255) and np.all(grid[0] == 255)
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_an_animation_shows_each_batch_and_pauses_at_its_end(tmp_path, channels):
+    files.save_animation([np.full((4, 8, 8, channels), grey) for grey in (0, 100, 200)], tmp_path / "a.gif")
+    with Image.open(tmp_path / "a.gif") as image:
+        assert image.n_frames == 3 and image.size == (2 * 98, 2 * 98) and image.info["loop"] == 0  # for ever
+        for k, grey in enumerate((0, 100, 200)):
+            image.seek(k)
+            assert abs(image.convert("L").getpixel((50, 50)) - grey) < 3
+            assert (image.info["duration"] > 1000) == (k == 2)
+
+
 @pytest.mark.parametrize(
     "seconds, text", [(5, "5 s"), (200, "3 min 20 s"), (1800, "30 min"), (18600, "5 h 10 min"), (2e5, "2 days 7 h")]
 )
-def test_times_as_a_person_says_them(seconds, text):
+def test_durations_read_as_a_person_says_them(seconds, text):
     assert console.duration(seconds) == text
 
 
 @pytest.mark.parametrize("version", [(3, 10), (3, 14), (2, 7)])
-def test_another_python_gets_one_clear_sentence(run, version):
+def test_an_unsupported_python_gets_one_clear_sentence(run, version):
     start = os.path.join(ROOT, "start.py")
     code = f"import sys, runpy; sys.version_info = {(*version, 0)}; runpy.run_path({start!r}, run_name='__main__')"
     process = run("-c", code)
@@ -126,7 +137,7 @@ def test_another_python_gets_one_clear_sentence(run, version):
     assert process.stderr == f"start.py: needs Python 3.11, 3.12 or 3.13, and this is {version[0]}.{version[1]}\n"
 
 
-def test_chatter_is_held_back_and_shown_when_something_fails(run):
+def test_startup_messages_are_shown_only_after_a_failure(run):
     code = "import os\nfrom support.device import _stderr_held_back\n"
     code += "with _stderr_held_back():\n    os.write(2, b'chatter\\n')\n    {}"
     quiet, loud = run("-c", code.format("pass")), run("-c", code.format("import nowhere"))
@@ -159,12 +170,14 @@ def test_tensorflow_starts_without_standard_streams(tmp_path):
     )
     done = subprocess.run(
         ["bash", "-c", '"$0" -c "from support import device; device.start_tensorflow()" <&- >&- 2>&-', sys.executable],
-        cwd=tmp_path, env=environment(), timeout=20,
-    )  # fmt: skip
+        cwd=tmp_path,
+        env=environment(),
+        timeout=20,
+    )
     assert done.returncode == 0
 
 
-def test_settings_that_come_too_late_for_tensorflow_are_not_left_to_child_processes(monkeypatch):
+def test_settings_too_late_for_tensorflow_are_not_inherited(monkeypatch):
     import tensorflow as tf
 
     for name in "TF_CPP_MIN_LOG_LEVEL", "TF_ENABLE_ONEDNN_OPTS":
@@ -240,7 +253,7 @@ BROKEN = [
 ]
 
 
-def test_too_little_memory_is_failed_work_and_gets_a_sentence(capsys):
+def test_too_little_memory_is_failed_work_in_one_sentence(capsys):
     with pytest.raises(SystemExit, match="1"), console.one_line_errors("x.py"):
         np.zeros(2**50)
     said = capsys.readouterr().err
@@ -251,7 +264,7 @@ def test_too_little_memory_is_failed_work_and_gets_a_sentence(capsys):
 
 
 @pytest.mark.parametrize("kind", BROKEN, ids=str)
-def test_no_failure_to_print_ends_work(monkeypatch, kind):
+def test_printing_that_fails_never_ends_the_work(monkeypatch, kind):
     out, err = (None, None) if kind == "none" else (stream(kind), stream(kind))
     monkeypatch.setattr(sys, "stdout", out)
     monkeypatch.setattr(sys, "stderr", err)
@@ -274,7 +287,7 @@ def test_no_failure_to_print_ends_work(monkeypatch, kind):
 
 
 @pytest.mark.parametrize("kind", [OSError(errno.EIO, "terminal closed"), "closed", "ascii"], ids=str)
-def test_a_bar_on_a_terminal_that_goes_away_ends_nothing(monkeypatch, kind):
+def test_a_bar_survives_the_end_of_its_terminal(monkeypatch, kind):
     monkeypatch.setattr(sys, "stdout", stream(kind))
     monkeypatch.setattr(sys, "stderr", sys.stderr)  # put back afterwards
     monkeypatch.setattr(console.SafeStream, "isatty", lambda stream: True)
@@ -314,14 +327,18 @@ print("×")  # as a library would, and Python writes it at its end
 
 @pytest.mark.parametrize(
     "where, encoding",
-    [(">/dev/full 2>/dev/full", "utf-8"), (">&- 2>&-", "utf-8"), ("2>&- | true", "utf-8"), ("2>&1 | head -c1", "ascii"),
-     ("", "ascii"), ("", "cp1252"), ("<&- >&-", "utf-8")],
-)  # fmt: skip
+    [
+        *((place, "utf-8") for place in (">/dev/full 2>/dev/full", ">&- 2>&-", "2>&- | true", "<&- >&-")),
+        *(("2>&1 | head -c1", "ascii"), ("", "ascii"), ("", "cp1252")),
+    ],
+)
 def test_output_that_goes_away_leaves_the_exit_status_alone(where, encoding):
     done = subprocess.run(
         ["bash", "-c", f'"{sys.executable}" -c "$0" {where}; exit ${{PIPESTATUS[0]}}', PRINTS],
-        env=environment(PYTHONIOENCODING=encoding), capture_output=True, timeout=20,
-    )  # fmt: skip
+        env=environment(PYTHONIOENCODING=encoding),
+        capture_output=True,
+        timeout=20,
+    )
     assert done.returncode == 0, done.stderr
     assert b"Error" not in done.stderr and b"ignored" not in done.stderr
     if not where:
