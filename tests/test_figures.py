@@ -4,6 +4,7 @@ import os
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from conftest import SMALL_NAIVE, write_images
 from PIL import Image
 from test_guidance import conditional
@@ -11,6 +12,7 @@ from test_sampling import light_model
 
 import ddpm
 import figures
+import reverse_diffusion as rd
 from diffusion import model_file, sampling
 from diffusion.schedules import make_schedule
 from unet import NaiveUnet
@@ -27,8 +29,8 @@ def no_window():
     plt.close("all")
 
 
-def test_all_of_them_as_files(run, tmp_path):
-    """Of the network of the slides, trained by the script."""
+def test_the_script_writes_every_figure(run, tmp_path):
+    """Of the slides' network, trained by the script."""
     write_images(tmp_path)
     trained = run("diffusion_model.py", *SMALL_NAIVE, "--n-epochs", "1", "--sample-every", "0")
     assert trained.returncode == 0, trained.stderr
@@ -44,7 +46,7 @@ def test_all_of_them_as_files(run, tmp_path):
     assert len(process.stdout.splitlines()) == 1 + len(names)
 
 
-def test_a_figure_of_classes_that_a_model_does_not_have_is_refused(model_folder, monkeypatch, capsys):
+def test_the_figure_classes_needs_a_model_with_classes(model_folder, monkeypatch, capsys):
     monkeypatch.chdir(model_folder)
     monkeypatch.setattr("sys.argv", ["figures.py", "--only", "classes"])
     with pytest.raises(SystemExit) as end:
@@ -100,7 +102,7 @@ def test_a_figure_that_fails_stops_no_other(draw, monkeypatch):
         raise error
 
     monkeypatch.setattr(figures, "reverse_gif", lambda *_, **__: fail(OSError("the disk is full")))
-    monkeypatch.setattr(figures, "schedule", lambda _: fail(RuntimeError("no font\nno figure")))
+    monkeypatch.setattr(figures, "schedule", lambda *_: fail(RuntimeError("no font\nno figure")))
     status, said, written = draw("--only", "gif,schedule,training")
     assert said == ["figures.py: gif: the disk is full", "figures.py: schedule: RuntimeError: no font no figure"]
     assert status == 1 and written == ["training.png"]
@@ -132,17 +134,21 @@ def test_forward_goes_from_the_image_to_noise():
     assert sorted(spread) == spread and spread[-1] > 60
 
 
-def test_the_ends_of_an_interpolation_are_the_images_of_the_two_noises(trained):
-    model = model_file.open_model(str(trained[0] / "model.keras"))
-    figure = figures.interpolation(model, count=3)
-    first, _, last = (np.asarray(axis.images[0].get_array(), int) for axis in figure.axes)
-    sched, steps = figures.sampler(model, 2)
-    *_, (_, x_0) = sampling.sample(steps, sampling.make_plan(sched), 0, range(2))
-    assert np.abs(first - ddpm.to_pixels(x_0[0])).max() <= 1
-    assert np.abs(last - ddpm.to_pixels(x_0[1])).max() <= 1
+def test_an_interpolation_ends_at_the_images_of_two_noises():
+    """In between DDIM, η = 0, starts from the point of the circle halfway between the noises."""
+    model = light_model()
+    figure = figures.interpolation(model, count=3, seed=4)
+    shown = np.stack([axis.images[0].get_array() for axis in figure.axes]).astype(int)[..., None]
+    one, other = sampling.standard_normal(4, 20 + 1, tf.range(2), (8, 8, 1))  # x_T of T = 20
+    noise = np.stack([one, (one + other) / np.sqrt(2), other])
+    expected = rd.my_sample(model=model, n_sample=3, noise=noise, sampler="ddim", steps=20, verbose=0)
+    np.testing.assert_allclose(shown, expected, atol=1)
+    alone = rd.my_sample(model=model, n_sample=2, seed=4, sampler="ddim", steps=20, verbose=0)
+    np.testing.assert_allclose(shown[::2], alone, atol=1)
+    assert np.ptp(shown) > 50
 
 
-def test_classes_are_rows_and_guidance_columns():
+def test_classes_are_rows_and_guidances_are_columns():
     """ε̂ = x_t / 2 + a constant for each class: what is guided away from "no class" becomes brighter or darker."""
     model = conditional((0.0, 0.2, -0.2), ["dark", "bright"])
     figure = figures.classes(model, guidance=(0, 1, 3), count=1)
@@ -150,9 +156,49 @@ def test_classes_are_rows_and_guidance_columns():
     assert [axis.get_title() for axis in figure.axes[:3]] == ["g = 0", "g = 1", "g = 3"]
     assert [axis.get_ylabel() for axis in figure.axes[::3]] == ["dark", "bright"]
     assert shown[0, 0] == shown[1, 0] and np.all(np.diff(shown[0]) < 0) and np.all(np.diff(shown[1]) > 0)
-    assert figures.choose_figures(["classes"], model, None) == ["classes"]
-    with pytest.raises(ValueError, match="network of the slides"):
-        figures.choose_figures(["network"], model, None)
+
+
+def test_figures_that_a_model_lacks_are_left_out_or_refused(tmp_path):
+    table = tmp_path / "model.csv"
+    model = conditional((0.0, 0.2, -0.2), ["dark", "bright"])
+    assert figures.choose_figures(["classes"], model, None, table) == ["classes"]
+    assert figures.choose_figures(None, model, None, table) == [
+        name for name in figures.ALL if name not in ("network", "training")
+    ]
+    for name, why in ("network", "network of the slides"), ("training", "there is no table .*model.csv"):
+        with pytest.raises(ValueError, match=f"^--only {name}: .*{why}"):
+            figures.choose_figures(["schedule", name], model, None, table)
+
+
+def test_the_image_of_a_model_without_a_source_needs_data():
+    with pytest.raises(ValueError, match="--data"):
+        figures.load_image(None, light_model(), 0)
+
+
+def test_the_script_names_the_schedule_of_the_model(draw, monkeypatch):
+    """One that is not the default."""
+    model = light_model()
+    diffusion = model_file.metadata(model)["diffusion"]
+    diffusion |= {"schedule": "sigmoid"}
+    monkeypatch.setattr(model_file, "open_with_schedule", lambda path: (model, {"diffusion": diffusion}))
+    legends = []
+    schedule = figures.schedule
+    monkeypatch.setattr(
+        figures, "schedule", lambda *a: legends.append(schedule(*a).axes[1].get_legend()) or schedule(*a)
+    )
+    assert draw("--only", "schedule")[0] == 0
+    assert [text.get_text() for text in legends[0].get_texts()] == ["sigmoid"]
+
+
+def test_schedules_are_all_drawn_however_many(monkeypatch):
+    """Nine of them, one more than there are colours; the first eight can be told apart."""
+    names = [*ddpm.SCHEDULES, *(f"schedule {k}" for k in range(len(ddpm.SCHEDULES), 9))]
+    for name in names:
+        monkeypatch.setitem(ddpm.SCHEDULES, name, ddpm.SCHEDULES["cosine"])
+    _, right = figures.schedules(T=10).axes
+    assert [text.get_text() for text in right.get_legend().get_texts()] == names
+    colours = [line.get_color() for line in right.get_legend().get_lines()]
+    assert len(set(colours[:8])) == 8 and colours[8] == colours[0]
 
 
 def test_the_network_is_drawn_with_its_sizes():
@@ -162,7 +208,7 @@ def test_the_network_is_drawn_with_its_sizes():
 
 
 @pytest.mark.parametrize("T, shown", [(10, [0, 1, 2, 5, 10]), (1, [0, 1])])
-def test_steps_of_a_short_process_are_shown_once(T, shown):
+def test_steps_of_a_short_process_are_each_shown_once(T, shown):
     """Fractions of T that round to the same step."""
     model = light_model(T)
     titles = [f"t = {t}" for t in shown]
@@ -173,7 +219,7 @@ def test_steps_of_a_short_process_are_shown_once(T, shown):
 
 
 @pytest.mark.filterwarnings("error")
-def test_values_that_no_logarithmic_axis_shows(tmp_path):
+def test_axes_show_values_that_have_no_logarithm(tmp_path):
     """A schedule of pure noise alone, and losses of networks that learn the variance."""
     figures.schedule(make_schedule(T=1, schedule="cosine", zero_snr=True)).canvas.draw()
     rows = [["epoch", "step", "loss_sum", "loss_mean", "seconds", "images_per_second", "learning_rate"]]
@@ -208,13 +254,12 @@ def test_a_table_without_epochs_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("out", ["taken", "taken/figures", "folder"])
-def test_a_place_that_cannot_be_used_is_a_sentence_before_the_work(tmp_path, monkeypatch, capsys, out):
+def test_an_unusable_place_for_files_is_refused_at_once(tmp_path, monkeypatch, capsys, out):
     (tmp_path / "taken").write_text("precious")
     (tmp_path / "folder" / "schedule.png").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(
-        model_file, "open_with_schedule", lambda path: (None, {"diffusion": {"beta1": 1e-4, "beta2": 0.5, "T": 20}})
-    )
+    model = light_model()
+    monkeypatch.setattr(model_file, "open_with_schedule", lambda path: (model, model_file.metadata(model)))
     monkeypatch.setattr(figures, "schedule", pytest.fail)
     monkeypatch.setattr("sys.argv", ["figures.py", "--out", out, "--only", "schedule"])
     with pytest.raises(SystemExit) as stop:
