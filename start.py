@@ -1,12 +1,17 @@
-"""One command on a fresh machine: sets up, then trains and shows images, or runs the tests.
+"""Installs what is needed, then trains a first model and shows its images, or runs the tests.
 
-    python3 start.py            trains on cartoon cats (or as the options of diffusion_model.py say)
-    python3 start.py test       runs the tests
-    python3 start.py setup      only sets up
+    python3 start.py               trains on cartoon cats, 2 to 7 minutes on 2 CPU cores
+    python3 start.py OPTIONS       trains as options of diffusion_model.py say, such as --data FOLDER
+    python3 start.py test          runs the tests; further words are passed to pytest
+    python3 start.py setup         only installs
 
-Packages go into the folder .venv beside this file. Needs nothing but Python; this file is written
-so that older versions, too, can read it and say what is missing.
+The first call installs TensorFlow and other packages into the folder .venv beside this file, which takes
+some minutes. It needs Python 3.11, 3.12 or 3.13 and a connection to the internet. Training writes
+model.keras and samples.png here; Ctrl-C saves and stops, and the same command resumes.
+All options are in docs/options.md.
 """
+
+# Older versions of Python must be able to read this file, so that they can say what is missing.
 
 import hashlib
 import os
@@ -22,11 +27,15 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 VENV = os.path.join(HERE, ".venv")
 PYTHON = os.path.join(VENV, *(("Scripts", "python.exe") if os.name == "nt" else ("bin", "python")))
 VERSIONS = (3, 11), (3, 13)  # the first and the last that all packages exist for
-PROCESSORS = {"linux": ("x86_64", "aarch64"), "darwin": ("arm64",), "win32": ("amd64", "x86_64")}  # of TensorFlow
+PROCESSORS = {
+    "linux": ("x86_64", "aarch64"),
+    "darwin": ("arm64",),
+    "win32": ("amd64", "x86_64"),
+}  # that TensorFlow has wheels for
 
 
 def set_up():
-    """Makes .venv and installs the requirements, unless that has been done."""
+    """Makes .venv and installs the requirements, unless that has been done already."""
     with open(os.path.join(HERE, "requirements.txt"), "rb") as requirements:
         wanted = hashlib.sha256(requirements.read()).hexdigest().encode()
     stamp, works = os.path.join(VENV, "installed"), venv_works()
@@ -34,8 +43,9 @@ def set_up():
         with open(stamp, "rb") as file:
             if file.read() == wanted:
                 return
-    if missing():
-        sys.exit("start.py: " + missing())
+    problem = check_platform()
+    if problem:
+        sys.exit("start.py: " + problem)
     say("setting up .venv: some minutes, once")
     install([sys.executable, "-m", "venv", VENV] + ([] if works else ["--clear"]), "making .venv")
     install(
@@ -50,7 +60,7 @@ def set_up():
 def venv_works():
     """Whether .venv has a Python of a supported version that runs and finds the packages of .venv.
 
-    It does not after the Python that .venv was made with has been removed or replaced by another version.
+    It stops working when the Python that it was made with is removed or replaced by another version.
     """
     check = (
         "import os, site, sys; found = any(map(os.path.isdir, site.getsitepackages())); "
@@ -63,8 +73,8 @@ def venv_works():
         return False
 
 
-def missing():
-    """A sentence on why TensorFlow cannot be installed for this Python, and what to do, or None."""
+def check_platform():
+    """Returns why TensorFlow cannot be installed for this Python, and what to do, in a sentence; None if it can."""
     system, processor = sys.platform, platform.machine().lower()
     colab = "or a free cloud notebook such as https://colab.research.google.com"
     python = "install the usual 64-bit Python from https://www.python.org"
@@ -85,9 +95,9 @@ def missing():
 
 
 def install(command, what):
-    """Runs a step of the set-up to its end and shows how long it takes, or stops it if this program is asked to stop.
+    """Runs a step of the set-up and shows how long it takes; ends it if this program is asked to stop.
 
-    It runs out of reach of Ctrl-C in the terminal, on which it would show a traceback.
+    Ctrl-C in the terminal does not reach the step, which would answer with a traceback.
     """
     terminal, start = sys.stdout and sys.stdout.isatty(), time.time()
     say(what + " ...", end="" if terminal else "\n")
@@ -120,7 +130,7 @@ def handle(names, handler):
 
 
 def run(command):
-    """Runs a program to its end, however long it takes to save its work. Returns its exit status.
+    """Runs a program and waits for its end, also while it saves after a signal. Returns its exit status.
 
     Ctrl-C in a terminal reaches the program as well as this one; what `kill` sends to this one is passed on.
     """
@@ -142,7 +152,7 @@ def run(command):
 
 
 def say(line, stream=sys.stdout, end="\n"):
-    """Prints a line, if there is still somebody to read it."""
+    """Prints a line; a closed terminal or pipe is no error."""
     try:
         stream.write(line + end)
         stream.flush()
@@ -159,7 +169,9 @@ def main():
         sys.exit("start.py: needs Python 3.11, 3.12 or 3.13, and this is %d.%d" % sys.version_info[:2])
     word = (sys.argv[1:] or [""])[0]
     if word in ("-h", "--help"):
-        say((__doc__ or "usage: python3 start.py [setup | test | options of diffusion_model.py]").strip())  # python -OO
+        say(
+            (__doc__ or "usage: python3 start.py [setup | test | options of diffusion_model.py]").strip()
+        )  # without under -OO
         return
     if word and word not in ("setup", "test") and not word.startswith("-"):
         say("start.py: unknown command %s; use setup, test or options of diffusion_model.py" % word, sys.stderr)
@@ -188,7 +200,7 @@ def main():
 
 
 def activation():
-    """The command that makes `python` the one of .venv."""
+    """The command that activates .venv in a shell."""
     folder = os.path.relpath(os.path.dirname(PYTHON))
     return os.path.join(folder, "activate") if os.name == "nt" else "source " + os.path.join(folder, "activate")
 

@@ -115,7 +115,7 @@ class Terminal:
         return status
 
 
-def test_ctrl_c_leaves_the_program_the_time_to_save(ready):
+def test_ctrl_c_leaves_the_program_time_to_save(ready):
     terminal = Terminal(ready)
     terminal.read_until("ready\r\n")
     terminal.press_ctrl_c()
@@ -139,7 +139,7 @@ def test_signals_to_start_py_alone_are_passed_on(ready, name):
     assert (ready / "saved").read_text() == f"{int(signal.SIGUSR1)} {int(number)}"
 
 
-def test_a_closed_terminal_leaves_the_program_the_time_to_save(ready):
+def test_a_closed_terminal_leaves_the_program_time_to_save(ready):
     terminal = Terminal(ready)
     terminal.read_until("ready\r\n")
     os.close(terminal.master)
@@ -147,7 +147,7 @@ def test_a_closed_terminal_leaves_the_program_the_time_to_save(ready):
     assert (ready / "saved").exists()
 
 
-def test_under_nohup_a_hang_up_is_not_passed_on(ready):
+def test_a_hang_up_is_not_passed_on_under_nohup(ready):
     (ready / "diffusion_model.py").write_text("print('ready', flush=True)\nimport time\ntime.sleep(0.5)\nexit(3)")
     terminal = Terminal(ready, ignored=[signal.SIGHUP])
     terminal.read_until("ready\r\n")
@@ -253,16 +253,17 @@ def test_a_computer_that_tensorflow_does_not_support_is_told_so(folder, patches,
 @pytest.mark.parametrize(
     "platform, machine", [("linux", "x86_64"), ("linux", "aarch64"), ("darwin", "arm64"), ("win32", "AMD64")]
 )
-def test_computers_that_tensorflow_supports(monkeypatch, platform, machine):
+def test_computers_that_tensorflow_supports_are_accepted(monkeypatch, platform, machine):
     import start
 
     monkeypatch.setattr(sys, "platform", platform)
     monkeypatch.setattr("platform.machine", lambda: machine)
-    assert start.missing() is None
+    assert start.check_platform() is None
 
 
 @pytest.mark.parametrize(
-    "words, status, said", [(["--help"], 0, "start.py setup      only sets up"), (["tset"], 2, "unknown command tset")]
+    "words, status, said",
+    [(["--help"], 0, "start.py setup         only installs"), (["tset"], 2, "unknown command tset")],
 )
 def test_help_and_slips_of_typing_install_nothing(folder, words, status, said):
     process = subprocess.run(
