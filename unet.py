@@ -4,7 +4,7 @@
     eps = model([x_t, t / T])        # (batch, 64, 64, 3), (batch, 1) → (batch, 64, 64, 3)
 
 `import unet` is all that `keras.models.load_model` needs to open a saved `model.keras`. Only Keras operations are
-used, so that the network runs on Keras' other backends too (`KERAS_BACKEND=jax`). It knows no noise schedule.
+used, so that the network runs on Keras' other backends too (`KERAS_BACKEND=jax`). The noise schedule is elsewhere.
 """
 
 import keras.layers as kl
@@ -14,7 +14,7 @@ from keras import initializers, ops
 
 from diffusion.layers import CHANNELS_LAST, ClassLayer, GroupNormalization, Logbook
 
-GROUPS = 8  # of every GroupNormalization
+GROUPS = 8  # in every GroupNormalization
 
 
 @ks.register_keras_serializable(package="MyLayers")
@@ -108,11 +108,11 @@ class UnetUpLayer(kl.Layer):
 
 @ks.register_keras_serializable(package="MyLayers")
 class TimeLayer(kl.Layer):
-    """The embedding of t/T: Dense, sine, Dense. (batch, 1) in 0 … 1 → (batch, num_chan).
+    """Embedding of t/T by Dense, sine, Dense: (batch, 1) in 0 … 1 → (batch, num_chan).
 
     The sines start at random frequencies up to `MAX_FREQUENCY` with random phases, so that neighbouring time steps have
     distinct embeddings from the start of training; with Glorot's small values each sine would be nearly linear in t.
-    (The loss after 1,500 steps on the drawings was the same with those.)
+    (The loss after 1,500 steps on the drawings was the same with Glorot's.)
     """
 
     MAX_FREQUENCY = 100.0  # radians over the whole of t/T
@@ -144,9 +144,8 @@ def NaiveUnet(input_shape, n_feat, classes=0):
 
     Args:
         input_shape: (height, width, channels) of the images; height and width multiples of 32.
-        n_feat: the width, a multiple of 8. 512 at (64, 64, 3) gives the slides' 129 million
-            parameters.
-        classes: how many classes of images there are; 0 for a network that knows none, as on the slides.
+        n_feat: the width, a multiple of 8. 512 at (64, 64, 3) gives the slides' 129 million parameters.
+        classes: number of classes of images; 0 for a network without classes, as on the slides.
 
     Returns:
         A Keras model: inputs [image (batch, height, width, channels), t/T (batch, 1)], and with classes an integer
@@ -155,7 +154,7 @@ def NaiveUnet(input_shape, n_feat, classes=0):
         convolution, which are float32.
 
     Raises:
-        ValueError: if the layers cannot have that shape or width.
+        ValueError: if the layers do not support the shape or the width.
     """
     if len(input_shape) != 3 or any(not isinstance(size, int) or size < 1 for size in input_shape):
         raise ValueError(f"input_shape must be (height, width, channels), three integers, got {input_shape}")
@@ -196,7 +195,7 @@ def NaiveUnet(input_shape, n_feat, classes=0):
     up3 = UnetUpLayer(n_feat)([up2, d1])
 
     out = kl.Concatenate(axis=-1)([up3, x])
-    # With zeros the untrained network predicts no noise (loss 1) instead of noise of its own (loss 2).
+    # With zeros the untrained network predicts no noise (loss 1) instead of random noise (loss 2).
     out = kl.Conv2D(
         input_shape[-1],
         kernel_size=(3, 3),

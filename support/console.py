@@ -21,12 +21,12 @@ STAND_INS = {"…": "...", "×": "x", "━": "=", "┄": "-", "±": "+-", "β": 
 
 
 def say(*words: object) -> None:
-    """Prints a line at once, also into a file or a pipe."""
+    """Prints a line and flushes it, so that files and pipes have it at once too."""
     _write("stdout", " ".join(map(str, words)) + "\n")
 
 
 def warn(message: str) -> None:
-    """Prints a line on stderr at once."""
+    """Prints a line on stderr and flushes it."""
     _write("stderr", f"{message}\n")
 
 
@@ -37,10 +37,10 @@ def _write(name, text):
 
 
 def open_streams() -> None:
-    """Makes every print of this program harmless, also those of libraries and Python's own at the end.
+    """Makes every print of this program safe, including prints by libraries and by Python as it exits.
 
-    Descriptors that are missing are opened: otherwise the next file would get one of them, and TensorFlow would write
-    its messages into that file.
+    Missing descriptors are opened: otherwise the next file would get one of them, and TensorFlow would write its
+    messages into that file.
     """
     descriptor = os.open(os.devnull, os.O_RDWR)
     while descriptor <= 2:
@@ -80,7 +80,7 @@ class SafeStream:
 
     @contextlib.contextmanager
     def _harmless(self):
-        """Drops what could not be written, or it would be in the way of later text, as the disk may have room again."""
+        """Drops what could not be written: it must not block later text, as the disk may have room again."""
         try:
             yield
         except Exception:  # of any kind, as notebooks bring streams of their own
@@ -97,7 +97,7 @@ class SafeStream:
 
 
 def _stand_ins(error):
-    """An error handler of encoders: puts what every encoding has in the place of what this one lacks."""
+    """An error handler of encoders: replaces characters that an encoding lacks by ASCII."""
     missing = error.object[error.start : error.end]
     text = "".join(STAND_INS.get(character, character) for character in missing)
     return text.encode("ascii", "backslashreplace").decode(), error.end
@@ -106,7 +106,7 @@ def _stand_ins(error):
 codecs.register_error("console.stand_ins", _stand_ins)
 
 
-EXPECTED = ValueError, OSError, MemoryError, FloatingPointError  # wrong usage, failed work; others are our defects
+EXPECTED = ValueError, OSError, MemoryError, FloatingPointError  # wrong usage, failed work; others are our bugs
 
 
 @contextlib.contextmanager
@@ -114,8 +114,8 @@ def one_line_errors(program: str) -> Iterator[None]:
     """Ends the program with one sentence on stderr instead of a traceback.
 
     ValueError and FileNotFoundError stand for wrong usage (exit status 2), other OSErrors, MemoryError and
-    FloatingPointError, a result that is no number, for failed work (1), KeyboardInterrupt for Ctrl-C (130). Everything
-    else is a defect of ours, and keeps its traceback.
+    FloatingPointError (a result that is not finite) for failed work (1), KeyboardInterrupt for Ctrl-C (130). Everything
+    else is a bug of ours, and keeps its traceback.
     """
     try:
         yield
@@ -145,7 +145,7 @@ def _sentence(error):
 
 
 class Bar:
-    """Keras' progress bar for `count` units, with the time that is left, on a terminal; elsewhere only lines."""
+    """Keras' progress bar for `count` units, with the remaining time, on a terminal; elsewhere only lines."""
 
     def __init__(self, count: int, unit_name: str):
         device.start_tensorflow()
@@ -189,7 +189,7 @@ class Countdown:
         self.start, self.shown, self.tenths = time.monotonic(), 0.0, -1
 
     def show(self, t: int) -> None:
-        """Shows that the images x_t are there."""
+        """Shows that x_t has been computed."""
         now, width, k = time.monotonic(), 30, self.place[t]
         if SafeStream(sys.stdout).isatty() or "ipykernel" in sys.modules:
             if k < self.last and now - self.shown < 0.1:
@@ -205,7 +205,7 @@ class Countdown:
 
 
 def duration(seconds: float) -> str:
-    """A time in words: 45 s, 3 min 20 s, 5 h 10 min, 3 days 4 h."""
+    """A time as text: 45 s, 3 min 20 s, 5 h 10 min, 3 days 4 h."""
     minutes, hours, days = seconds / 60, seconds / 3600, seconds / 86400
     if seconds < 60:
         return f"{seconds:.0f} s"
@@ -222,7 +222,7 @@ class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are one sentence, and whose help names the defaults."""
 
     def __init__(self, description: str | None = None, **kwargs: Any):
-        """Of a docstring, which `python -OO` leaves out, the description is the first line."""
+        """The description shown is the first line; it may be a docstring, which is None under `python -OO`."""
         super().__init__(description=(description or "").split("\n")[0], allow_abbrev=False, **kwargs)
         self.words = []
 
@@ -267,7 +267,7 @@ def number(low: float, high: float = float("inf")) -> Callable[[str], float]:
 
 
 def integers(low: int) -> Callable[[str], str]:
-    """An argparse type: integers from `low`, with commas between them; the text as it is."""
+    """An argparse type: comma-separated integers from `low`; the text is returned unchanged."""
     one = integer(low)
 
     def parse(text):
@@ -279,7 +279,7 @@ def integers(low: int) -> Callable[[str], str]:
 
 
 def some_of(names: Sequence[str]) -> Callable[[str], list[str]]:
-    """An argparse type: some of the names, with commas between them, as a list."""
+    """An argparse type: a comma-separated selection of names, as a list."""
 
     def parse(text):
         chosen = text.split(",")

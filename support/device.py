@@ -2,7 +2,7 @@
 
 The choices were measured (`docs/performance.md`). A GPU gets whole batches, and XLA compiles what runs on it. On a CPU
 TensorFlow's own kernels are faster than XLA's, and each core does best with a part of the batch to itself
-(`execution.py`): threads that share one operation wait for each other after every one of them.
+(`diffusion/reverse.py`, `training/train_step.py`): threads that share one operation wait for each other after each.
 """
 
 import contextlib
@@ -91,7 +91,7 @@ def check_process() -> None:
 
 
 def check_backend() -> None:
-    """Refuses another backend of Keras than TensorFlow, before anything is imported that would fail with it.
+    """Refuses Keras backends other than TensorFlow, before anything is imported that would fail with them.
 
     Raises:
         ValueError: names the setting, and how to change it.
@@ -114,7 +114,7 @@ def check_backend() -> None:
         )
 
 
-# Keeps what it reads, and shows it if it comes to an end. It is killed before that if all is well.
+# Reads to the end of the stream, then shows what it read. It is killed before that if all is well.
 _WATCHER = "import sys; sys.stdout.buffer.write(sys.stdin.buffer.read())"
 
 
@@ -122,8 +122,8 @@ _WATCHER = "import sys; sys.stdout.buffer.write(sys.stdin.buffer.read())"
 def _stderr_held_back():
     """Keeps file descriptor 2 silent, and shows what was written to it if the block or the process fails.
 
-    TensorFlow's C++ parts write to it before any setting reaches them. Another process keeps the text, as theirs is
-    the last word before they kill this one, on a processor that they do not support for example.
+    TensorFlow's C++ parts write to it before any setting reaches them. Another process keeps the text, as they may kill
+    this one right after their last line, for example on a processor that they do not support.
     """
     try:
         terminal = os.dup(2)
@@ -132,9 +132,12 @@ def _stderr_held_back():
         return
     try:
         watcher = subprocess.Popen(
-            [sys.executable, "-S", "-E", "-c", _WATCHER], stdin=subprocess.PIPE, stdout=terminal,
-            stderr=subprocess.DEVNULL, start_new_session=True,  # out of reach of Ctrl-C
-        )  # fmt: skip
+            [sys.executable, "-S", "-E", "-c", _WATCHER],
+            stdin=subprocess.PIPE,
+            stdout=terminal,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,  # out of reach of Ctrl-C
+        )
     except OSError:  # Python is part of another program
         os.close(terminal)
         yield
@@ -187,7 +190,7 @@ def prefers_xla(batch_size: int) -> bool:
 
 
 def overlooks_gpu() -> bool:
-    """Whether TensorFlow sees none though there is an NVIDIA GPU that nobody has hidden from it."""
+    """Whether there is an NVIDIA GPU that TensorFlow does not see, and nobody has hidden it."""
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
     return os.path.exists("/dev/nvidia0") and not hidden and not has_gpu()
 
@@ -211,7 +214,7 @@ def large_gpu() -> bool:
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Whether an error of TensorFlow means that the GPU's memory does not suffice, which cuDNN says in its own way."""
+    """Whether a TensorFlow error means that the GPU's memory is too small; cuDNN has a message of its own for it."""
     import tensorflow as tf
 
     return isinstance(error, tf.errors.ResourceExhaustedError) or "No algorithm worked" in str(error)
@@ -228,7 +231,7 @@ def has_bfloat16() -> bool:
 
 
 def _gpus():
-    """What TensorFlow knows of each GPU, a dict."""
+    """What TensorFlow knows about each GPU, as dicts."""
     import tensorflow as tf
 
     return [tf.config.experimental.get_device_details(gpu) for gpu in tf.config.list_physical_devices("GPU")]

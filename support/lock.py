@@ -11,7 +11,7 @@ except ImportError:  # Windows
 
 
 class Lock:
-    """Refuses a second run on the same model file inside its `with` block; it ends with its process in any case.
+    """Refuses a second run on the same model file inside its `with` block; the lock ends with its process.
 
     `missing` is a sentence that says why the file cannot be locked, or None.
 

@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop or to save, received at once and acted on when that loses nothing.
+"""Signals that ask a run to stop or save: received at once, acted on when nothing would be lost.
 
 Python runs a signal's handler only between two of its own instructions, and one TensorFlow call (a compilation) can
 take many seconds. So a thread listens too: while a stop would lose nothing, it ends the program right there; otherwise
@@ -25,9 +25,9 @@ class Interruption:
     Attributes:
         stop: the number of the signal that asked for an end, or None. The exit status is 128 more.
         save_asked: whether SIGUSR1 asked for a save.
-        busy: a lock, to be held while something is done that must not be cut short.
+        busy: a lock to hold during work that must not be interrupted.
         nothing_to_lose: a function that says whether ending right now would lose anything.
-        farewell: a function that says how the run ended.
+        farewell: a function that prints how the run ended.
         clean_up: a function that is called last if the program ends without leaving its `with` blocks.
     """
 
@@ -75,7 +75,7 @@ class Interruption:
                 self.end()
 
     def end(self) -> None:
-        """Ends the program with the status of the signal: from the main thread by SystemExit, from another at once."""
+        """Ends the program with the signal's exit status: SystemExit in the main thread, at once in others."""
         self._ending.acquire()  # whoever comes second waits for the end
         self.farewell()
         if threading.current_thread() is threading.main_thread():

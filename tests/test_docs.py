@@ -285,7 +285,7 @@ def test_a_wrong_page_is_noticed(text):
     assert len(faults(text)) == 1
 
 
-def test_the_readme_is_short_leads_to_every_page_and_shows_the_tree():
+def test_the_readme_is_short_and_leads_everywhere():
     text = read("README.md")
     assert len(text.splitlines()) <= LONGEST
     linked = {os.path.normpath(target.partition("#")[0]) for target in links(text)}

@@ -38,18 +38,18 @@ def convolved(x, layer):
     return sum(shifted) + bias
 
 
-def weights_of(layer):
+def float64_weights(layer):
     return [weight.astype(np.float64) for weight in layer.get_weights()]
 
 
 def dense(x, layer):
-    kernel, *bias = weights_of(layer)
+    kernel, *bias = float64_weights(layer)
     return x @ kernel + sum(bias)
 
 
 def scaled(x, layer):
     """A group normalization with its scale and shift."""
-    gamma, beta = weights_of(layer)
+    gamma, beta = float64_weights(layer)
     return gamma * normalized(x, 8) + beta
 
 
@@ -75,7 +75,7 @@ def attended(x, layer, heads=1):
 
 
 @pytest.mark.parametrize("channels", [16, 24])
-def test_a_residual_block_is_that_of_adm(channels):
+def test_a_residual_block_computes_what_adm_does(channels):
     x, embedding = random(2, 4, 6, channels), random(2, 5)
     block = layers.ResidualBlock(16)
     np.testing.assert_allclose(block([x, embedding]), x if channels == 16 else block.Skip(x), atol=1e-6)  # as it begins
@@ -87,7 +87,7 @@ def test_a_residual_block_is_that_of_adm(channels):
 
 @pytest.mark.parametrize("silu", [False, True])
 @pytest.mark.parametrize("precision, tolerance", [("float32", 1e-5), ("mixed_bfloat16", 0.02)])
-def test_a_modulated_normalization_has_the_gradients_of_its_formula(precision, tolerance, silu):
+def test_modulation_has_the_gradients_of_its_formula(precision, tolerance, silu):
     x, modulation, direction = random(3, 4, 4, 24), random(3, 48), random(3, 4, 4, 24)
     ours = layers.GroupNormalization(8, dtype=precision)
     keras_layer = keras.layers.GroupNormalization(8)
@@ -105,9 +105,9 @@ def test_a_modulated_normalization_has_the_gradients_of_its_formula(precision, t
                 y = y * tf.sigmoid(y) if silu else y
             loss = tf.reduce_sum(tf.cast(y, tf.float32) * direction)
         results.append([y, *tape.gradient(loss, [*inputs, *layer.trainable_variables])])
-    for of_ours, expected in zip(*results, strict=True):
-        of_ours, expected = np.asarray(tf.cast(of_ours, tf.float32)), np.asarray(expected)
-        np.testing.assert_allclose(of_ours, expected, atol=tolerance * np.abs(expected).max())
+    for got, expected in zip(*results, strict=True):
+        got, expected = np.asarray(tf.cast(got, tf.float32)), np.asarray(expected)
+        np.testing.assert_allclose(got, expected, atol=tolerance * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("channels, heads", [(16, 1), (32, 1), (64, 2), (96, 3), (112, 2), (176, 4), (232, 4)])
@@ -131,7 +131,7 @@ def test_attention_leaves_the_images_of_a_batch_apart():
 
 
 @pytest.mark.parametrize("n_feat", range(8, 128, 8))
-def test_every_width_that_is_promised_can_be_built(n_feat):
+def test_every_allowed_width_can_be_built(n_feat):
     """Rows of a batch stay apart in all of them; here where patches, levels and attention meet."""
     x, t = some_inputs((8, 8, 3))
     for model in Unet((8, 8, 3), n_feat, widths=(1, 3), patch=2), Classifier((8, 8, 3), n_feat, 4, widths=(3,)):
@@ -141,7 +141,7 @@ def test_every_width_that_is_promised_can_be_built(n_feat):
 @pytest.mark.parametrize(
     "layer, shape", [(layers.SpaceToDepth(2), (4, 5, 3, 4)), (layers.DepthToSpace(2), (4, 2, 2, 6))]
 )
-def test_what_does_not_divide_into_patches_is_refused(layer, shape):
+def test_images_that_do_not_divide_into_patches_are_refused(layer, shape):
     """A batch of four could absorb the rest."""
     with pytest.raises(Exception, match="[Rr]eshape|shape"):
         layer(random(*shape))
@@ -174,7 +174,7 @@ def test_every_class_and_no_class_has_an_embedding_of_its_own():
         (layers.DepthToSpace(2), [(2, 4, 4, 12)]),
     ],
 )
-def test_layers_come_back_from_their_config(layer, inputs):
+def test_layers_survive_their_config(layer, inputs):
     arrays = [random(*shape) for shape in inputs]
     arrays = arrays if len(arrays) > 1 else arrays[0]
     layer(arrays)
@@ -232,7 +232,7 @@ def computed_by_hand(model, inputs, widths, blocks, attention, patch):
     time = next(found[unet.TimeLayer])
     embedding = dense(np.sin(dense(t, time.Dense_1)), time.Dense_2)
     for classes in label:
-        embedding = embedding + weights_of(next(found[layers.ClassLayer]))[0][classes[:, 0].astype(int)]
+        embedding = embedding + float64_weights(next(found[layers.ClassLayer]))[0][classes[:, 0].astype(int)]
     embedding = silu(embedding)
 
     x, skips = convolve(to_patches(image, patch)), []
@@ -314,15 +314,15 @@ def test_the_slides_network_takes_the_class_where_time_enters():
         ({"input_shape": (0, 0, 3)}, "multiples of 4"),
     ],
 )
-def test_what_cannot_be_built_is_refused_with_what_can(how, message):
+def test_what_cannot_be_built_is_refused_with_the_limits(how, message):
     for network in Unet, Classifier:
         with pytest.raises(ValueError, match=message):
             network(**{"input_shape": (16, 16, 3), "n_feat": 8, "classes": 2, **how})
 
 
-def test_pixels_are_repeated_without_tile_whose_gradient_makes_tensorflow_print_errors():
+def test_upsampling_does_not_use_the_operation_tile():
     """Its gradient transposes integers, of which oneDNN says on stderr that it cannot: "supports DT_INT32 only …"."""
     model = Unet((16, 16, 3), 8, patch=2)
-    of_one = [tf.TensorSpec((1, *tensor.shape[1:]), tensor.dtype) for tensor in model.inputs]
-    graph = tf.function(lambda *inputs: model(list(inputs)), autograph=False).get_concrete_function(*of_one).graph
+    signature = [tf.TensorSpec((1, *tensor.shape[1:]), tensor.dtype) for tensor in model.inputs]
+    graph = tf.function(lambda *inputs: model(list(inputs)), autograph=False).get_concrete_function(*signature).graph
     assert "Tile" not in {node.type for node in graph.get_operations()}

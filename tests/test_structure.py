@@ -62,7 +62,7 @@ def test_imports_go_one_way(module):
         assert imported in allowed or imported.split(".")[0] in allowed, imported
 
 
-def test_scripts_do_not_import_each_other_and_nothing_imports_them():
+def test_scripts_are_imported_by_nothing_of_ours():
     scripts = {name[:-3] for name in SCRIPTS}
     for module in MODULES:
         assert not imports(module, anywhere=True) & scripts
@@ -86,7 +86,7 @@ def public_functions(module):
 
 @pytest.mark.parametrize("module", sorted(module for module in MODULES if module.split(".")[0] in PACKAGES))
 def test_public_functions_carry_type_hints(module):
-    """But for the layers, which are written like those of the slides."""
+    """Except for the layers, which are written as on the slides."""
     if module == "diffusion.layers":
         return
     for name, node in public_functions(module):

@@ -25,7 +25,7 @@ def randomized(model):
     return model
 
 
-def test_parameters_are_the_129_million_of_the_slides():
+def test_the_slides_network_has_129_million_parameters():
     assert unet.NaiveUnet((64, 64, 3), 512).count_params() == 129_329_667
     assert unet.NaiveUnet((64, 64, 3), 32).count_params() == 510_627
 
@@ -62,13 +62,13 @@ def test_neighbouring_steps_have_different_embeddings():
 
 
 @pytest.mark.parametrize("shape", [(48, 64, 3), (64, 16, 3), (0, 32, 3), (64, 64), (None, None, 3), (32.0, 32, 3)])
-def test_sizes_that_do_not_fit_are_refused_with_those_that_do(shape):
+def test_sizes_that_do_not_fit_are_refused(shape):
     with pytest.raises(ValueError, match="multiples of 32|three integers"):
         unet.NaiveUnet(shape, 8)
 
 
 @pytest.mark.parametrize("n_feat", [0, 4, 12, -8, 8.0])
-def test_widths_that_do_not_fit_are_refused_with_those_that_do(n_feat):
+def test_widths_that_do_not_fit_are_refused(n_feat):
     with pytest.raises(ValueError, match="multiple of 8"):
         unet.NaiveUnet((32, 32, 3), n_feat)
 
@@ -83,7 +83,7 @@ def test_widths_that_do_not_fit_are_refused_with_those_that_do(n_feat):
         (unet.Logbook({"a": [1, {"b": None}]}), [(2, 1)], (2, 1)),
     ],
 )
-def test_layers_have_the_right_shapes_and_come_back_from_their_config(layer, inputs, output):
+def test_layers_have_their_shapes_and_survive_their_config(layer, inputs, output):
     rng = np.random.default_rng(0)
     arrays = [rng.random(shape, dtype=np.float32) for shape in inputs]
     arrays = arrays if len(arrays) > 1 else arrays[0]
@@ -96,7 +96,7 @@ def test_layers_have_the_right_shapes_and_come_back_from_their_config(layer, inp
 
 
 @pytest.mark.parametrize("precision, tolerance", [("float32", 1e-5), ("mixed_bfloat16", 0.02), ("mixed_float16", 3e-3)])
-def test_the_normalization_is_that_of_keras_in_values_and_gradients(precision, tolerance):
+def test_normalization_has_the_values_and_gradients_of_keras(precision, tolerance):
     rng = np.random.default_rng(0)
     x = (3 * rng.standard_normal((2, 8, 8, 24)) + rng.uniform(-20, 20, 24)).astype(np.float32)
     weights = [rng.standard_normal(24), rng.standard_normal(24)]
@@ -116,7 +116,7 @@ def test_the_normalization_is_that_of_keras_in_values_and_gradients(precision, t
         np.testing.assert_allclose(ours, theirs, atol=tolerance * np.abs(theirs).max())
 
 
-def test_large_values_in_float16_do_not_overflow_in_the_normalization():
+def test_normalization_does_not_overflow_in_float16():
     x = np.full((1, 4, 4, 8), 3e4, np.float16)
     x[:, ::2] *= -1
     y = unet.GroupNormalization(8, dtype="mixed_float16")(x).numpy().astype(np.float32)
@@ -132,7 +132,7 @@ def test_the_residual_is_the_first_half_added():
     np.testing.assert_allclose(residual(x), plain(x) + first, rtol=1e-6)
 
 
-def test_each_pixel_of_an_up_layer_comes_from_one_of_the_smaller_image():
+def test_up_layers_make_each_pixel_from_exactly_one():
     up = unet.UnetUpLayer(8)
     x = np.zeros((1, 4, 4, 3), np.float32)
     up([x, x])
@@ -167,7 +167,7 @@ def save_unet(folder):
     return network, inputs
 
 
-def test_a_saved_model_loads_in_a_fresh_process_in_float32_and_predicts_the_same_bits(run, tmp_path):
+def test_a_loaded_model_is_float32_and_predicts_the_same_bits(run, tmp_path):
     from training import checkpoint
 
     save_unet(tmp_path)
