@@ -14,7 +14,7 @@ import ddpm
 import figures
 import reverse_diffusion as rd
 from diffusion import model_file, sampling
-from diffusion.schedules import make_schedule
+from diffusion.schedules import SCHEDULES, make_schedule
 from unet import NaiveUnet
 
 
@@ -192,9 +192,9 @@ def test_the_script_names_the_schedule_of_the_model(draw, monkeypatch):
 
 def test_schedules_are_all_drawn_however_many(monkeypatch):
     """Nine of them, one more than there are colours; the first eight can be told apart."""
-    names = [*ddpm.SCHEDULES, *(f"schedule {k}" for k in range(len(ddpm.SCHEDULES), 9))]
+    names = [*SCHEDULES, *(f"schedule {k}" for k in range(len(SCHEDULES), 9))]
     for name in names:
-        monkeypatch.setitem(ddpm.SCHEDULES, name, ddpm.SCHEDULES["cosine"])
+        monkeypatch.setitem(SCHEDULES, name, SCHEDULES["cosine"])
     _, right = figures.schedules(T=10).axes
     assert [text.get_text() for text in right.get_legend().get_texts()] == names
     colours = [line.get_color() for line in right.get_legend().get_lines()]
