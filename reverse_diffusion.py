@@ -37,9 +37,6 @@ def check_imports(names=OURS):
                 )
 
 
-SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)  # of batches, as each costs 10 MiB that TensorFlow never gives back
-MOST_CLASSES = 2**31 - 1  # that an int32 holds
-MODELS = 2  # of which compiled steps are cached
 _lock = threading.RLock()
 
 
@@ -141,36 +138,33 @@ def my_sample(
     import numpy as np
 
     from ddpm import to_pixels
-    from diffusion import model_file
+    from diffusion import generate, model_file
     from diffusion.sampling import make_plan
+    from support import console
 
-    model, shape = open_model(model)
+    model, shape = generate.open_model(model)
     if classifier and weaker:
         raise ValueError("classifier and weaker both guide; choose one")
-    classifier, weaker = open_guide("classifier", classifier, model), open_guide("weaker", weaker, model)
+    classifier = generate.open_guide("classifier", classifier, model)
+    weaker = generate.open_guide("weaker", weaker, model)
     if image_shape is not None and (np.ndim(image_shape) != 1 or tuple(image_shape) != shape):
         raise ValueError(f"this model generates images of shape {shape}, not {image_shape}")
     if noise is not None:
-        noise = as_images("noise", noise, shape, kinds="f")
+        noise = generate.as_images("noise", noise, shape, kinds="f")
         if n_sample not in (1, len(noise)):
             raise ValueError(f"noise for {len(noise)} images makes as many, not n_sample = {n_sample}")
         n_sample = len(noise)
-    labels = as_labels(label, n_sample, model, classifier)
+    labels = generate.as_labels(label, n_sample, model, classifier)
+    generate.check_guidance(label, guidance, classifier, weaker)
     if verbose and (label is None or (guidance != 1 and not weaker)):
-        warn_of_no_class(model)
-    if weaker and guidance == 1:
-        raise ValueError("with guidance 1 a weaker model has no effect; 1.5 to 2 is usual")
-    if label is None and not weaker and (guidance != 1 or classifier):
-        raise ValueError(
-            "a classifier needs a label to guide to"
-            if classifier
-            else f"guidance {guidance} needs a label to guide to, or a weaker model to lead away from"
-        )
-    sched, steps_for = reverse_steps(model, classifier, weaker)
-    more = {"spacing": spacing, "eta": eta, "corrector": corrector, "snr": snr}
-    more |= {"guidance": guidance, "guidance_interval": guidance_interval}
-    plan = make_plan(sched, **model_file.sampler_of(model, sampler, steps, variance), **more)
-    return to_pixels(run_plan(steps_for, plan, model, n_sample, seed, bool(clip), noise, verbose, labels))
+        warn(model_file.warn_of_no_class(model_file.metadata(model)))
+
+    sched, steps_for = generate.reverse_steps(model, classifier, weaker)
+    how = {**model_file.sampler_of(model, sampler, steps, variance), "spacing": spacing, "eta": eta}
+    how |= {"corrector": corrector, "snr": snr, "guidance": guidance, "guidance_interval": guidance_interval}
+    plan, progress = make_plan(sched, **how), console.Countdown if verbose else None
+    how = {"seed": seed, "clip": bool(clip), "start": noise, "progress": progress}
+    return to_pixels(generate.run_plan(plan, steps_for, model, labels, **how))
 
 
 @one_at_a_time
@@ -200,99 +194,42 @@ def invert(images, model="model.keras", steps=None, verbose=1, *, label=None):
     import numpy as np
 
     import data
-    from diffusion import model_file
+    from diffusion import generate, model_file
     from diffusion.sampling import make_inversion
     from support import console
     from support.checks import check_finite
 
-    model, shape = open_model(model)
-    images = as_images("images", images, shape)
+    model, shape = generate.open_model(model)
+    images = generate.as_images("images", images, shape)
     integers = images.dtype.kind in "ui"
     low, high = (0, 255) if integers else (-1, 1)
     if not np.all((images >= low) & (images <= high)):
         raise ValueError(f"images must lie in {low} … {high}, got {images.min():g} … {images.max():g}")
+    x_0 = np.float32(data.scaled(images) if integers else images)
+    labels = generate.as_labels(label, len(images), model)
     if verbose and not integers and images.min() >= 0:
-        console.warn(
+        warn(
             "images in 0 … 1 are taken as grey to white, as black is -1; if 0 is meant to be black, give 2 * images - 1"
         )
-    x_0 = data.scaled(images) if integers else images
-    labels, x_0 = as_labels(label, len(images), model), x_0.astype(np.float32)
     if verbose and label is None:
-        warn_of_no_class(model)
-    sched, steps_for = reverse_steps(model, None, None)
-    plan = make_inversion(sched, steps, model_file.diffusion_of(model)[1])
-    noise = run_plan(steps_for, plan, model, len(images), 0, False, x_0, verbose, labels)
+        warn(model_file.warn_of_no_class(model_file.metadata(model)))
+
+    sched, steps_for = generate.reverse_steps(model, None, None)
+    plan, progress = (
+        make_inversion(sched, steps, model_file.diffusion_of(model)[1]),
+        console.Countdown if verbose else None,
+    )
+    noise = generate.run_plan(plan, steps_for, model, labels, clip=False, start=x_0, progress=progress)
     check_finite(noise)
     return noise
 
 
-def warn_of_no_class(model):
-    """Says that a model that is asked for images of no class never learned them, if so."""
-    from diffusion import model_file
+def warn(sentence):
+    """Prints a sentence on stderr, if there is one."""
     from support import console
 
-    if sentence := model_file.warn_of_no_class(model_file.metadata(model)):
+    if sentence:
         console.warn(sentence)
-
-
-def as_images(name, images, shape, kinds="uif"):
-    """Arrays, tensors or lists of numbers, of NumPy's `kinds`, as an array (n, *shape), n ≥ 1.
-
-    Raises:
-        ValueError: if they are none.
-    """
-    import numpy as np
-
-    images = np.asarray(images)
-    if images.ndim != 4 or images.shape[1:] != shape or not len(images):
-        wanted = ", ".join(map(str, ("n", *shape)))
-        raise ValueError(f"{name} must be an array of shape ({wanted}), n at least 1, got {images.shape}")
-    if images.dtype.kind not in kinds or not np.all(np.abs(images) < 1e30):
-        what = "floating-point numbers" if kinds == "f" else "numbers"
-        raise ValueError(f"{name} must be an array of finite {what}, got {images.dtype}")
-    return images
-
-
-def as_labels(label, n_sample, model, classifier=None):
-    """The classes of `n_sample` images as networks take them, int32 (n_sample,): k + 1 for class k, 0 for none.
-
-    Raises:
-        ValueError: if the model, or the classifier that guides it, knows no such class.
-    """
-    import numpy as np
-
-    from diffusion import model_file
-    from support import files
-
-    if label is None:
-        return np.zeros(n_sample, np.int32)
-    if not classifier and len(model.inputs) < 3:
-        raise ValueError(
-            "this model knows no classes, so it takes no label; train one with --classes, or give a classifier"
-        )
-    names = model_file.classes_of(classifier or model)
-    count = classifier.output_shape[-1] if classifier else MOST_CLASSES if names is None else len(names)
-    one = isinstance(label, str) or np.ndim(label) == 0
-    given = [label] * n_sample if one else list(label)
-    if len(given) != n_sample:
-        raise ValueError(f"label must be one class, or one for each of the {n_sample} images, got {len(given)}")
-    given = [files.normalise_name(one) if isinstance(one, str) else one for one in given]
-    return np.array([1 + class_number(of_image, names, count) for of_image in given], np.int32)
-
-
-def class_number(label, names, count):
-    """The number of one of `count` classes, from 0, given as that integer or by name; `names` is None if unknown."""
-    known = ", ".join(names or [])
-    if isinstance(label, str):
-        if label in (names or []):
-            return names.index(label)
-        why = f"; the classes are {known}" if known else ": this model knows its classes by number only"
-        raise ValueError(f"there is no class {label!r}{why}")
-    if isinstance(label, bool) or not isinstance(label, numbers.Integral):
-        raise ValueError(f"label must be the name or the number of a class, got {label!r}")
-    if not 0 <= label < count:
-        raise ValueError(f"label must be a class from 0 to {count - 1}{f' ({known})' if known else ''}, got {label}")
-    return int(label)
 
 
 def read_label(word, names):
@@ -312,107 +249,12 @@ def read_label(word, names):
 
 def read_labels(words, model, classifier):
     """The labels that were typed for a model, or for the classifier that guides it: one, or a list of several."""
-    from diffusion import model_file
+    from diffusion import generate, model_file
 
-    model, _ = open_model(model)
-    names = model_file.classes_of(open_guide("classifier", classifier, model) or model)
+    model, _ = generate.open_model(model)
+    names = model_file.classes_of(generate.open_guide("classifier", classifier, model) or model)
     label_of = {word: read_label(word, names) for word in words}
     return label_of[words[0]] if len(words) == 1 else [label_of[word] for word in words]
-
-
-def run_plan(steps_for, plan, model, n_sample, seed, clip, start, verbose, labels):
-    """Runs the steps of a plan for all images in batches; float32 (n_sample, height, width, channels)."""
-    import numpy as np
-
-    from diffusion.reverse import even_batches
-    from diffusion.sampling import sample
-    from support import console
-
-    _, batch_size = even_batches(model, n_sample)
-    batch_size = min((size for size in SIZES if size >= batch_size), default=batch_size)
-    batches, steps = -(-n_sample // batch_size), steps_for(clip, batch_size)
-    done = []
-    for batch in range(batches):
-        # The last batch is filled up, not shorter, and so needs no compilation of its own.
-        index = np.arange(batch * batch_size, (batch + 1) * batch_size)
-        some = None if start is None else np.asarray(start, np.float32)[index % n_sample]
-        title = f"{batch + 1}/{batches} " if batches > 1 else ""
-        countdown = console.Countdown(plan.times, title) if verbose else None
-        for t, x_t in sample(steps, plan, seed, index, some, label=labels[index % n_sample]):
-            if countdown:
-                countdown.show(t)
-        done.append(np.asarray(x_t))
-    return np.concatenate(done)[:n_sample]
-
-
-def open_model(model):
-    """A model given as itself or by its path, and the shape of its images."""
-    from diffusion import model_file
-
-    model, name = as_model("model", model)
-    model_file.check_network(model, name or "this")
-    return model, tuple(model.inputs[0].shape[1:])
-
-
-def open_guide(kind, guide, model):
-    """A `'classifier'` or a `'weaker'` model given as itself or by its path, or None.
-
-    Raises:
-        FileNotFoundError, ValueError: if there is none, or if it does not fit the model.
-    """
-    from diffusion import model_file
-
-    if guide is None:
-        return None
-    classifier = kind == "classifier"
-    guide, name = as_model(kind, guide, classifier)
-    model_file.check_guide(guide, name or f"this {'classifier' if classifier else 'weaker model'}", model, classifier)
-    return guide
-
-
-def as_model(kind, model, classifier=False):
-    """A model given as itself or by its path, and the path, or None; raises ValueError if it is neither."""
-    if isinstance(model, str | os.PathLike):
-        return load(*load_key(model, classifier)), os.fspath(model)
-    if not getattr(model, "inputs", None):
-        raise ValueError(f"{kind} must be a path, or a Keras model that has been built, got {type(model).__name__}")
-    return model, None
-
-
-def load_key(path, classifier=False):
-    """The arguments of `load`: a file's real path, a stamp that differs when it has changed, and what it must hold."""
-    from diffusion import model_file
-
-    path = os.path.realpath(model_file.locate(path))
-    status = os.stat(path) if os.path.exists(path) else None
-    return path, status and (status.st_ino, status.st_mtime_ns, status.st_size), classifier
-
-
-@functools.lru_cache(maxsize=2 * MODELS)  # each with one that guides it
-def load(path, stamp, classifier):
-    """The model in a file, cached until two others or newer ones are asked for."""
-    from diffusion import model_file
-
-    return model_file.open_model(path, classifier=classifier)
-
-
-@functools.lru_cache(maxsize=MODELS)
-def reverse_steps(model, classifier, weaker):
-    """The schedule of a model, and a function of (clip, batch_size) that returns its compiled steps, guided or not.
-
-    They are cached as long as the model is one of the latest, since they take seconds to compile.
-    """
-    from diffusion import model_file
-    from diffusion.reverse import ReverseSteps
-
-    sched, target = model_file.diffusion_of(model)
-    weaker = weaker and (weaker, model_file.diffusion_of(weaker)[1])
-
-    @functools.cache
-    def steps_for(clip, batch_size):
-        return ReverseSteps(model, sched, batch_size, target, clip, classifier=classifier, weaker=weaker)
-
-    return sched, steps_for
 
 
 def parse_options(arguments=None):

@@ -24,9 +24,10 @@ def main():
     device.start_tensorflow(parts=device.MOST_PARTS)
     import data
     import reverse_diffusion as rd
+    from diffusion import generate
 
     print(common.machine("tensorflow", "keras"))
-    size, _, channels = rd.open_model(options.model)[1]
+    size, _, channels = generate.open_model(options.model)[1]
     images = data.load_images(options.data, size, channels)[0][: options.count]
     print("| steps | deviation | way back, grey levels | worst image |\n|---|---|---|---|")
     for steps in options.steps:

@@ -47,10 +47,11 @@ from support import device
 tf = device.start_tensorflow(parts=N)
 stage("TensorFlow and Keras")
 import reverse_diffusion as rd
+from diffusion import generate
 from diffusion.sampling import make_plan, sample
-model = rd.load(*rd.load_key("model.keras"))
+model = generate.load(*generate.load_key("model.keras"))
 stage("the model from its file")
-sched, steps_for = rd.reverse_steps(model)
+sched, steps_for = generate.reverse_steps(model, None, None)
 steps = steps_for(True, N)
 all_steps = sample(steps, make_plan(sched), 0, range(N), every=True)
 next(all_steps)

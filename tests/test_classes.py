@@ -20,7 +20,7 @@ import reverse_diffusion as rd
 from data import classes, drawings, listing
 from data.classes import describe_classes
 from data.splits import split_held_out
-from diffusion import model_file
+from diffusion import generate, model_file
 from evaluation import inputs
 from training import checkpoint, preparation
 
@@ -505,7 +505,7 @@ def test_labels_and_names_of_models_are_composed():
     model_file.check_guide(model, "weaker.keras", composed, classifier=False)
     for name in decomposed[1], NAMES[1]:
         for network in model, composed:
-            assert rd.as_labels([name, NAMES[0], 1], 3, network).tolist() == [2, 1, 2]
+            assert generate.as_labels([name, NAMES[0], 1], 3, network).tolist() == [2, 1, 2]
 
 
 def test_names_that_differ_in_accents_stored_are_duplicates(tmp_path):

@@ -10,7 +10,7 @@ from conftest import Oracle
 
 import reverse_diffusion as rd
 from ddpm import n_steps
-from diffusion import sampling
+from diffusion import generate, sampling
 from diffusion.denoiser import autoguided, classifier_free, denoiser, with_classifier
 from diffusion.layers import Logbook
 from diffusion.reverse import ReverseSteps
@@ -355,12 +355,12 @@ def test_a_model_without_metadata_takes_numbers_only():
 )
 def test_labels_are_positions_if_integers_and_names_if_text(names, label, number):
     count = len(label) if isinstance(label, list) else 1
-    np.testing.assert_array_equal(rd.as_labels(label, count, conditional((0,) * 9, names)), np.add(number, 1))
+    np.testing.assert_array_equal(generate.as_labels(label, count, conditional((0,) * 9, names)), np.add(number, 1))
 
 
 def test_labels_that_are_text_are_never_positions():
     with pytest.raises(ValueError, match="no class '1'; the classes are cat, dog"):
-        rd.class_number("1", ["cat", "dog"], 2)
+        generate.class_number("1", ["cat", "dog"], 2)
 
 
 @pytest.mark.parametrize(

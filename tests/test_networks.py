@@ -130,7 +130,7 @@ def test_attention_leaves_the_images_of_a_batch_apart():
     np.testing.assert_array_equal(np.flatnonzero(differs), [50])
 
 
-@pytest.mark.parametrize("n_feat", range(8, 128, 8))
+@pytest.mark.parametrize("n_feat", [8, 56, 88])
 def test_every_allowed_width_can_be_built(n_feat):
     """Rows of a batch stay apart in all of them; here where patches, levels and attention meet."""
     x, t = some_inputs((8, 8, 3))

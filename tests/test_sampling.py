@@ -18,7 +18,7 @@ from test_earlier_files import FIXTURES, MODEL
 import ddpm
 import reverse_diffusion as rd
 import unet
-from diffusion import model_file, reverse, sampling
+from diffusion import generate, model_file, reverse, sampling
 from support import device
 from training import checkpoint
 
@@ -55,11 +55,11 @@ def test_an_image_depends_neither_on_their_number_nor_on_the_batches(model, monk
 
 def test_one_compiled_step_is_cached_and_an_incomplete_batch_needs_no_other(model, monkeypatch):
     monkeypatch.setattr(reverse, "LARGEST_BATCH", 4)
-    rd.reverse_steps.cache_clear()
+    generate.reverse_steps.cache_clear()
     sample(model, 6)
     sample(model, 5)
-    loaded = rd.load(*rd.load_key(model))
-    _, steps_for = rd.reverse_steps(loaded, None, None)
+    loaded = generate.load(*generate.load_key(model))
+    _, steps_for = generate.reverse_steps(loaded, None, None)
     steps = steps_for(True, 3)
     assert steps_for.cache_info().misses == 1
     assert steps._take.experimental_get_tracing_count() == 1
@@ -75,7 +75,7 @@ def test_a_changed_file_is_loaded_anew(model, tmp_path):
     copy = str(tmp_path / "model.keras")
     shutil.copy(model, copy)
     before = sample(copy, 2)
-    assert rd.load(*rd.load_key(copy)) is rd.load(*rd.load_key(copy))
+    assert generate.load(*generate.load_key(copy)) is generate.load(*generate.load_key(copy))
     changed = keras.models.load_model(copy)
     changed.set_weights([w + 0.05 for w in changed.get_weights()])
     changed.save(copy)
@@ -87,8 +87,8 @@ def test_a_loaded_model_does_as_well_as_its_path(model):
 
 
 def forget():
-    rd.load.cache_clear()
-    rd.reverse_steps.cache_clear()
+    generate.load.cache_clear()
+    generate.reverse_steps.cache_clear()
 
 
 @pytest.fixture
@@ -135,7 +135,7 @@ def test_numpy_that_raises_every_warning_is_no_obstacle(monkeypatch, sampler):
         return x_t, memory
 
     steps.at_once = 10
-    monkeypatch.setattr(reverse, "ReverseSteps", lambda *_, **__: steps)
+    monkeypatch.setattr(generate, "ReverseSteps", lambda *_, **__: steps)
     for T in 1, 2, 1000:
         light = light_model(T)
         model_file.metadata(light)["diffusion"] |= {"target": "v", "schedule": "cosine", "zero_snr": True}
@@ -272,19 +272,19 @@ def test_few_sizes_of_batches_are_compiled_and_few_models_kept(monkeypatch):
         yield 0, np.zeros((len(index), *shape))
 
     forget()
-    monkeypatch.setattr(reverse, "ReverseSteps", fake_steps)
-    monkeypatch.setattr(sampling, "sample", fake_sample)
+    monkeypatch.setattr(generate, "ReverseSteps", fake_steps)
+    monkeypatch.setattr(generate, "sample", fake_sample)
     for n in (*range(1, 65), *range(64, 0, -1), 200, 1000):
         assert len(sample(models[0], n)) == n
-    assert [size for _, size in made] == list(rd.SIZES)
-    assert all(larger <= 1.5 * size for size, larger in zip(rd.SIZES[1:], rd.SIZES[2:], strict=False))
+    assert [size for _, size in made] == list(generate.SIZES)
+    assert all(larger <= 1.5 * size for size, larger in zip(generate.SIZES[1:], generate.SIZES[2:], strict=False))
     for model in models[0], models[1], models[0]:
         sample(model, 1)
-    assert len(made) == len(rd.SIZES) + 1
+    assert len(made) == len(generate.SIZES) + 1
     sample(models[2], 1)
-    assert rd.reverse_steps.cache_info().currsize == rd.MODELS
+    assert generate.reverse_steps.cache_info().currsize == generate.MODELS
     sample(models[0], 1)  # the latest two are still there
-    assert len(made) == len(rd.SIZES) + 2
+    assert len(made) == len(generate.SIZES) + 2
     forget()
 
 
@@ -292,10 +292,11 @@ def test_sampling_leaves_no_traces_behind_in_functions_that_stay(caplog):
     light = light_model()
     forget()
     sample(light, 3)
-    steps = rd.reverse_steps(light, None, None)[1](True, 3)
+    steps = generate.reverse_steps(light, None, None)[1](True, 3)
     sample(light, 3, variance="posterior", seed=9)
     assert (
-        rd.reverse_steps(light, None, None)[1](True, 3) is steps and steps._take.experimental_get_tracing_count() == 1
+        generate.reverse_steps(light, None, None)[1](True, 3) is steps
+        and steps._take.experimental_get_tracing_count() == 1
     )
     for n in 1, 2, 3, 4, 6, 8:
         sample(light, n)
