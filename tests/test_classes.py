@@ -23,6 +23,7 @@ from data.splits import split_held_out
 from diffusion import generate, model_file
 from evaluation import inputs
 from training import checkpoint, preparation
+from training.images import choose_data
 
 CLASSES = ("--classes", "--T", "20", "--beta2", "0.5", "--image-size", "8", "--sample-every", "0")
 
@@ -337,7 +338,7 @@ def test_classifier_loss_is_cross_entropy_of_labelled_images():
     "typed, message",
     [
         (("--network", "classifier"), "add --classes"),
-        (("--patch", "2"), "--patch is of --network unet"),
+        (("--patch", "2"), "--patch requires --network unet"),
         (("--data", "images.npy", "--classes"), "no array labels"),
         (("--network", "unet", "--image-size", "12"), "multiples of 8"),
     ],
@@ -408,7 +409,7 @@ def choose_classes(book=None, **options):
     new = {} if book else {"image_size": 8, "channels": 1, "classes": True, "preset": "first"}
     chosen = preparation.choose_settings({**new, **options}, book, "model.keras", lambda: "first")
     book["progress"] = {"images": 0}
-    images, held_out = preparation.choose_data(options, chosen, book, "model.keras")
+    images, held_out = choose_data(options, chosen, book, "model.keras")
     return {**book, "settings": chosen}, images, held_out
 
 

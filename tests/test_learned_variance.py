@@ -329,8 +329,8 @@ def test_what_has_not_learned_it_is_refused(train_tiny):
     train_tiny(*TINY, "--n-epochs", "1", "--model", "plain.keras")
     train_tiny(*TINY, *UNET, "--n-epochs", "1", "--model", "unet.keras")
     for model, message in (
-        ("plain.keras", "--variance learned is of --network unet"),
-        ("new.keras", "--variance learned is of --network unet"),
+        ("plain.keras", "--variance learned requires --network unet"),
+        ("new.keras", "--variance learned requires --network unet"),
         ("unet.keras", "variance learned needs a network that learns it"),
     ):
         network = UNET if model == "unet.keras" else ()

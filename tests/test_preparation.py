@@ -16,6 +16,7 @@ import diffusion_model
 from data import drawings
 from support import files
 from training import preparation, settings
+from training.images import choose_data
 
 
 @pytest.fixture
@@ -34,7 +35,7 @@ def choose(book=None, path="model.keras", **options):
         settings.complete(book)
     book["settings"] = settings.choose_settings(options, book, path, lambda: "first")
     before = {name: book[name] for name in ("data", "validation", "progress", "classes") if name in book}
-    images, held_out = preparation.choose_data(options, book["settings"], before, path)
+    images, held_out = choose_data(options, book["settings"], before, path)
     held_out = held_out and held_out.images
     return {**book, "progress": {"images": 0}, **before}, images.images, held_out
 

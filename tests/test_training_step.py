@@ -24,7 +24,7 @@ from data import drawings
 from diffusion import model_file, reverse, sampling
 from support import device, files, lock
 from training import checkpoint, history, preparation, train_step, training_run
-from training.preparation import Images
+from training.images import Images
 
 T = 20
 DIFFUSION = {"beta1": 0.01, "beta2": 0.3, "T": T}

@@ -1,7 +1,6 @@
 """What a training run starts with: a model, new or from its file, its settings, and its images."""
 
 import copy
-import dataclasses
 import math
 import os
 from collections.abc import Sequence
@@ -10,8 +9,7 @@ import keras
 import numpy as np
 
 import data
-from data.classes import describe_classes, match_classes
-from data.splits import split_held_out
+from data.classes import describe_classes
 from diffusion import model_file
 from diffusion.networks import Classifier, Unet
 from diffusion.schedules import make_schedule
@@ -19,24 +17,12 @@ from diffusion.targets import TARGETS
 from support import device, files
 from support.console import say
 from training import advice, checkpoint
+from training.images import Images, choose_data
 from training.saving import copied_epoch, copy_name
-from training.settings import DIFFUSION, FOR_GPU, NOTHING_DONE, PRESETS, STEPS, as_fraction, choose_settings, complete
+from training.settings import DIFFUSION, NOTHING_DONE, PRESETS, choose_settings, complete
 from training.training_run import TrainingRun, copies_early, is_early_copy
 from training.transfer import start_from
 from unet import NaiveUnet
-
-
-@dataclasses.dataclass
-class Images:
-    """Images, uint8 (N, height, width, channels), and their labels, (N,) int, or None."""
-
-    images: np.ndarray
-    labels: np.ndarray | None = None
-
-    def facts(self, source: str | None) -> dict:
-        """What a file notes of them, by which they are recognised."""
-        facts = {"source": source, "count": len(self.images), "digest": data.digest(self.images)}
-        return facts if self.labels is None else {**facts, "labels": data.digest(self.labels)}
 
 
 def prepare(options: dict, path: str) -> tuple[keras.Model, Images, Images | None]:
@@ -172,10 +158,10 @@ def check_network_options(settings: dict, typed: dict) -> None:
     if settings["network"] == "classifier" and not settings["classes"]:
         raise ValueError("--network classifier learns classes; add --classes")
     if typed.get("variance") == "learned" and settings["network"] != "unet":
-        raise ValueError("--variance learned is of --network unet; add that, or choose another variance")
+        raise ValueError("--variance learned requires --network unet; add that, or choose another variance")
     for name in ("widths", "blocks", "attention", "patch") if settings["network"] == "naive" else ():
         if name in typed:
-            raise ValueError(f"--{name} is of --network unet and classifier; add one of them, or omit --{name}")
+            raise ValueError(f"--{name} requires --network unet or classifier; add one of them, or omit --{name}")
 
 
 def build_network(settings: dict, classes: int) -> keras.Model:
@@ -211,134 +197,6 @@ def preset_for_this_machine() -> str:
     return "slides" if os.path.exists(data.CATS) and device.large_gpu() else "first"
 
 
-def choose_data(options: dict, settings: dict, book: dict, path: str) -> tuple[Images, Images | None]:
-    """Reads training and held-out images (or None), records them in the metadata, settles what depends on them."""
-    before = book.get("data")
-    default = data.CATS if settings["preset"] in FOR_GPU and os.path.exists(data.CATS) else "drawings"
-    fraction = (before and book.get("validation") or {}).get("fraction")
-    images, report = read_images("data", options, before, default, settings, path, fraction)
-    if before and sorted(book["classes"]) != sorted(report.classes):
-        raise ValueError(
-            f"{path} was trained with the classes {', '.join(book['classes'])}, and {report.source} has "
-            f"{', '.join(report.classes)}; choose another --model to start a new run"
-        )
-    book["classes"] = book["classes"] if before else report.classes
-    images.labels = match_classes(images.labels, report.classes, book["classes"])
-    images, held_out = choose_validation(images, options, settings, book, path)
-    now = images.facts(report.source)
-    if before and not same_images("data", now, before, path, options):
-        book["progress"].update(images=0, epoch_steps=0, loss=0.0, seconds=0.0)  # the epoch begins anew
-        settings["flip"] = options.get("flip")
-
-    book["data"] = now
-    if settings["flip"] is None:
-        settings["flip"] = report.photographs
-        if sentence := advice.on_flip(settings):
-            say(sentence)
-    if settings["n_epochs"] is None:
-        settings["n_epochs"] = max(1, STEPS[settings["preset"]] // math.ceil(now["count"] / settings["batch_size"]))
-    if settings["sample_every"] is None:
-        settings["sample_every"] = math.ceil(settings["n_epochs"] / 2)
-    return images, held_out
-
-
-def choose_validation(
-    images: Images, options: dict, settings: dict, book: dict, path: str
-) -> tuple[Images, Images | None]:
-    """Training images, and held-out ones: a fraction of the images, those of another source, or None."""
-    before, typed, count = book.get("validation"), options.get("validation"), len(images.images)
-    fraction = as_fraction(typed) if typed is not None else before and before["fraction"]
-    if "data" in book and fraction != (before and before["fraction"]):
-        how = f"with --validation {describe_validation(before)}" if before else "without --validation"
-        raise ValueError(
-            f"{path} was trained {how}, not with {typed}, and the held-out images cannot change; omit --validation to "
-            "resume, or choose another --model to start a new run"
-        )
-    source = None
-    if fraction is not None:
-        if not 0 < fraction < 1 or not 0 < round(fraction * count) < count:
-            raise ValueError(f"--validation must leave images on both sides, got {typed} of {count:,}")
-        both = (split_held_out(part, fraction, settings["seed"]) for part in (images.images, images.labels)
-                if part is not None)  # fmt: skip
-        images, held_out = (Images(*parts) for parts in zip(*both, strict=True))
-    elif typed is not None or before:
-        held_out, report = read_images("validation", options, before, None, settings, path)
-        source = report.source
-        if unknown := [name for name in report.classes if name not in set(book["classes"])]:
-            raise ValueError(
-                f"--validation {source} has the classes {', '.join(unknown)}, and the training images have only "
-                f"{', '.join(book['classes'])}; choose images of those classes"
-            )
-        held_out.labels = match_classes(held_out.labels, report.classes, book["classes"])
-    else:
-        return images, None
-    now = {"fraction": fraction, **held_out.facts(source)}
-    if before and before["fraction"] is None:
-        same_images("validation", now, before, path, options)
-    book["validation"] = now
-    settings["validation"] = describe_validation(now)
-    return images, held_out
-
-
-def describe_validation(validation: dict) -> str:
-    """The value of `--validation` that stands for this: a fraction or a source."""
-    return str(validation["fraction"] or validation["source"])
-
-
-def read_images(
-    name: str,
-    options: dict,
-    before: dict | None,
-    default: str | None,
-    settings: dict,
-    path: str,
-    fraction: float | None = None,
-) -> tuple[Images, data.Report]:
-    """Images from the source typed as `--data` or `--validation`, else the one in the file, else a default.
-
-    Args:
-        before: what the file notes of them, but for a `fraction` that was held out.
-    """
-
-    def recognise(images):
-        part = images if fraction is None else split_held_out(images, fraction, settings["seed"])[0]
-        return data.digest(part) == before.get("digest")
-
-    source = options.get(name, before["source"] if before else default)
-    how = settings["image_size"], settings["channels"], settings["classes"]
-    try:
-        images, report = data.load_images(source, *how, recognise if before else None)
-    except FileNotFoundError as error:
-        if options.get(name):
-            raise
-        raise FileNotFoundError(
-            f"{path} was trained with --{name} {source}, which is not there any more; if it has moved, say where to "
-            f"with --{name} NEW"
-        ) from error
-    if str(report):
-        say(report)
-    return Images(images, report.labels), report
-
-
-def same_images(name: str, now: dict, before: dict, path: str, options: dict) -> bool:
-    """Whether a source holds the images that the model was trained with.
-
-    Raises:
-        ValueError: if it does not and `--new-data` was not given.
-    """
-    if all(now.get(name) == before.get(name, now.get(name)) for name in ("digest", "labels")):
-        return True
-    if not options.get("new_data"):
-        count = f"{before['count']:,}"
-        labels = ", other labels" if now["digest"] == before["digest"] else ""
-        raise ValueError(
-            f"{path} was trained with --{name} {before['source']} ({count} images), not with what is now in "
-            f"{now['source']} ({now['count']:,}{labels}); if they have moved, say where to with --{name} NEW, add "
-            "--new-data to resume with other images, or choose another --model to start a new run"
-        )
-    return False
-
-
 def finished(run: TrainingRun) -> bool:
     """Whether all epochs are done; if so, saves settings that are new, says so, and how to train further."""
     epochs = run.progress["epoch"]
@@ -356,7 +214,7 @@ def finished(run: TrainingRun) -> bool:
 
 
 def describe(model: keras.Model, path: str, labels: np.ndarray | None = None) -> None:
-    """Prints what the run is about to do. `labels` are those of the training images."""
+    """Prints what the run is about to do. `labels` belong to the training images."""
     book = model_file.metadata(model)
     s, d, done = book["settings"], book["data"], book["progress"]
     steps = math.ceil(d["count"] / s["batch_size"])
