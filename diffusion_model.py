@@ -53,8 +53,11 @@ def train_model(options, path, interruption):
     try:
         model, images, held_out = prepare(options, path)
     except tf.errors.ResourceExhaustedError:
-        console.leave("diffusion_model.py: the network does not fit in the GPU's memory; does another process use it, "
-                      "as nvidia-smi shows? Else try a smaller --n-feat", 1)  # fmt: skip
+        console.leave(
+            "diffusion_model.py: the network does not fit in the GPU's memory; does another process use it, as "
+            "nvidia-smi shows? Else try a smaller --n-feat",
+            1,
+        )
     book = model_file.metadata(model)  # a dict in the file, of which settings and progress are parts
     board = None
     sched, target = model_file.diffusion_of(model)

@@ -38,7 +38,7 @@ class GroupNormalization(kl.GroupNormalization):
         def total(x):  # (batch, height, width, channels) → (batch, 1, 1, channels)
             return ops.sum(x, axis=(1, 2), keepdims=True)
 
-        def of_groups(sums):  # (batch, 1, 1, channels) → means over the pixels of a group, repeated for its channels
+        def group_means(sums):  # (batch, 1, 1, channels) → means over the pixels of a group, repeated for its channels
             grouped = ops.reshape(sums, (batch, 1, 1, self.groups, members))
             means = ops.sum(grouped, axis=-1, keepdims=True) / (height * width * members)
             return ops.reshape(means + ops.zeros_like(grouped), (batch, 1, 1, channels))
@@ -46,8 +46,8 @@ class GroupNormalization(kl.GroupNormalization):
         @ops.custom_gradient
         def normalize(inputs, gamma, beta):
             x = ops.cast(inputs, "float32")
-            mean = of_groups(total(x))
-            variance = ops.maximum(of_groups(total(ops.square(x))) - ops.square(mean), 0)
+            mean = group_means(total(x))
+            variance = ops.maximum(group_means(total(ops.square(x))) - ops.square(mean), 0)
             rstd = ops.rsqrt(variance + self.epsilon)
             scale = gamma * rstd
             shift = beta - mean * scale
@@ -63,8 +63,8 @@ class GroupNormalization(kl.GroupNormalization):
                     dy = dy * sigmoid * (1 + y - y * sigmoid)
                 dbeta = total(dy)
                 dgamma = (total(dy * x) - mean * dbeta) * rstd
-                slope = of_groups(gamma * dgamma) * rstd * rstd
-                offset = of_groups(gamma * dbeta) * rstd - slope * mean
+                slope = group_means(gamma * dgamma) * rstd * rstd
+                offset = group_means(gamma * dbeta) * rstd - slope * mean
                 dx = ops.cast(dy * scale - (x * slope + offset), inputs.dtype)
                 if modulation is None:  # of all images together
                     dgamma, dbeta = ops.sum(dgamma, axis=(0, 1, 2)), ops.sum(dbeta, axis=(0, 1, 2))

@@ -75,8 +75,9 @@ def sampler_of(
 def check_variance(model: keras.Model) -> None:
     """Raises ValueError if a model has not learned the variance of a step."""
     if not learns_variance(model):
-        raise ValueError("variance learned needs a network that learns it, which is a new one of --network unet "
-                         "--variance learned")  # fmt: skip
+        raise ValueError(
+            "variance learned needs a network that learns it, which is a new one of --network unet --variance learned"
+        )
 
 
 def classes_of(model: keras.Model) -> list[str] | None:
@@ -209,7 +210,7 @@ def is_copy(one: keras.Model, other: keras.Model) -> bool:
 
 @contextlib.contextmanager
 def _no_warning_is_an_error(silent):
-    """Warnings end nothing. Their filters are those of the whole process, and so are changed only where they must be.
+    """Warnings end nothing. Filters belong to the whole process, so they are changed only where that is necessary.
 
     Args:
         silent: whether warnings are not wanted at all.

@@ -48,21 +48,21 @@ def for_inference(model: Callable) -> Callable[..., tf.Tensor]:
         signature = [tf.TensorSpec([None, *tensor.shape[1:]], dtype) for tensor, dtype in given] or None
 
         @tf.function(input_signature=signature, reduce_retracing=True, autograph=False)
-        def of_piece(*inputs):
+        def predict_part(*inputs):
             return model(list(inputs), training=False)
 
-        of_piece.policy = policy
-        model.for_inference = of_piece
+        predict_part.policy = policy
+        model.for_inference = predict_part
     return model.for_inference
 
 
 def predictor(model: Callable, parts: int) -> Callable[[list[tf.Tensor]], tf.Tensor]:
     """A network for inference, as a function of its list of inputs such as [x_t, t/T], with batches in parts."""
-    of_piece = for_inference(model)
+    predict_part = for_inference(model)
 
     def predict(inputs):
-        pieces = zip(*(split(tensor, parts) for tensor in inputs), strict=True)
-        return tf.concat([of_piece(*piece) for piece in pieces], axis=0)
+        batches = zip(*(split(tensor, parts) for tensor in inputs), strict=True)
+        return tf.concat([predict_part(*batch) for batch in batches], axis=0)
 
     return predict
 
@@ -118,14 +118,15 @@ class ReverseSteps:
         shape = tuple(model.inputs[0].shape[1:])
         xla = device.prefers_xla(batch_size) if xla is None else xla
         parts = 1 if xla else device.parts_for(batch_size)
-        of_model, classify = denoiser_of(model, sched, target, parts), classifier and predictor(classifier, parts)
-        of_weaker = weaker and denoiser_of(weaker[0], sched, weaker[1], parts)
+        model_denoiser = denoiser_of(model, sched, target, parts)
+        classify = classifier and predictor(classifier, parts)
+        weaker_denoiser = weaker and denoiser_of(weaker[0], sched, weaker[1], parts)
 
         @tf.function(jit_compile=xla, autograph=False)
         def step(x_t, memory, t, coefficients, g, label, z):
-            denoise = of_model
+            denoise = model_denoiser
             if weaker:
-                denoise = autoguided(denoise, of_weaker, g)
+                denoise = autoguided(denoise, weaker_denoiser, g)
             elif classifier:
                 denoise = with_classifier(denoise, classify, sched, g)
             elif len(model.inputs) > 2:
@@ -137,15 +138,15 @@ class ReverseSteps:
             return tf.TensorSpec(shape, dtype)
 
         x = spec(tf.float32, batch_size, *shape)
-        of_steps = (
+        step_specs = (
             spec(tf.int32, None),
             spec(tf.int32, None),
             spec(tf.float32, None, samplers.COLUMNS),
             spec(tf.float32, None),
         )
-        of_images = spec(tf.int32, batch_size), spec(tf.int64), spec(tf.int64, batch_size)
+        image_specs = spec(tf.int32, batch_size), spec(tf.int64), spec(tf.int64, batch_size)
 
-        @tf.function(input_signature=[x, x, *of_steps, *of_images], autograph=False)
+        @tf.function(input_signature=[x, x, *step_specs, *image_specs], autograph=False)
         def take(x_t, memory, times, draws, coefficients, guidance, label, seed, index):
             def one(k, x_t, memory):
                 needed = coefficients[k, 2] > 0  # σ

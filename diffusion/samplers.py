@@ -58,9 +58,9 @@ def choose_times(sched: Schedule, steps: int, spacing: str = "uniform", repeats:
         times = T * left**2
     else:
         last = T if sched.alphabar[-1] > 0 else T - 1  # where log-SNR is finite
-        of_t = log_snr(sched.alphabar[1 : last + 1])
-        wanted = np.linspace(of_t[-1], of_t[0], count)
-        times = np.append(np.interp(-wanted, -of_t, np.arange(1, last + 1)), 0)
+        log_snrs = log_snr(sched.alphabar[1 : last + 1])
+        wanted = np.linspace(log_snrs[-1], log_snrs[0], count)
+        times = np.append(np.interp(-wanted, -log_snrs, np.arange(1, last + 1)), 0)
     times = np.rint(times).astype(np.int32)
     times[0], times[-1] = T, 0
     for k in range(count - 1, 0, -1):  # where rounding repeats a t, it moves to the next free one
@@ -146,11 +146,11 @@ def inversion_coefficients(sched: Schedule, times: np.ndarray, lowest: int = 1) 
 
 
 def langevin_coefficients(sched: Schedule, times: np.ndarray) -> np.ndarray:
-    """Those of annealed Langevin sampling (Song & Ermon 2020, NCSNv2, arXiv 2006.09011, algorithm 1), (S, 6) float32.
+    """Coefficients of annealed Langevin sampling, (S, 6) float32 (Song & Ermon 2020, arXiv 2006.09011, algorithm 1).
 
     x_t / √ᾱ_t is an image with noise of deviation σ_t = √((1 - ᾱ_t) / ᾱ_t) on it. Each step moves it by κσ_t² along the
     score, -ε̂ / σ_t, with noise of variance 2κσ_t². The first step, from pure noise to the first noise level, and the
-    last one, to x̂_0, are those of DDIM without noise.
+    last one, to x̂_0, are DDIM steps without noise.
 
     Args:
         times: (S + 1,) int, falling from T to 0, several steps from each t between them, see `choose_times`.
@@ -166,9 +166,9 @@ def langevin_coefficients(sched: Schedule, times: np.ndarray) -> np.ndarray:
 def langevin_step_sizes(sched: Schedule, t: np.ndarray) -> np.ndarray:
     """κ of each step from a time in `t`, (S,) int, falling, with repeats; float64.
 
-    The n steps at a noise level begin with the variance of the level before, γ² times as large; for the first level γ
-    is that of the second. κ is what brings it nearest to that of this level (NCSNv2, technique 4: its equation as near
-    to 1 as can be, on a grid).
+    The n steps at a noise level begin with the variance of the level before, γ² times as large; the first level takes
+    γ from the second. κ is chosen on a grid so that they end as near as possible to the variance of this level
+    (NCSNv2, arXiv 2006.09011, technique 4: its equation is to equal 1).
     """
     levels, place, n = np.unique(-t, return_inverse=True, return_counts=True)
     ab = sched.alphabar[-levels]

@@ -26,7 +26,7 @@ def standard_normal(
         index: (batch,) int, the numbers of the images, below 2³¹; batch must be known. Image k gets the same noise in
             every batch.
         image_shape: (height, width, channels).
-        draw: 0 for the noise of a sampler's step from t, 1, 2, … below 2¹² for that of further steps at the same t.
+        draw: 0 for the noise of a sampler's step from t, 1, 2, … below 2¹² for further steps at the same t.
 
     Returns:
         (batch, height, width, channels) float32.
@@ -40,8 +40,8 @@ def standard_normal(
 class Plan:
     """The steps of a reverse process: `times` (S + 1,) int32 and `coefficients` (S, 5) or (S, 6) float32.
 
-    Where a time is repeated, a step stays at it. `guidance` is that of all steps or of each, (S,). The network is asked
-    at each time, but at none below `lowest`: it is not trained at t = 0, where an inversion starts.
+    Where a time is repeated, a step stays at it. `guidance` is one number for all steps, or one for each, (S,). The
+    network is asked at each time, but at none below `lowest`: it is not trained at t = 0, where an inversion starts.
     """
 
     times: np.ndarray
@@ -73,7 +73,7 @@ def make_plan(
     Args:
         sched: the noise schedule.
         sampler, eta, variance: see `samplers.coefficients`.
-        steps: how many, without those of the corrector; None for all T.
+        steps: how many, not counting steps of the corrector; None for all T.
         spacing: see `samplers.choose_times`; None for what suits the sampler, log-SNR for dpm++ and langevin, else
             uniform.
         corrector: how many Langevin steps follow each step but the last; see `samplers.with_corrector`.
@@ -180,6 +180,6 @@ def sample(
     yield int(times[0]), x_t
     while k < len(asked):
         now = slice(k, min(k + (1 if every else steps.at_once), len(asked)))
-        of_steps = asked[now], draws[now], plan.coefficients[now], guidance[now]
-        (x_t, memory), k = steps(x_t, memory, *of_steps, label, seed, index), now.stop
+        part = asked[now], draws[now], plan.coefficients[now], guidance[now]
+        (x_t, memory), k = steps(x_t, memory, *part, label, seed, index), now.stop
         yield int(times[k]), x_t

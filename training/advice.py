@@ -53,11 +53,11 @@ HIGH = 1.2  # times the measured loss; seeds differ by a few percent
 
 
 def on_loss(settings: dict, source: str, epoch: int, loss: float) -> str | None:
-    """The sentence that compares the mean loss of an epoch with that of a preset as it was measured, else None.
+    """A sentence that compares the mean loss of an epoch with the measured loss of a preset, else None.
 
     Args:
-        settings: of the run; there is none if one that matters is not that of a measured preset.
-        source: of the images; there is none if they are not the drawings.
+        settings: of the run; None is returned unless all that affect the loss match a measured preset.
+        source: of the images; None is returned unless they are the drawings.
         epoch: its number, from 0.
         loss: the mean over its steps.
     """

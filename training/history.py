@@ -6,11 +6,10 @@ import time
 
 from support import files
 
-COLUMNS = (
-    "epoch", "step", "loss_sum", "loss_mean", "seconds", "images_per_second", "learning_rate",
-    "held_out_loss", "held_out_q1", "held_out_q2", "held_out_q3", "held_out_q4",  # empty where not measured
-)  # fmt: skip
-FIRST_COLUMNS = 7  # those of the earliest version
+TRAINING_COLUMNS = ("epoch", "step", "loss_sum", "loss_mean", "seconds", "images_per_second", "learning_rate")
+HELD_OUT_COLUMNS = ("held_out_loss", "held_out_q1", "held_out_q2", "held_out_q3", "held_out_q4")
+COLUMNS = TRAINING_COLUMNS + HELD_OUT_COLUMNS  # a held-out loss is empty where it was not measured
+FIRST_COLUMNS = len(TRAINING_COLUMNS)  # in files of the earliest version
 ENCODINGS = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}  # by the first two bytes; else UTF-8
 
 

@@ -15,16 +15,24 @@ from support import console, device, files
 from support.console import integer, integers, number, say
 
 # Presets: what differs from the defaults of the table below, which are the slides'. See docs/evaluation.md.
-BETTER = {"network": "unet", "target": "v", "schedule": "cosine", "lr_decay": "cosine", "n_epochs": None,
-          "sample_every": None, "variance": "posterior", "sample_steps": 50}  # fmt: skip
+BETTER = {
+    "network": "unet",
+    "target": "v",
+    "schedule": "cosine",
+    "lr_decay": "cosine",
+    "n_epochs": None,
+    "sample_every": None,
+    "variance": "posterior",
+    "sample_steps": 50,
+}
 ON_CPU = {**BETTER, "image_size": 32, "patch": 2, "batch_size": 16, "learning_rate": 2e-3, "optimizer": "muon"}
+ON_GPU = {**BETTER, "blocks": 2, "learning_rate": 3e-4, "precision": "bfloat16"}
 PRESETS = {
     "first": {**ON_CPU, "target": "x0", "weighting": "min-snr", "n_feat": 32, "warmup": 50, "ema": 0.99},
     "cpu-hour": {**ON_CPU, "n_feat": 48, "warmup": 200, "ema": 0.999, "weaker_after": 3000},
-    "gpu-16gb": {**BETTER, "n_feat": 128, "blocks": 2, "learning_rate": 3e-4, "warmup": 1000,
-                 "ema": 0.9995, "precision": "bfloat16", "weaker_after": 6000},
+    "gpu-16gb": {**ON_GPU, "n_feat": 128, "warmup": 1000, "ema": 0.9995, "weaker_after": 6000},
     "slides": {},
-}  # fmt: skip
+}
 FOR_GPU = ("gpu-16gb", "slides")  # which train on the slides' cats, where those are prepared
 STEPS = {"first": 4100, "cpu-hour": 50_000, "gpu-16gb": 100_000}  # of which an automatic number of epochs is made
 
@@ -80,7 +88,7 @@ def setting(name: str, help: str, value: Any = None, **more: Any) -> Option:
     return Option(name, help, value, how=how, **more)
 
 
-def of_run(name: str, help: str, default: str = "", **how: Any) -> Option:
+def run_option(name: str, help: str, default: str = "", **how: Any) -> Option:
     """An option of a single run, which no file keeps."""
     return Option(name, help, default=default, stored=False, how=how)
 
@@ -90,14 +98,14 @@ OPTIONS = (
     setting("preset", "first: minutes on 2 CPU cores; cpu-hour: an hour on 2 CPU cores; gpu-16gb: hours on a GPU with "
             "16 GB or more; slides: the lecture's values, days on a GPU with 28 GB", default="slides if there is "
             "such a GPU, and data/cats64.npz, else first", choices=tuple(PRESETS), fixed=True),
-    of_run("data", "images to train on: drawings (cartoon cats), a folder, or a .npy or .npz file", "drawings; with "
-           "presets slides and gpu-16gb data/cats64.npz if it is there", metavar="SOURCE"),
-    of_run("new_data", "resume with other images than those the model was trained on", action="store_true"),
+    run_option("data", "images to train on: drawings (cartoon cats), a folder, or a .npy or .npz file",
+               "drawings; with presets slides and gpu-16gb data/cats64.npz if it is there", metavar="SOURCE"),
+    run_option("new_data", "resume with other images than those the model was trained on", action="store_true"),
     setting("image_size", "height and width in pixels; naive: a multiple of 32, else what the levels divide", 64,
             fixed=True, type=integer(1), metavar="PIXELS"),
     setting("channels", "1 for grey, 3 for colour", 3, fixed=True, type=int, choices=(1, 3)),
-    setting("network", "naive: that of the slides; unet: time in every block, and attention; classifier: what guides a "
-            "model towards a class, see --classifier of reverse_diffusion.py", "naive", fixed=True,
+    setting("network", "naive: the network of the slides; unet: time in every block, and attention; classifier: what "
+            "guides a model towards a class, see --classifier of reverse_diffusion.py", "naive", fixed=True,
             choices=("naive", "unet", "classifier")),
     setting("n_feat", "width of the network, a multiple of 8", 512, fixed=True, type=integer(1), metavar="N"),
     setting("widths", "of unet and classifier: width of each level in multiples of --n-feat, with commas between them",
@@ -113,9 +121,9 @@ OPTIONS = (
     setting("drop_label", "fraction of the images that are trained without their class, for guidance", 0.1,
             type=number(0, 1), metavar="FRACTION"),
     setting("batch_size", "images per step", 64, type=integer(1), metavar="N"),
-    setting("n_epochs", "epochs in total, those of earlier runs included", 300, default="as many as make {steps}",
+    setting("n_epochs", "epochs in total, including earlier runs", 300, default="as many as make {steps}",
             type=integer(1), metavar="N"),
-    setting("optimizer", "adam, or muon, which learns more in a step and leaves biases and the like to Adam", "adam",
+    setting("optimizer", "adam, or muon: orthogonalised updates for weight matrices, Adam for the rest", "adam",
             fixed=True, choices=("adam", "muon")),
     setting("learning_rate", "highest learning rate of the optimizer", 1e-3, type=number(1e-12),
             metavar="RATE"),
@@ -142,12 +150,12 @@ OPTIONS = (
     setting("weighting", "weight of the loss by t: none; snr: the error of the noise whatever the target; min-snr: "
             "the error of the image times the signal-to-noise ratio, but at most times 5", "none",
             choices=WEIGHTINGS),
-    setting("t_sampling", "which t are trained: all alike, or logsnr: mostly those between noise and image", "uniform",
+    setting("t_sampling", "how t is drawn: uniformly, or logsnr: mostly at intermediate noise levels", "uniform",
             choices=T_SAMPLINGS),
     setting("seed", "seed of all random numbers", 0, fixed=True, type=integer(0, 2**32 - 1), metavar="N"),
-    of_run("model", "file to write, or to resume if it exists", "model.keras", metavar="FILE.keras"),
-    of_run("init", "model whose weights a new model starts from, where their shapes are the same; drawings is a "
-           "pretrained one", "none", metavar="FILE.keras"),
+    run_option("model", "file to write, or to resume if it exists", "model.keras", metavar="FILE.keras"),
+    run_option("init", "model whose weights a new model starts from, where their shapes are the same; drawings is a "
+               "pretrained one", "none", metavar="FILE.keras"),
     setting("validation", "held-out images, whose loss is reported: a fraction of the images such as 0.1, or a source "
             "of their own like --data", default="none", metavar="FRACTION|SOURCE"),
     setting("validate_every", "epochs from one held-out loss to the next", 1, type=integer(1), metavar="EPOCHS"),
@@ -155,29 +163,30 @@ OPTIONS = (
             default="once, half-way", type=integer(0), metavar="EPOCHS"),
     setting("sampler", "sampler of the grids, and of my_sample where no other is asked for", "ddpm",
             choices=tuple(name for name in SAMPLERS if name != "langevin")),
-    setting("variance", "of the noise in a step of the sampler ddpm: β, that of the posterior for few steps, or "
-            "learned, which a new unet then learns", "beta", choices=VARIANCES),
+    setting("variance", "of the noise in a step of the sampler ddpm: β, posterior for few steps, or learned, "
+            "which a new unet then learns", "beta", choices=VARIANCES),
     setting("sample_steps", "its number of steps", default="T", type=integer(1), metavar="N"),
     setting("weaker_after", "steps after which a copy NAME-weaker.keras is saved, which guides the finished model away "
             "from early mistakes, see --weaker of reverse_diffusion.py; 0 for none", 0, type=integer(0),
             metavar="STEPS"),
-    of_run("save_every", "minutes between saves: at most this much is lost to a power cut", "10", type=number(0),
-           metavar="MINUTES"),
-    of_run("keep", "copies to keep, each of the first save after the end of an epoch", "0", type=integer(0),
-           metavar="K"),
-    of_run("tensorboard", "folder for scalars, images and graph; see tensorboard --logdir DIR", "none", metavar="DIR"),
-    of_run("xla", "compile the training step with XLA", "on a GPU yes, on a CPU no", action=YES_OR_NO),
-    of_run("parts", "divide every batch into N parts that are computed side by side", "on a CPU one for each core, at "
-           f"most {device.MOST_PARTS}; on a GPU 1", type=integer(1), metavar="N"),
-    of_run("deterministic", "on a GPU: the same bits in every run, but slower (a CPU is deterministic as it is)",
-           action="store_true"),
+    run_option("save_every", "minutes between saves: at most this much is lost to a power cut", "10", type=number(0),
+               metavar="MINUTES"),
+    run_option("keep", "copies to keep, each of the first save after the end of an epoch", "0", type=integer(0),
+               metavar="K"),
+    run_option("tensorboard", "folder for scalars, images and graph; see tensorboard --logdir DIR", "none",
+               metavar="DIR"),
+    run_option("xla", "compile the training step with XLA", "on a GPU yes, on a CPU no", action=YES_OR_NO),
+    run_option("parts", "divide every batch into N parts that are computed side by side", "on a CPU one for each core, "
+               f"at most {device.MOST_PARTS}; on a GPU 1", type=integer(1), metavar="N"),
+    run_option("deterministic", "on a GPU: the same bits in every run, but slower (a CPU is deterministic as it is)",
+               action="store_true"),
 )  # fmt: skip
 SETTINGS = [option for option in OPTIONS if option.stored]
 PRESETS = {name: {option.name: option.value for option in SETTINGS} | values for name, values in PRESETS.items()}
 # Progress in the metadata: epochs and steps done, and of the running epoch the images used, the steps taken, the sum of
 # their losses, and the seconds they took.
 DIFFUSION = ("beta1", "beta2", "T", "schedule", "zero_snr", "target")  # settings that samplers need
-BEFORE = {"ema_warmup": False, "sampler": None}  # what was done before there was a setting, where it is not the default
+DEFAULTS_OF_OLD_FILES = {"ema_warmup": False, "sampler": None}  # where they differ from the defaults of new ones
 NOTHING_DONE = {"epoch": 0, "step": 0, "images": 0, "epoch_steps": 0, "loss": 0.0, "seconds": 0.0}
 
 
@@ -216,7 +225,7 @@ def options_page() -> str:
         "",
         "## Presets",
         "",
-        "The defaults above are those of the preset `slides`. The others differ in:",
+        "The defaults above belong to the preset `slides`. The others differ in:",
         "",
         "| option | " + " | ".join(f"`{preset}`" for preset in PRESETS) + " |",
         "|---" * (1 + len(PRESETS)) + "|",
@@ -276,7 +285,7 @@ def choose_settings(options: dict, book: dict, path: str, automatic: Callable[[]
 
 def complete(book: dict) -> None:
     """Adds to the metadata what files of earlier versions lack, so that nothing else asks whether it is there."""
-    settings = book["settings"] = {**PRESETS["slides"], **BEFORE, **book["settings"]}
+    settings = book["settings"] = {**PRESETS["slides"], **DEFAULTS_OF_OLD_FILES, **book["settings"]}
     if settings["sampler"] is None:
         settings["sampler"] = "ddim" if (settings["sample_steps"] or settings["T"]) < settings["T"] else "ddpm"
     progress = book["progress"] = {**NOTHING_DONE, **book["progress"]}

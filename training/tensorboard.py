@@ -34,9 +34,8 @@ class Board:
             raise ValueError("--tensorboard needs the package tensorboard: pip install tensorboard")
         files.make_folder("--tensorboard", folder)
         self.folder, self.writer = folder, tf.summary.create_file_writer(folder)
-        new = not any(name.startswith("events") and os.path.getsize(os.path.join(folder, name)) > 1000
-                      for name in os.listdir(folder))  # fmt: skip
-        if not new:
+        events = [os.path.join(folder, name) for name in os.listdir(folder) if name.startswith("events")]
+        if any(os.path.getsize(name) > 1000 for name in events):
             return
         with self.writer.as_default():
             inputs = [tf.TensorSpec((1, *tensor.shape[1:]), tensor.dtype) for tensor in model.inputs]

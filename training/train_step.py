@@ -137,7 +137,7 @@ def divide_training(model: keras.Model, parts: int, ema_warmup: bool = False) ->
     Args:
         model: compiled, with an optimizer that keeps EMA weights.
         parts: how many.
-        ema_warmup: whether their momentum is that of `ema_momentum`, instead of the same in every step.
+        ema_warmup: whether their momentum rises as `ema_momentum` computes it, instead of being constant.
     """
     model.parts = parts
     optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)  # in float16 it is wrapped

@@ -114,7 +114,7 @@ class TrainingRun:
             self.checkpoints.attempt(self.table.path, self.table.write)
 
     def validate(self) -> tuple[float | None, ...] | None:
-        """Measures and prints the held-out loss and that of each quarter of t; None if it is not due."""
+        """Measures and prints the held-out loss, over all t and in each quarter of t; None if it is not due."""
         if not self.validation or (self.progress["epoch"] + 1) % self.settings["validate_every"]:
             return None
         measured = self.validation.measure()

@@ -62,7 +62,7 @@ def name_layers(network: keras.Model) -> dict[str, keras.layers.Layer]:
 
 
 def compare_meaning(model: keras.Model, trained: keras.Model) -> list[str]:
-    """What makes the output of a trained model mean something else than that of a new one, in words."""
+    """In words, why the output of a trained model means something else than the output of a new one."""
     if model_file.is_classifier(model):
         classes = model_file.classes_of(trained)
         return [] if classes == model_file.classes_of(model) else [f"the classes {', '.join(classes or [])}"]
@@ -76,9 +76,9 @@ def compare_meaning(model: keras.Model, trained: keras.Model) -> list[str]:
 def embeddings_by_name(
     layer: ClassLayer, embeddings: np.ndarray, classes: list[str], their_classes: list[str] | None
 ) -> np.ndarray:
-    """The embeddings of a new layer, (classes + 1, channels), with those that a trained one has of the same classes.
+    """The embeddings of a new layer, (classes + 1, channels), where a trained layer knows a class taken from it.
 
-    Row 0 is that of "no class".
+    Row 0 stands for "no class".
     """
     own = np.array(layer.get_weights()[0])
     if own.shape[1:] != embeddings.shape[1:]:

@@ -50,11 +50,11 @@ class Validation:
 
         weights = comparable_weights(sched.alphabar)
 
-        def of_noise(x_t, t, eps, label):
+        def measure_denoising(x_t, t, eps, label):
             error = tf.reduce_mean(tf.square(denoise(x_t, t, label + 1).eps - eps), axis=(1, 2, 3))
             return {"loss": tf.gather(tf.constant(weights, tf.float32), t) * error}
 
-        def of_classes(x_t, t, eps, label):
+        def measure_classifying(x_t, t, eps, label):
             logits = classify([x_t, network_time(t, sched)])
             right = tf.argmax(logits, axis=-1, output_type=label.dtype) == label
             return {"loss": cross_entropies(logits, label)[:, 0, 0, 0], "accuracy": tf.cast(right, tf.float32)}
@@ -62,13 +62,13 @@ class Validation:
         @tf.function(autograph=False)
         def measures(x_0, t, label, index):
             eps = standard_normal(0, 0, index, x_0.shape[1:])
-            of_image = of_classes if model_file.is_classifier(model) else of_noise
-            return of_image(q_sample(x_0, t, eps, sched), t, eps, label)
+            measure = measure_classifying if model_file.is_classifier(model) else measure_denoising
+            return measure(q_sample(x_0, t, eps, sched), t, eps, label)
 
         self.measures = measures
 
     def measure(self) -> dict[str, tuple[float, list[float | None]]]:
-        """The mean `loss` of the EMA weights, and that of each quarter of t (None for a quarter without images).
+        """The mean `loss` of the EMA weights, over all t and in each quarter of t (None for a quarter without images).
 
         Of a classifier also the `accuracy`, the fraction of the images whose class it tells.
         """
@@ -83,9 +83,9 @@ class Validation:
         return {name: self._by_quarters(np.concatenate([part[name] for part in parts])[:n]) for name in parts[0]}
 
     def _by_quarters(self, values):
-        """The mean of all, and that of each quarter of t."""
+        """The mean over all t, and the mean in each quarter of t."""
         quarters = [values[self.quarter == q] for q in range(QUARTERS)]
-        return float(values.mean()), [float(of_quarter.mean()) if len(of_quarter) else None for of_quarter in quarters]
+        return float(values.mean()), [float(part.mean()) if len(part) else None for part in quarters]
 
 
 def overfitting_warning(rows: list[tuple[float, float]]) -> str | None:
