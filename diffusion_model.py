@@ -58,7 +58,7 @@ def train_model(options, path, interruption):
             "nvidia-smi shows? Else try a smaller --n-feat",
             1,
         )
-    book = model_file.metadata(model)  # a dict in the file, of which settings and progress are parts
+    metadata = model_file.metadata(model)  # a dict in the file, of which settings and progress are parts
     board = None
     sched, target = model_file.diffusion_of(model)
     if "tensorboard" in options:
@@ -74,22 +74,23 @@ def train_model(options, path, interruption):
         train(model, images, run)
     except FloatingPointError as error:
         give_up(
-            book, f"{error}; {path} is as it was saved before. Try a smaller --learning-rate, or another --precision"
+            metadata,
+            f"{error}; {path} is as it was saved before. Try a smaller --learning-rate, or another --precision",
         )
     except tf.errors.OpError as error:
         if not device.out_of_memory(error):
             raise
-        smaller = max(1, book["settings"]["batch_size"] // 2)
+        smaller = max(1, metadata["settings"]["batch_size"] // 2)
         give_up(
-            book,
+            metadata,
             f"the images of a batch do not fit in memory; add --batch-size {smaller}, unless another "
             "process uses the memory",
         )
 
 
-def give_up(book, why):
+def give_up(metadata, why):
     """Ends a run that cannot continue, with the facts that explain it."""
-    settings, progress = book["settings"], book["progress"]
+    settings, progress = metadata["settings"], metadata["progress"]
     console.leave(
         f"diffusion_model.py: in step {progress['step']:,}, at learning rate {settings['learning_rate']:g} and in "
         f"{settings['precision']}: {why}",

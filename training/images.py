@@ -27,26 +27,26 @@ class Images:
         return facts if self.labels is None else {**facts, "labels": data.digest(self.labels)}
 
 
-def choose_data(options: dict, settings: dict, book: dict, path: str) -> tuple[Images, Images | None]:
+def choose_data(options: dict, settings: dict, metadata: dict, path: str) -> tuple[Images, Images | None]:
     """Reads training and held-out images (or None), records them in the metadata, settles what depends on them."""
-    before = book.get("data")
+    before = metadata.get("data")
     default = data.CATS if settings["preset"] in FOR_GPU and os.path.exists(data.CATS) else "drawings"
-    fraction = (before and book.get("validation") or {}).get("fraction")
+    fraction = (before and metadata.get("validation") or {}).get("fraction")
     images, report = read_images("data", options, before, default, settings, path, fraction)
-    if before and sorted(book["classes"]) != sorted(report.classes):
+    if before and sorted(metadata["classes"]) != sorted(report.classes):
         raise ValueError(
-            f"{path} was trained with the classes {', '.join(book['classes'])}, and {report.source} has "
+            f"{path} was trained with the classes {', '.join(metadata['classes'])}, and {report.source} has "
             f"{', '.join(report.classes)}; choose another --model to start a new run"
         )
-    book["classes"] = book["classes"] if before else report.classes
-    images.labels = match_classes(images.labels, report.classes, book["classes"])
-    images, held_out = choose_validation(images, options, settings, book, path)
+    metadata["classes"] = metadata["classes"] if before else report.classes
+    images.labels = match_classes(images.labels, report.classes, metadata["classes"])
+    images, held_out = choose_validation(images, options, settings, metadata, path)
     now = images.facts(report.source)
     if before and not same_images("data", now, before, path, options):
-        book["progress"].update(images=0, epoch_steps=0, loss=0.0, seconds=0.0)  # the epoch begins anew
+        metadata["progress"].update(images=0, epoch_steps=0, loss=0.0, seconds=0.0)  # the epoch begins anew
         settings["flip"] = options.get("flip")
 
-    book["data"] = now
+    metadata["data"] = now
     if settings["flip"] is None:
         settings["flip"] = report.photographs
         if sentence := advice.on_flip(settings):
@@ -59,12 +59,12 @@ def choose_data(options: dict, settings: dict, book: dict, path: str) -> tuple[I
 
 
 def choose_validation(
-    images: Images, options: dict, settings: dict, book: dict, path: str
+    images: Images, options: dict, settings: dict, metadata: dict, path: str
 ) -> tuple[Images, Images | None]:
     """Training images, and held-out ones: a fraction of the images, images of another source, or None."""
-    before, typed, count = book.get("validation"), options.get("validation"), len(images.images)
+    before, typed, count = metadata.get("validation"), options.get("validation"), len(images.images)
     fraction = as_fraction(typed) if typed is not None else before and before["fraction"]
-    if "data" in book and fraction != (before and before["fraction"]):
+    if "data" in metadata and fraction != (before and before["fraction"]):
         how = f"with --validation {describe_validation(before)}" if before else "without --validation"
         raise ValueError(
             f"{path} was trained {how}, not with {typed}, and the held-out images cannot change; omit --validation to "
@@ -80,18 +80,18 @@ def choose_validation(
     elif typed is not None or before:
         held_out, report = read_images("validation", options, before, None, settings, path)
         source = report.source
-        if unknown := [name for name in report.classes if name not in set(book["classes"])]:
+        if unknown := [name for name in report.classes if name not in set(metadata["classes"])]:
             raise ValueError(
                 f"--validation {source} has the classes {', '.join(unknown)}, and the training images have only "
-                f"{', '.join(book['classes'])}; choose images of those classes"
+                f"{', '.join(metadata['classes'])}; choose images of those classes"
             )
-        held_out.labels = match_classes(held_out.labels, report.classes, book["classes"])
+        held_out.labels = match_classes(held_out.labels, report.classes, metadata["classes"])
     else:
         return images, None
     now = {"fraction": fraction, **held_out.facts(source)}
     if before and before["fraction"] is None:
         same_images("validation", now, before, path, options)
-    book["validation"] = now
+    metadata["validation"] = now
     settings["validation"] = describe_validation(now)
     return images, held_out
 

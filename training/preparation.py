@@ -40,36 +40,36 @@ def prepare(options: dict, path: str) -> tuple[keras.Model, Images, Images | Non
     """
     resuming = os.path.exists(path)
     model = checkpoint.open_for_training(path) if resuming else None
-    book = model_file.metadata(model) if resuming else {}
+    metadata = model_file.metadata(model) if resuming else {}
     if resuming:
-        complete(book)
+        complete(metadata)
         if "init" in options:
             say(f"--init is ignored, as {path} exists and resumes; choose another --model to start a new run")
-    in_file = copy.deepcopy(book)
-    settings = choose_settings(options, book, path, preset_for_this_machine)
+    in_file = copy.deepcopy(metadata)
+    settings = choose_settings(options, metadata, path, preset_for_this_machine)
     check_schedule(settings, new=not resuming)
     check_network_options(settings, options)
     check_effects(settings, options)
-    images, held_out = choose_data(options, settings, book, path)
+    images, held_out = choose_data(options, settings, metadata, path)
 
     if not resuming:
         keras.utils.set_random_seed(settings["seed"])
-        model = build_network(settings, len(book["classes"]))
-        book["progress"] = dict(NOTHING_DONE)
+        model = build_network(settings, len(metadata["classes"]))
+        metadata["progress"] = dict(NOTHING_DONE)
     if settings["variance"] == "learned":
         model_file.check_variance(model)
-    book["diffusion"] = {name: settings[name] for name in DIFFUSION}
-    book["sampling"] = {
+    metadata["diffusion"] = {name: settings[name] for name in DIFFUSION}
+    metadata["sampling"] = {
         "sampler": settings["sampler"],
         "steps": settings["sample_steps"],
         "variance": settings["variance"],
     }
-    book["settings"] = settings
+    metadata["settings"] = settings
     if images.labels is not None:
         now = settings["drop_label"] > 0 or bool(np.any(images.labels < 0))
-        book["no_class"] = now or bool(book["progress"]["step"] and book["no_class"])
-    model_file.metadata(model).update(book)
-    model.unsaved = resuming and book != in_file
+        metadata["no_class"] = now or bool(metadata["progress"]["step"] and metadata["no_class"])
+    model_file.metadata(model).update(metadata)
+    model.unsaved = resuming and metadata != in_file
 
     if resuming:
         optimizer = model.optimizer
@@ -215,8 +215,8 @@ def finished(run: TrainingRun) -> bool:
 
 def describe(model: keras.Model, path: str, labels: np.ndarray | None = None) -> None:
     """Prints what the run is about to do. `labels` belong to the training images."""
-    book = model_file.metadata(model)
-    s, d, done = book["settings"], book["data"], book["progress"]
+    metadata = model_file.metadata(model)
+    s, d, done = metadata["settings"], metadata["data"], metadata["progress"]
     steps = math.ceil(d["count"] / s["batch_size"])
     xla = ", XLA" if model.jit_compile else ""
     parts = f", batches in {model.parts} parts" if model.parts > 1 else ""
@@ -228,9 +228,9 @@ def describe(model: keras.Model, path: str, labels: np.ndarray | None = None) ->
     if sentence := advice.on_precision(s["precision"], device.has_bfloat16()):
         say(sentence)
     say(f"data      {d['source']}: {d['count']:,} images, {s['image_size']}×{s['image_size']}×{s['channels']}")
-    if book["classes"]:
-        say(f"classes   {describe_classes(labels, book['classes'])}")
-        for sentence in advice.on_classes(labels, book["classes"]), model_file.warn_of_no_class(book):
+    if metadata["classes"]:
+        say(f"classes   {describe_classes(labels, metadata['classes'])}")
+        for sentence in advice.on_classes(labels, metadata["classes"]), model_file.warn_of_no_class(metadata):
             if sentence:
                 say(sentence)
     say(f"network   {s['network']}, n_feat {s['n_feat']}, {model.count_params():,} parameters")

@@ -25,8 +25,8 @@ def main() -> None:
 
         files.check_outputs([("NEW.keras", options.out)], [model_file.locate(options.model)])
         model = model_file.open_model(options.model, classifier=None)
-        book = model_file.metadata(model)
-        for images in filter(None, (book.get("data"), book.get("validation"))):
+        metadata = model_file.metadata(model)
+        for images in filter(None, (metadata.get("data"), metadata.get("validation"))):
             images["source"] = images["source"] and os.path.basename(images["source"])  # no path of this machine
         with files.replacing(options.out) as draft:
             model.save(draft)

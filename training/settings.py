@@ -236,12 +236,12 @@ def options_page() -> str:
     return "\n".join(lines) + "\n"
 
 
-def choose_settings(options: dict, book: dict, path: str, automatic: Callable[[], str]) -> dict:
+def choose_settings(options: dict, metadata: dict, path: str, automatic: Callable[[], str]) -> dict:
     """All settings of a run: what was typed, else what the file was trained with, else the preset's.
 
     Args:
         options: what `parse_options` returned.
-        book: the metadata of the model in the file, `complete`; empty for a new one.
+        metadata: the metadata of the model in the file, `complete`; empty for a new one.
         path: of the file.
         automatic: a function that names the preset of a new model where none is typed.
 
@@ -249,7 +249,7 @@ def choose_settings(options: dict, book: dict, path: str, automatic: Callable[[]
         ValueError: if an option contradicts the file.
     """
     typed = {option.name: options[option.name] for option in SETTINGS if option.name in options}
-    if not book:
+    if not metadata:
         preset = typed.get("preset") or automatic()
         chosen = {**PRESETS[preset], "preset": preset, **typed}
         if {"beta1", "beta2"} & typed.keys() and "schedule" not in typed and chosen["schedule"] != "linear":
@@ -261,7 +261,7 @@ def choose_settings(options: dict, book: dict, path: str, automatic: Callable[[]
             chosen["weighting"] = "none"
         return chosen
 
-    before = book["settings"]
+    before = metadata["settings"]
     for option in SETTINGS:
         name = option.name
         if option.fixed and typed.get(name, before[name]) != before[name]:
@@ -269,7 +269,7 @@ def choose_settings(options: dict, book: dict, path: str, automatic: Callable[[]
                 f"{path} was trained with {option.flag} {before[name]}, not {typed[name]}; omit {option.flag} to "
                 "resume, or choose another --model to start a new run"
             )
-    done = book["progress"]["epoch"]
+    done = metadata["progress"]["epoch"]
     if typed.get("n_epochs", done) < done:
         if before["n_epochs"] > done:
             raise ValueError(
@@ -283,20 +283,20 @@ def choose_settings(options: dict, book: dict, path: str, automatic: Callable[[]
     return settings
 
 
-def complete(book: dict) -> None:
+def complete(metadata: dict) -> None:
     """Adds to the metadata what files of earlier versions lack, so that nothing else asks whether it is there."""
-    settings = book["settings"] = {**PRESETS["slides"], **DEFAULTS_OF_OLD_FILES, **book["settings"]}
+    settings = metadata["settings"] = {**PRESETS["slides"], **DEFAULTS_OF_OLD_FILES, **metadata["settings"]}
     if settings["sampler"] is None:
         settings["sampler"] = "ddim" if (settings["sample_steps"] or settings["T"]) < settings["T"] else "ddpm"
-    progress = book["progress"] = {**NOTHING_DONE, **book["progress"]}
+    progress = metadata["progress"] = {**NOTHING_DONE, **metadata["progress"]}
     if batch_size := progress.pop("batch_size", None):  # until steps were counted, all of an epoch had one size
         progress["epoch_steps"] = -(-progress["images"] // batch_size)
-    book["classes"] = list(map(files.normalise_name, book.get("classes", [])))
-    book.setdefault("no_class", settings["drop_label"] > 0)
-    if "validation" not in book:
+    metadata["classes"] = list(map(files.normalise_name, metadata.get("classes", [])))
+    metadata.setdefault("no_class", settings["drop_label"] > 0)
+    if "validation" not in metadata:
         source = settings["validation"]
         fraction = as_fraction(source)
-        book["validation"] = source and {"source": None if fraction else source, "fraction": fraction}
+        metadata["validation"] = source and {"source": None if fraction else source, "fraction": fraction}
 
 
 def as_fraction(text: str | None) -> float | None:

@@ -50,8 +50,8 @@ class TrainingRun:
         board: Board | None = None,
     ):
         self.model, self.path, self.validation, self.board = model, path, validation, board
-        book = model_file.metadata(model)
-        self.settings, self.progress, self.count = book["settings"], book["progress"], book["data"]["count"]
+        metadata = model_file.metadata(model)
+        self.settings, self.progress, self.count = metadata["settings"], metadata["progress"], metadata["data"]["count"]
         self.table = History(files.table_name(path), self.progress["epoch"])
         self.steps = Steps(steps_to_go(self.settings, self.progress, self.count))
         self.checkpoints = Checkpoints(model, path, self.table, save_every, keep, self.steps.bar.warn)
@@ -234,9 +234,9 @@ def steps_to_go(settings: dict, progress: dict, count: int) -> int:
 
 def copies_early(model: keras.Model) -> bool:
     """Whether the steps to come include the one after which the early copy is saved."""
-    book = model_file.metadata(model)
-    settings, progress = book["settings"], book["progress"]
-    last = progress["step"] + steps_to_go(settings, progress, book["data"]["count"])
+    metadata = model_file.metadata(model)
+    settings, progress = metadata["settings"], metadata["progress"]
+    last = progress["step"] + steps_to_go(settings, progress, metadata["data"]["count"])
     return not model_file.is_classifier(model) and progress["step"] < settings["weaker_after"] <= last
 
 
@@ -252,14 +252,14 @@ def is_early_copy(path: str, model: keras.Model) -> bool:
     if {"data", "settings", "progress"} - other.keys():
         return False
     complete(other)
-    book, step = model_file.metadata(model), other["progress"]["step"]
-    return step == book["settings"]["weaker_after"] and what_is_fixed(other) == what_is_fixed(book)
+    metadata, step = model_file.metadata(model), other["progress"]["step"]
+    return step == metadata["settings"]["weaker_after"] and what_is_fixed(other) == what_is_fixed(metadata)
 
 
-def what_is_fixed(book: dict) -> list:
+def what_is_fixed(metadata: dict) -> list:
     """What distinguishes one training from another: images, but not their place, classes and fixed settings."""
-    images = [book["data"].get(name) for name in ("count", "digest", "labels")]
-    return [*images, book["classes"], *(book["settings"][option.name] for option in SETTINGS if option.fixed)]
+    images = [metadata["data"].get(name) for name in ("count", "digest", "labels")]
+    return [*images, metadata["classes"], *(metadata["settings"][option.name] for option in SETTINGS if option.fixed)]
 
 
 class Grids:
