@@ -1,7 +1,6 @@
 """The mathematics of denoising diffusion (DDPM): tables, forward noising, one reverse step, the bound.
 
-Read it beside the slides: "Forward diffusion" is `ddpm_schedule` and `q_sample`, "Reverse diffusion" is `p_sample`.
-Formulas only: no network, no files.
+Beside the slides: "Forward diffusion" is `ddpm_schedule` and `q_sample`, "Reverse diffusion" `p_sample`. Only formulas.
 
     x_0 = the clean image, values in [-1, 1]      t = 1 … T, one integer per image
     x_t = the image after t steps of noise        eps = the noise in it, N(0, 1)
