@@ -215,10 +215,8 @@ def invert(images, model="model.keras", steps=None, verbose=1, *, label=None):
         warn(model_file.warn_of_no_class(model_file.metadata(model)))
 
     sched, steps_for = generate.reverse_steps(model, None, None)
-    plan, progress = (
-        make_inversion(sched, steps, model_file.diffusion_of(model)[1]),
-        console.Countdown if verbose else None,
-    )
+    plan = make_inversion(sched, steps, model_file.diffusion_of(model)[1])
+    progress = console.Countdown if verbose else None
     noise = generate.run_plan(plan, steps_for, model, labels, clip=False, start=x_0, progress=progress)
     check_finite(noise)
     return noise

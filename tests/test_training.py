@@ -343,6 +343,18 @@ def test_a_finished_model_keeps_how_it_is_sampled(train_tiny):
     assert "keeps the new settings" not in train_tiny("--sampler", "dpm++")
 
 
+def test_a_finished_model_of_an_earlier_version_stays_as_it_is(train_tiny):
+    """It recommends no sampler, and a run that is only asked whether it has finished does not begin to."""
+    train_tiny(*TINY, "--n-epochs", "1")
+    model = checkpoint.open_for_training("model.keras")
+    del model_file.metadata(model)["sampling"]
+    checkpoint.save(model, "model.keras")
+    os.utime("samples.png")
+    before, sampled = read("model.keras"), os.stat("samples.png").st_mtime_ns
+    assert "keeps the new settings" not in train_tiny()
+    assert read("model.keras") == before and os.stat("samples.png").st_mtime_ns == sampled
+
+
 def test_what_a_resumed_run_ignores_is_said(train_tiny):
     train_tiny(*TINY, "--n-epochs", "2")
     before = read("model.keras")

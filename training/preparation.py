@@ -69,7 +69,7 @@ def prepare(options: dict, path: str) -> tuple[keras.Model, Images, Images | Non
         now = settings["drop_label"] > 0 or bool(np.any(images.labels < 0))
         metadata["no_class"] = now or bool(metadata["progress"]["step"] and metadata["no_class"])
     model_file.metadata(model).update(metadata)
-    model.unsaved = resuming and metadata != in_file
+    model.unsaved = resuming and lacks_settings(in_file, metadata, options)
 
     if resuming:
         optimizer = model.optimizer
@@ -87,6 +87,12 @@ def prepare(options: dict, path: str) -> tuple[keras.Model, Images, Images | Non
     if copies_early(model):
         check_early_copy(model, files.weaker_name(path), typed_inputs(options))
     return model, images, held_out
+
+
+def lacks_settings(in_file: dict, metadata: dict, typed: dict) -> bool:
+    """Whether a file lacks what was typed; what earlier versions did not note is no reason to write it anew."""
+    before, now = in_file["settings"], metadata["settings"]
+    return metadata["data"] != in_file["data"] or any(now[name] != before[name] for name in typed.keys() & now.keys())
 
 
 def typed_inputs(options: dict) -> list[str]:
