@@ -51,7 +51,7 @@ def chi_square(counts):
     return (np.sum((counts - expected) ** 2 / expected) - freedom) / (2 * freedom) ** 0.5
 
 
-def test_t_is_uniform_on_1_to_T_and_independent_of_other_t_and_of_the_noise():
+def test_t_is_uniform_and_independent_of_other_t_and_the_noise():
     noisy, x_0 = noising(), np.zeros((500, 1, 1, 1))
     steps = [noisy(x_0, step) for step in range(80)]
     t = np.stack([T * t_input[:, 0] for _, t_input, _ in steps])
@@ -70,7 +70,7 @@ def test_t_is_uniform_on_1_to_T_and_independent_of_other_t_and_of_the_noise():
         assert abs(np.corrcoef(one.ravel(), other.ravel())[0, 1]) < 4 / one.size**0.5
 
 
-def test_no_two_draws_of_training_and_sampling_share_their_random_bits(monkeypatch):
+def test_training_and_sampling_never_draw_from_one_key_twice(monkeypatch):
     """Two draws from one key come from the same bits, even where no correlation shows it."""
     keys = []
 
@@ -97,7 +97,7 @@ def test_no_two_draws_of_training_and_sampling_share_their_random_bits(monkeypat
     assert len(set(keys)) == len(keys)
 
 
-def test_x_t_is_the_image_noised_with_the_t_that_the_network_is_given():
+def test_x_t_is_noised_with_the_t_given_to_the_network():
     x_0 = np.random.default_rng(0).uniform(-1, 1, (64, 8, 8, 3)).astype(np.float32)
     x_t, t_input, eps = noising()(x_0, 3)
     assert t_input.shape == (64, 1) and t_input.dtype == x_t.dtype == eps.dtype == np.float32
@@ -107,7 +107,7 @@ def test_x_t_is_the_image_noised_with_the_t_that_the_network_is_given():
     assert np.abs(np.corrcoef(vectors)[np.triu_indices(64, 1)]).max() < 5 / vectors.shape[1] ** 0.5
 
 
-def test_noise_and_t_belong_to_the_seed_and_the_step():
+def test_noise_and_t_depend_on_seed_and_step():
     x_0 = np.zeros((16, 8, 8, 1))
     one = noising(seed=1)(x_0, 7)
     for same, again in zip(one, noising(seed=1)(x_0, 7), strict=True):
@@ -135,7 +135,7 @@ def test_noise_and_t_belong_to_the_seed_and_the_step():
         ("cosine", 0, 2, 0, 6, 2e-3),  # 90°
         ("cosine", 0, 3, 0, 9, 5.857864376269e-4),  # 135°
         ("cosine", 0, 3, 8, 11, 2.46233188097e-5),  # 171°, the very last step
-        ("cosine", 3, 0, 4, 1, 1.9510565162952e-3),  # a half of that of 18°
+        ("cosine", 3, 0, 4, 1, 1.9510565162952e-3),  # half the rate at 18°
     ],
 )
 def test_the_learning_rate_at_points_computed_by_hand(decay, warmup, epoch, images, step, rate):
@@ -159,7 +159,7 @@ def random_images(count, shape=SHAPE, seed=0):
 
 
 def new_options(images, **more):
-    """The options of a new run with such images, whose settings are not those of a preset."""
+    """The options of a new run with such images, whose settings differ from every preset."""
     slides = {"network": "naive", "target": "eps", "schedule": "linear", "weighting": "none", "optimizer": "adam"}
     slides["learning_rate"] = 4e-3
     kind = {"data": str(images), "preset": "first", "image_size": 8, "channels": 1, "ema": 0.9}
@@ -252,7 +252,7 @@ def levels(steps):
     return np.rint((values + 1) * 127.5 / 6).astype(int).tolist()
 
 
-def test_every_epoch_shows_every_image_once_in_an_order_of_its_own_and_of_the_seed(begun):
+def test_each_epoch_shows_every_image_once_in_a_new_order(begun):
     settings = {"batch_size": 16, "n_epochs": 3}
     orders = []
     for seed in 0, 1:
@@ -264,19 +264,19 @@ def test_every_epoch_shows_every_image_once_in_an_order_of_its_own_and_of_the_se
 
 
 @pytest.mark.parametrize("flip", [True, False])
-def test_about_half_of_the_images_are_mirrored_if_and_only_if_flip_is_on(begun, flip):
+def test_flip_mirrors_about_half_of_the_images(begun, flip):
     images = np.zeros((64, 8, 8, 1), np.uint8)
     images[:, :, :4] = 255  # white on the left
     model = new_run(begun, diffusion=CLEAN, settings={"flip": flip, "n_epochs": 2})
     x = np.concatenate([step.x_t for step in steps_of(model, images)])
     mirrored = x[:, 0, 0, 0] < x[:, 0, -1, 0]
-    np.testing.assert_allclose(np.where(mirrored[:, None, None, None], x[:, :, ::-1], x), images[0] / 127.5 - 1 + 0 * x,
-                               atol=1e-3)  # fmt: skip
+    upright = np.where(mirrored[:, None, None, None], x[:, :, ::-1], x)
+    np.testing.assert_allclose(upright, images[0] / 127.5 - 1 + 0 * x, atol=1e-3)
     first, second = mirrored[:64], mirrored[64:]
     assert (20 < first.sum() < 44 and np.any(first != second)) if flip else not mirrored.any()
 
 
-def test_no_noise_is_drawn_twice_and_a_resumed_run_draws_the_rest_of_it(begun):
+def test_noise_is_never_repeated_and_resuming_draws_the_rest(begun):
     images, settings = random_images(20), {"batch_size": 8, "n_epochs": 3, "seed": 4}
     steps = steps_of(new_run(begun, settings=settings), images)
     assert sizes(steps) == [8, 8, 4] * 3
@@ -296,7 +296,7 @@ def test_no_noise_is_drawn_twice_and_a_resumed_run_draws_the_rest_of_it(begun):
 
 
 @pytest.mark.parametrize("decay", ["none", "cosine"])
-def test_the_optimizer_has_the_rate_of_the_schedule_when_a_step_is_taken(begun, decay):
+def test_optimizer_takes_each_step_at_the_scheduled_rate(begun, decay):
     settings = {"learning_rate": 8e-3, "lr_decay": decay, "warmup": 4, "n_epochs": 3, "batch_size": 8}
     steps = steps_of(new_run(begun, settings=settings), random_images(24))
     step = np.arange(9)
@@ -307,7 +307,7 @@ def test_the_optimizer_has_the_rate_of_the_schedule_when_a_step_is_taken(begun, 
 
 
 @pytest.mark.parametrize("n_parts", [1, 2])
-def test_three_steps_are_those_of_adam_on_the_mean_squared_error_with_ema(begun, n_parts):
+def test_training_is_adam_on_the_squared_error_with_ema(begun, n_parts):
     """The whole of training for a network of two weights, in NumPy's float64."""
     images, settings = random_images(24), {"batch_size": 8, "n_epochs": 1, "lr_decay": "cosine", "ema": 0.7}
     model = new_run(begun, n_parts=n_parts, settings={**settings, "warmup": 1})
@@ -351,7 +351,7 @@ def orthogonalized(matrix):
 
 
 @pytest.mark.parametrize("precision, n_parts", [("float32", 2), ("float16", 1)])
-def test_muon_orthogonalizes_the_momentum_of_kernels_and_leaves_the_rest_to_adam(precision, n_parts):
+def test_muon_orthogonalizes_kernels_and_leaves_the_rest_to_adam(precision, n_parts):
     image, t = keras.Input((4, 4, 16)), keras.Input((1,))
     x = keras.layers.Conv2D(24, 3, padding="same", name="kernel")(unet.Logbook({"progress": {}})(image))
     x = keras.layers.Conv2DTranspose(16, 1, name="transposed")(x)
@@ -408,7 +408,7 @@ def flat(model):
     "resumed, typed, momentum",
     [(False, 0.5, 0.5), (True, None, 0.9), (True, 0.5, 0.5), (True, 0.0, 0.0)],
 )
-def test_ema_weights_follow_the_weights_with_the_requested_momentum(begun, tmp_path, resumed, typed, momentum):
+def test_ema_weights_use_the_requested_momentum(begun, tmp_path, resumed, typed, momentum):
     typed = {} if typed is None else {"ema": typed}
     options = typed if resumed else new_options(begun.images, **typed)
     model, *_ = preparation.prepare(options, begun.path if resumed else str(tmp_path / "model.keras"))
@@ -473,7 +473,7 @@ def test_the_same_data_resume_inside_the_epoch(begun):
     assert (progress["images"], progress["loss"], progress["seconds"]) == (16, 1.25, 2.5)
 
 
-def test_beta1_is_fixed_by_the_file_as_the_rest_of_the_schedule_is(begun):
+def test_beta1_is_fixed_by_the_file(begun):
     with pytest.raises(ValueError, match="--beta1 0.01, not 0.02"):
         preparation.prepare({"beta1": 0.02}, begun.path)
 
@@ -509,7 +509,7 @@ def test_a_gpu_gets_xla_unless_the_run_is_to_be_deterministic(begun, monkeypatch
     assert preparation.prepare(typed, begun.path)[0].jit_compile is xla
 
 
-def test_a_resumed_float16_run_has_its_loss_scale_and_the_age_of_it(begun):
+def test_resumed_float16_run_keeps_its_loss_scale_and_counter(begun):
     model, *_ = preparation.prepare({"precision": "float16"}, begun.path)
     scaler = model.optimizer
     scaler.dynamic_scale.assign(2.0**11)
@@ -565,7 +565,7 @@ def count_step(run, seconds=0.0, clock=None):
     run.after_step(1.0)
 
 
-def test_a_run_is_saved_once_in_every_ten_minutes_and_once_when_asked(begun, tmp_path, clock, monkeypatch):
+def test_run_is_saved_every_ten_minutes_and_once_when_asked(begun, tmp_path, clock, monkeypatch):
     saved = []
     monkeypatch.setattr(checkpoint, "save", lambda model, path: saved.append(run.progress["step"]))
     run = new_keeper(new_run(begun), tmp_path, save_every=10)
@@ -578,7 +578,7 @@ def test_a_run_is_saved_once_in_every_ten_minutes_and_once_when_asked(begun, tmp
     assert saved == [10, 20, 26]
 
 
-def test_the_seconds_of_an_epoch_are_those_of_all_its_steps(begun, tmp_path, clock):
+def test_seconds_of_an_epoch_are_summed_over_its_steps(begun, tmp_path, clock):
     run = new_keeper(new_run(begun), tmp_path)
     for seconds in 3, 2, 4:
         count_step(run, seconds, clock)
@@ -587,9 +587,7 @@ def test_the_seconds_of_an_epoch_are_those_of_all_its_steps(begun, tmp_path, clo
     assert run.progress == {**run.progress, "epoch": 1, "step": 3, "images": 0, "loss": 0.0, "seconds": 0.0}
 
 
-def test_failing_saves_are_reported_once_until_one_works_and_the_last_one_ends_the_run(
-    begun, tmp_path, monkeypatch, capsys
-):
+def test_failing_saves_are_reported_once_and_the_last_is_fatal(begun, tmp_path, monkeypatch, capsys):
     works = True
 
     def save(model, path):
@@ -607,8 +605,8 @@ def test_failing_saves_are_reported_once_until_one_works_and_the_last_one_ends_t
     assert end.value.code == 1 and "is not saved; all steps after 4 are lost" in capsys.readouterr().err
 
 
-def test_a_save_precedes_the_first_compiled_grid_and_grids_show_the_ema_weights(begun, tmp_path, monkeypatch):
-    """Predicted noise of -100 in every pixel gives white images, of 100 black ones."""
+def test_grids_show_the_ema_weights_and_a_save_comes_first(begun, tmp_path, monkeypatch):
+    """The first grid compiles a step, and the model is saved before. Noise of -100 gives white images, of 100 black."""
     events, save = [], checkpoint.save
     monkeypatch.setattr(checkpoint, "save", lambda *arguments: (events.append("save"), save(*arguments)))
     monkeypatch.setattr(files, "save_grid", lambda images, path, *more, **named: events.append(images))
@@ -662,9 +660,7 @@ def test_grids_are_sampled_as_the_file_recommends(begun, tmp_path):
         ({"epoch": 0, "images": 32}, False, 1, False),
     ],
 )
-def test_a_grid_is_made_after_every_second_epoch_unless_this_run_has_made_it(
-    begun, tmp_path, monkeypatch, place, exists, steps, made
-):
+def test_grid_follows_every_second_epoch_unless_already_made(begun, tmp_path, monkeypatch, place, exists, steps, made):
     made_now = []
     monkeypatch.setattr(
         files, "save_grid", lambda images, path, *more, **named: made_now.append(os.path.basename(path))
@@ -730,7 +726,7 @@ def test_a_file_is_synced_to_disk_before_it_replaces_the_old_one(tmp_path, monke
 
 
 @pytest.mark.skipif(lock.fcntl is None, reason="this system has no locks for files")
-def test_a_lock_file_removed_by_its_owner_meanwhile_is_made_again(tmp_path, monkeypatch):
+def test_lock_file_removed_while_locking_is_made_again(tmp_path, monkeypatch):
     """A lock on a file that has no name any more would keep no other run away."""
     path, flock = str(tmp_path / "model.keras"), lock.fcntl.flock
 
@@ -759,7 +755,7 @@ def test_a_lock_file_removed_by_its_owner_meanwhile_is_made_again(tmp_path, monk
         ("i.nothing_to_lose = lambda: False; twice(signal.SIGTERM); print('continues'); i.end()", 143, "continues bye"),
     ],
 )
-def test_a_signal_ends_the_program_with_its_status_when_nothing_is_lost(code, status, printed):
+def test_signal_ends_the_program_with_its_exit_status(code, status, printed):
     begin = """
 import os, signal, time
 from support.console import say
