@@ -40,7 +40,7 @@ def steps(*t):
     return tf.constant(t, tf.int32)
 
 
-def test_tables_are_those_of_the_formulas_in_float64(sched):
+def test_tables_match_the_formulas_in_float64(sched):
     beta, alpha, alphabar = exact()
     before = np.concatenate([[1], alphabar[:-1]])
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -198,7 +198,7 @@ def test_clipping_bounds_the_estimate_of_the_image(sched):
     assert mean.numpy().item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_the_last_step_adds_no_noise_and_step_zero_changes_nothing(sched):
+def test_last_step_adds_no_noise_and_step_0_changes_nothing(sched):
     for variance in "beta", "posterior":
         for clip in True, False:
             calm = ddpm.p_sample(images(0.3), steps(1), images(0.5), images(0.0), sched, variance, clip)
@@ -213,7 +213,7 @@ def test_an_unknown_variance_is_refused(sched):
         ddpm.p_sample(images(0), steps(1), images(0), images(0), sched, "small")
 
 
-def test_the_same_inside_and_outside_of_a_graph(sched):
+def test_functions_agree_inside_and_outside_of_a_graph(sched):
     x, eps, z = (tf.random.stateless_normal((2, 4, 4, 3), (0, k)) for k in range(3))
     t = steps(3, 800)
     for function in ddpm.q_sample, ddpm.predict_x0:
@@ -222,7 +222,7 @@ def test_the_same_inside_and_outside_of_a_graph(sched):
     np.testing.assert_allclose(graph, ddpm.p_sample(x, t, eps, z, sched), rtol=1e-5, atol=1e-6)
 
 
-def test_noise_belongs_to_seed_step_and_image():
+def test_noise_depends_on_seed_step_and_image():
     def draw(seed, t, index, shape=(4, 4, 2)):
         return standard_normal(tf.constant(seed, tf.int64), tf.constant(t), tf.constant(index), shape).numpy()
 
@@ -236,7 +236,7 @@ def test_noise_belongs_to_seed_step_and_image():
 
 
 @pytest.mark.parametrize("variance", ["beta", "posterior"])
-def test_sampling_with_the_exact_predictor_of_a_gaussian_gives_the_gaussian_of_the_recursion(variance):
+def test_exact_predictor_samples_the_gaussian_of_the_recursion(variance):
     """For data N(m, s²) the best noise predictor is linear, and so mean and variance of every x_t are known."""
     T, m, s = 50, 0.3, 0.2
     sched = ddpm.ddpm_schedule(1e-3, 0.2, T)
@@ -263,7 +263,7 @@ def test_sampling_with_the_exact_predictor_of_a_gaussian_gives_the_gaussian_of_t
     assert x_0.var() == pytest.approx(var, rel=5 * (2 / n) ** 0.5)
 
 
-def test_sampling_with_the_exact_predictor_gives_the_data_distribution_itself():
+def test_exact_predictor_samples_the_data_distribution():
     """With the slides' schedule and s = 0.5 the reverse chain must end in N(m, s²), up to the steps' size."""
     m, s = -0.2, 0.5
     sched = ddpm.ddpm_schedule(BETA1, BETA2, T)
@@ -279,7 +279,7 @@ def test_sampling_with_the_exact_predictor_gives_the_data_distribution_itself():
     assert x_0.std() == pytest.approx(s, abs=0.01)
 
 
-def test_steps_that_are_taken_together_are_the_same_steps(monkeypatch):
+def test_steps_taken_together_equal_single_steps(monkeypatch):
     sched = ddpm.ddpm_schedule(BETA1, BETA2, 25)
 
     def run(**more):
@@ -361,7 +361,7 @@ def test_the_decoder_shares_all_probability_among_256_values(sched, variance):
     assert np.all(np.isfinite(bits)) and bits[0] > 100
 
 
-def test_a_program_that_is_running_does_not_care_that_its_source_changes(run, tmp_path):
+def test_running_program_ignores_changes_of_its_source(run, tmp_path):
     shutil.copy(os.path.join(ROOT, "ddpm.py"), tmp_path)
     for package in "diffusion", "support":
         shutil.copytree(os.path.join(ROOT, package), tmp_path / package)
@@ -380,7 +380,7 @@ def test_a_program_that_is_running_does_not_care_that_its_source_changes(run, tm
 
 
 @pytest.mark.parametrize("variance", ["beta", "posterior"])
-def test_the_bound_of_the_exact_predictor_of_a_gaussian_is_the_one_computed_by_hand(sched, variance):
+def test_bound_terms_of_a_gaussian_match_the_closed_form(sched, variance):
     """For data N(m, s²) the best predictor errs by the variance ᾱs²/(ᾱs² + 1 - ᾱ); every term follows from that."""
     m, s, rng = 0.1, 0.3, np.random.default_rng(0)
     beta, alpha, alphabar = exact()
@@ -393,16 +393,16 @@ def test_the_bound_of_the_exact_predictor_of_a_gaussian_is_the_one_computed_by_h
         estimate = ddpm.predict_x0(x_t, tf.fill(64, t), eps.astype(np.float32), sched)
         got = ddpm.bound_term(x_0, x_t, tf.fill(64, t), estimate, sched, variance).numpy()
         tilde = beta[t] * (1 - alphabar[t - 1]) / (1 - ab)
-        of_p = beta[t] if variance == "beta" else tilde
+        p_variance = beta[t] if variance == "beta" else tilde
         error = beta[t] ** 2 / (alpha[t] * (1 - ab)) * ab * s**2 / (ab * s**2 + 1 - ab)
-        nats = 0.5 * (np.log(of_p / tilde) + (tilde + error) / of_p - 1)
+        nats = 0.5 * (np.log(p_variance / tilde) + (tilde + error) / p_variance - 1)
         assert got.mean() == pytest.approx(nats / np.log(2), abs=5 * got.std() / 8 + 1e-7)
 
 
 # --- schedules, targets, weights --------------------------------------------------------------------------------------
 
 
-def test_cosine_and_sigmoid_schedules_are_those_of_the_papers():
+def test_cosine_and_sigmoid_schedules_match_the_papers():
     for T in 10, 1000:
         u = np.arange(T + 1) / T
         f = np.cos((u + 0.008) / 1.008 * np.pi / 2) ** 2
@@ -423,7 +423,7 @@ def test_cosine_and_sigmoid_schedules_are_those_of_the_papers():
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "sigmoid"])
 @pytest.mark.parametrize("zero_snr", [False, True])
 @pytest.mark.parametrize("T", [1, 2, 20, 1000])
-def test_every_schedule_falls_from_1_and_no_table_holds_an_infinity(schedule, zero_snr, T):
+def test_schedules_fall_from_1_and_all_tables_are_finite(schedule, zero_snr, T):
     sched = make_schedule(schedule, 0.01, 0.01 if T == 1 else 0.02, T, zero_snr)
     assert sched.alphabar[0] == 1 and np.all(np.diff(sched.alphabar) < 0) and ddpm.n_steps(sched) == T
     assert (sched.alphabar[-1] == 0) == zero_snr
@@ -438,7 +438,7 @@ def test_zero_terminal_snr_moves_the_end_and_not_the_beginning():
     np.testing.assert_allclose(after[1:], (before[1:] - before[-1]) * scale, atol=1e-12)
 
 
-def test_an_unknown_schedule_target_or_weighting_names_those_that_exist(sched):
+def test_unknown_schedule_target_or_weighting_lists_the_choices(sched):
     with pytest.raises(ValueError, match="linear, cosine, sigmoid, got 'cubic'"):
         make_schedule(schedule="cubic")
     with pytest.raises(ValueError, match="eps, x0, v, got 'image'"):
@@ -462,7 +462,7 @@ def some_pairs(schedule, zero_snr, n=40):
 
 @pytest.mark.parametrize("target", ["eps", "x0", "v"])
 @pytest.mark.parametrize("schedule, zero_snr", KINDS)
-def test_a_perfect_network_gives_the_image_and_the_noise_whatever_it_predicts(target, schedule, zero_snr):
+def test_perfect_network_gives_image_and_noise_for_every_target(target, schedule, zero_snr):
     if target == "eps" and zero_snr:
         return  # refused
     sched, t, x_0, eps, x_t = some_pairs(schedule, zero_snr)
@@ -478,7 +478,7 @@ def test_a_perfect_network_gives_the_image_and_the_noise_whatever_it_predicts(ta
 
 @pytest.mark.parametrize("weighting", ["snr", "min-snr"])
 @pytest.mark.parametrize("schedule, zero_snr", KINDS)
-def test_a_weighted_error_of_one_estimate_is_one_number_whatever_the_target(weighting, schedule, zero_snr):
+def test_weighted_error_of_an_estimate_is_equal_for_all_targets(weighting, schedule, zero_snr):
     sched, t, x_0, eps, x_t = some_pairs(schedule, zero_snr)
     ab = sched.alphabar[t][:, None, None, None]
     snr = ab / (1 - ab)
@@ -526,7 +526,7 @@ def test_an_unknown_name_is_refused_wherever_it_is_given(sched):
         ddpm.bound_decoder(x, x, x, sched, "small")
 
 
-def test_a_schedule_that_leaves_nothing_of_the_image_and_noise_without_a_signal_are_refused():
+def test_schedules_that_end_without_signal_are_refused():
     with pytest.raises(ValueError, match="beta2 = 0.999 with T = 1000 leaves nothing"):
         ddpm.ddpm_schedule(1e-4, 0.999)
     with pytest.raises(ValueError, match="zero terminal SNR"):

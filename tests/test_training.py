@@ -64,7 +64,7 @@ def test_a_run_says_what_it_does_and_writes_model_and_images(trained):
     assert Image.open(folder / "samples.png").size == (4 * 98, 4 * 98)  # 32 pixels shown as 96
 
 
-def test_the_first_loss_is_that_of_predicting_nothing(trained):
+def test_first_loss_is_the_loss_of_predicting_no_noise(trained):
     assert 2.5 < losses(trained[1])[0] < 3.2  # three batches, each about 1 at first
 
 
@@ -72,20 +72,19 @@ def test_the_model_is_one_compiled_keras_file_with_its_settings(trained):
     model = keras.models.load_model(trained[0] / "model.keras")
     assert int(model.optimizer.iterations) == 6
     book = model_file.metadata(model)
-    assert book["diffusion"] == {
-        "beta1": 1e-4, "beta2": 0.5, "T": 20, "schedule": "linear", "zero_snr": False, "target": "eps",
-    }  # fmt: skip
+    diffusion = {"beta1": 1e-4, "beta2": 0.5, "T": 20, "schedule": "linear", "zero_snr": False, "target": "eps"}
+    assert book["diffusion"] == diffusion
     assert book["data"]["count"] == 48
     assert book["progress"] == {"epoch": 2, "images": 0, "loss": 0.0, "seconds": 0.0, "step": 6, "epoch_steps": 0}
 
 
-def test_the_file_holds_the_ema_weights_and_the_raw_weights_apart(trained):
+def test_file_holds_ema_weights_and_raw_weights_separately(trained):
     averages = keras.models.load_model(trained[0] / "model.keras").get_weights()
     raw = checkpoint.open_for_training(str(trained[0] / "model.keras")).get_weights()
     assert any(np.any(a != r) for a, r in zip(averages, raw, strict=True))
 
 
-def test_the_same_parts_give_the_same_bits_on_other_cores(train_tiny, monkeypatch):
+def test_equal_parts_give_equal_bits_on_any_number_of_cores(train_tiny, monkeypatch):
     rows = []
     for cores in 1, 5:
         monkeypatch.setattr(device, "cores", lambda cores=cores: cores)
@@ -113,7 +112,7 @@ def test_parts_and_threads_give_the_same_bits_on_fewer_cores(run, tmp_path):
 
 
 @pytest.mark.parametrize("parts", [1, 2])
-def test_resuming_with_many_saves_ends_in_the_same_bits_as_an_uninterrupted_run(train_tiny, tmp_path, parts):
+def test_resuming_with_many_saves_is_bit_exact(train_tiny, tmp_path, parts):
     options = (*TINY, "--parts", parts, "--ema", "0.9")
     at_once = train_tiny(*options, "--n-epochs", "5", "--model", "at-once.keras")
     first = train_tiny(*options, "--n-epochs", "2")
@@ -134,7 +133,7 @@ def test_resuming_with_many_saves_ends_in_the_same_bits_as_an_uninterrupted_run(
     ]
 
 
-def test_a_copy_of_the_early_model_is_kept_to_guide_the_finished_one(train_tiny):
+def test_early_copy_is_kept_to_guide_the_finished_model(train_tiny):
     """Whether the run is interrupted before that step or not: the same bits as a run that ended there."""
     options = (*TINY, "--ema", "0.9", "--parts", "1", "--lr-decay", "none")
     train_tiny(*options, "--n-epochs", "1", "--model", "ended.keras")  # two steps
@@ -208,7 +207,7 @@ def test_an_early_copy_of_another_training_is_not_replaced(train_tiny, other):
     assert read("model-weaker.keras") == before
 
 
-def test_a_signal_at_the_very_step_of_the_early_copy_loses_nothing(train_tiny, monkeypatch):
+def test_signal_at_the_step_of_the_early_copy_loses_nothing(train_tiny, monkeypatch):
     """It is saved before the run ends, and a signal meanwhile waits for it."""
     save, locked = checkpoint.save, {}
 
@@ -233,7 +232,7 @@ def test_a_signal_at_the_very_step_of_the_early_copy_loses_nothing(train_tiny, m
         assert model_file.metadata(model_file.open_model(path))["progress"]["step"] == 3
 
 
-def test_a_run_with_muon_resumes_in_the_same_bits_and_keeps_to_it(train_tiny):
+def test_muon_run_resumes_bit_exactly_and_keeps_its_optimizer(train_tiny):
     network = ("--network", "unet", "--n-feat", "16", "--widths", "1", "--attention", "0", "--patch", "1")
     network += ("--optimizer", "muon")
     options = (*TINY, *network, "--lr-decay", "none", "--parts", "1")
@@ -274,7 +273,7 @@ def rows_of(path):
         ("--zero-snr", "--target", "v", "--weighting", "snr", "--parts", "2"),
     ],
 )
-def test_what_a_model_was_trained_with_is_in_its_file_and_sampling_takes_it_from_there(train_tiny, options):
+def test_sampling_takes_schedule_and_target_from_the_file(train_tiny, options):
     tiny = list(TINY)
     if "--schedule" in options:  # which is not the linear one, to which β belongs
         del tiny[tiny.index("--beta2") : tiny.index("--beta2") + 2]
@@ -296,7 +295,7 @@ def test_what_a_model_was_trained_with_is_in_its_file_and_sampling_takes_it_from
     assert all(np.isfinite(float(row["held_out_loss"])) for row in rows_of("model.csv"))
 
 
-def test_more_epochs_plan_the_fall_of_the_learning_rate_anew(model_folder, monkeypatch, capsys):
+def test_more_epochs_plan_a_new_decay_of_the_learning_rate(model_folder, monkeypatch, capsys):
     monkeypatch.chdir(model_folder)
     preparation.prepare({"n_epochs": 12, "lr_decay": "cosine"}, "model.keras")
     assert "over all 12 epochs" in capsys.readouterr().out
@@ -311,7 +310,7 @@ def test_more_epochs_plan_the_fall_of_the_learning_rate_anew(model_folder, monke
         ({"learning_rate": 1e-4}, False),
     ],
 )
-def test_the_fall_is_told_only_where_it_is_planned_anew(capsys, typed, said):
+def test_learning_rate_decay_is_printed_only_if_planned_anew(capsys, typed, said):
     before = {**settings.PRESETS["slides"], "preset": "slides", "n_epochs": 2, "lr_decay": "cosine"}
     book = {"settings": before, "progress": {"epoch": 0}}
     settings.choose_settings(typed, book, "model.keras", pytest.fail)
@@ -330,7 +329,7 @@ def test_a_finished_model_says_so_and_how_to_train_further(train_tiny):
     assert os.stat("samples.png").st_mtime_ns > 0 and read("model.keras") == before
 
 
-def test_a_finished_model_keeps_how_it_is_sampled(train_tiny):
+def test_finished_model_stores_new_sampling_settings(train_tiny):
     train_tiny(*TINY, "--n-epochs", "2")
     before, weights = read("samples.png"), state("model.keras")
     said = train_tiny("--sampler", "dpm++", "--sample-steps", "7")
@@ -355,7 +354,7 @@ def test_a_finished_model_of_an_earlier_version_stays_as_it_is(train_tiny):
     assert read("model.keras") == before and os.stat("samples.png").st_mtime_ns == sampled
 
 
-def test_what_a_resumed_run_ignores_is_said(train_tiny):
+def test_resumed_run_says_which_options_it_ignores(train_tiny):
     train_tiny(*TINY, "--n-epochs", "2")
     before = read("model.keras")
     said = train_tiny("--n-epochs", "1", "--init", "drawings")
@@ -398,9 +397,7 @@ def opened(trained):
         ({"data": "others.npy"}, ("images.npy (48", "others.npy (5)", "--new-data", "--model")),
     ],
 )
-def test_what_contradicts_the_file_is_refused_with_both_values_and_a_way_out(
-    model_folder, opened, monkeypatch, options, words
-):
+def test_options_that_contradict_the_file_are_refused(model_folder, opened, monkeypatch, options, words):
     monkeypatch.chdir(model_folder)
     monkeypatch.setattr(checkpoint, "open_for_training", lambda path: opened)
     np.save("others.npy", np.zeros((5, 32, 32, 3), np.uint8))
@@ -422,13 +419,13 @@ def test_a_file_older_than_some_settings_takes_their_defaults(model_folder, monk
     assert book["progress"]["seconds"] == 0 and book["progress"]["step"] == 6
 
 
-def test_a_contradiction_ends_the_script_with_one_sentence_and_the_file_as_it_was(run, model_folder):
+def test_contradicting_option_ends_the_script_in_one_sentence(run, model_folder):
     before = (model_folder / "model.keras").read_bytes()
     refused(run("diffusion_model.py", "--n-epochs", "3", "--T", "30"), 2, "model.keras", "--T 20", "30", "--model")
     assert (model_folder / "model.keras").read_bytes() == before
 
 
-def test_other_images_on_purpose_and_another_precision(train_tiny):
+def test_new_data_and_precision_may_be_chosen_on_resuming(train_tiny):
     train_tiny(*TINY, "--n-epochs", "1")
     np.save("others.npy", np.zeros((5, 8, 8), np.uint8))
     train_tiny("--data", "others.npy", "--new-data", "--n-epochs", "2", "--precision", "bfloat16", "--batch-size", "64")
@@ -438,7 +435,7 @@ def test_other_images_on_purpose_and_another_precision(train_tiny):
     assert {layer.compute_dtype for layer in model.layers} == {"float32"}
 
 
-def test_a_model_resumes_in_float16_and_keeps_to_it(train_tiny):
+def test_model_resumed_in_float16_stays_in_float16(train_tiny):
     train_tiny(*TINY, "--n-epochs", "1")
     assert "float16" in train_tiny("--n-epochs", "2", "--precision", "float16")
     assert "float16" in train_tiny("--n-epochs", "3")
@@ -446,7 +443,7 @@ def test_a_model_resumes_in_float16_and_keeps_to_it(train_tiny):
 
 
 @pytest.mark.slow
-def test_the_loss_falls_well_below_that_of_predicting_nothing(run, tmp_path):
+def test_loss_falls_well_below_the_loss_of_predicting_no_noise(run, tmp_path):
     options = ("--data", "drawings", "--n-feat", "8", "--T", "100", "--beta2", "0.2", "--n-epochs", "2")
     process = run("diffusion_model.py", *options, "--lr-decay", "none", "--sample-every", "0")
     assert process.returncode == 0, process.stderr
@@ -473,7 +470,7 @@ def test_the_loss_falls_well_below_that_of_predicting_nothing(run, tmp_path):
         (("more",), ("more",)),
     ],
 )
-def test_wrong_words_are_answered_in_one_sentence_at_once(run, options, words):
+def test_wrong_options_get_one_sentence_at_once(run, options, words):
     refused(run("diffusion_model.py", *options, timeout=20), 2, *words)
 
 
@@ -494,7 +491,7 @@ def test_wrong_words_are_answered_in_one_sentence_at_once(run, options, words):
         ({"model": "foreign.keras"}, ("foreign.keras",)),
     ],
 )
-def test_what_cannot_be_used_is_refused_in_one_sentence(tmp_path, monkeypatch, options, words):
+def test_unusable_inputs_are_refused_in_one_sentence(tmp_path, monkeypatch, options, words):
     unusable(tmp_path)
     monkeypatch.chdir(tmp_path)
     with pytest.raises((ValueError, FileNotFoundError)) as error:
@@ -516,7 +513,7 @@ def unusable(folder):
 
 
 @pytest.mark.parametrize("options", [("--data", "empty"), ("--model", "text.keras")])
-def test_the_script_answers_with_that_sentence_and_leaves_all_as_it_was(run, tmp_path, options):
+def test_script_refuses_unusable_inputs_and_changes_no_file(run, tmp_path, options):
     unusable(tmp_path)
     before = sorted(os.listdir(tmp_path))
     refused(run("diffusion_model.py", *options), 2, options[1])
@@ -532,7 +529,7 @@ def test_a_folder_that_cannot_be_written_to_is_failed_work(run):
 # --- held-out images ------------------------------------------------------------------------------------------------
 
 
-def test_held_out_images_are_measured_after_every_second_epoch_and_not_trained_on(train_tiny, tmp_path):
+def test_held_out_images_are_measured_and_not_trained_on(train_tiny, tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (64, 8, 8)).astype(np.uint8)
     np.save("images.npy", images)
     with_board = importlib.util.find_spec("tensorboard") is not None
@@ -567,7 +564,7 @@ def test_held_out_images_are_measured_after_every_second_epoch_and_not_trained_o
     assert {event.step for event in events for value in event.summary.value if value.tag == "loss"} == {0, 1, 2, 3, 4}
 
 
-def test_a_file_in_the_place_of_the_board_is_a_sentence(tmp_path, monkeypatch):
+def test_tensorboard_folder_that_is_a_file_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)  # as if TensorBoard were installed
     (tmp_path / "board").write_text("")
     with pytest.raises(ValueError, match="--tensorboard must name a folder, and .*board is a file"):
@@ -623,12 +620,12 @@ def test_held_out_images_are_a_fraction_that_depends_on_the_seed():
         ([5, 4, 3, 2, 1], [5, 4, 3, 3.2, 3.3], False),  # too soon to say
     ],
 )
-def test_memorising_is_a_falling_loss_with_a_rising_held_out_loss(training, held_out, begun):
+def test_overfitting_is_a_falling_loss_with_rising_held_out_loss(training, held_out, begun):
     assert bool(validation.overfitting_warning(list(zip(training, held_out, strict=True)))) == begun
 
 
 @pytest.mark.parametrize("share", ["0", "1.5", "0.001", "nowhere"])
-def test_a_validation_that_is_none_is_refused(model_folder, monkeypatch, share):
+def test_unusable_validation_is_refused(model_folder, monkeypatch, share):
     monkeypatch.chdir(model_folder)
     with pytest.raises((ValueError, FileNotFoundError), match="--validation|nowhere"):
         preparation.prepare({"data": "images.npy", "validation": share}, "new.keras")
