@@ -35,7 +35,7 @@ from training import advice, preparation, settings
         (1e-6, 1e-5, 10, "--T 1000 --beta2 0.02"),
     ],
 )
-def test_a_schedule_that_ends_far_from_noise_gets_advice_that_helps(beta1, beta2, T, way_out):
+def test_schedule_that_ends_far_from_noise_gets_useful_advice(beta1, beta2, T, way_out):
     sentence, left = advice.on_schedule(beta1, beta2, T), float(ddpm.ddpm_schedule(beta1, beta2, T)["sqrtab"][-1])
     assert (sentence is None) == (way_out is None) == (left <= 0.1)
     if sentence:
@@ -45,7 +45,7 @@ def test_a_schedule_that_ends_far_from_noise_gets_advice_that_helps(beta1, beta2
         assert ddpm.ddpm_schedule(**better)["sqrtab"][-1] <= 0.01
 
 
-def test_only_a_new_model_is_told(model_folder, monkeypatch, capsys):
+def test_schedule_advice_is_given_only_to_new_models(model_folder, monkeypatch, capsys):
     monkeypatch.chdir(model_folder)
     monkeypatch.setattr(preparation, "choose_data", lambda *more: 1 / 0)  # what comes next
     for options, path, told in (
@@ -60,7 +60,7 @@ def test_only_a_new_model_is_told(model_folder, monkeypatch, capsys):
         assert ("try --beta2 0.2" in capsys.readouterr().out) == told
 
 
-def test_weights_that_leave_the_first_step_of_sampling_untrained_get_advice():
+def test_weighting_that_leaves_pure_noise_untrained_gets_advice():
     assert "--weighting none" in advice.on_weighting(True, "min-snr")
     assert advice.on_weighting(True, "none") is None and advice.on_weighting(False, "snr") is None
 
@@ -81,9 +81,15 @@ def test_a_gpu_without_bfloat16_is_told_of_float16(train_tiny, monkeypatch, capa
     assert "--precision float16" not in train_tiny("--n-epochs", "2", "--precision", "float32")
 
 
-@pytest.mark.parametrize("there, hidden, seen, told", [
-    (True, None, [], True), (True, "-1", [], False), (True, None, ["GPU"], False), (False, None, [], False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "there, hidden, seen, told",
+    [
+        (True, None, [], True),
+        (True, "-1", [], False),
+        (True, None, ["GPU"], False),
+        (False, None, [], False),
+    ],
+)
 def test_a_gpu_that_tensorflow_cannot_use_is_reported(train_tiny, monkeypatch, there, hidden, seen, told):
     exists = os.path.exists
     monkeypatch.setattr(os.path, "exists", lambda path: there if path == "/dev/nvidia0" else exists(path))
@@ -97,7 +103,7 @@ def test_a_gpu_that_tensorflow_cannot_use_is_reported(train_tiny, monkeypatch, t
 
 
 @pytest.mark.parametrize("gigabytes, large", [((80, 16), True), ((16, 80), False)])
-def test_the_first_gpu_decides_and_is_asked_without_taking_its_memory(monkeypatch, gigabytes, large):
+def test_first_gpu_decides_and_its_memory_is_not_taken(monkeypatch, gigabytes, large):
     def list_local_devices(config):
         assert config.gpu_options.allow_growth
         kinds = [("CPU", 1), *(("GPU", size) for size in gigabytes)]
@@ -128,7 +134,7 @@ def test_too_little_memory_of_a_gpu_gets_a_sentence(train_tiny, monkeypatch, cap
         assert end.value.code == 1 and words in capsys.readouterr().err
 
 
-def test_the_loss_of_the_first_run_is_compared_with_the_measured_one():
+def test_loss_of_the_first_run_is_compared_with_a_measured_loss():
     first = {**settings.PRESETS["first"], "n_epochs": 32, "flip": False}
     assert advice.on_loss(first, "drawings", 2, 0.034) == "loss of a step 0.034; expected 0.0325"
     assert advice.on_loss(first, "drawings", 2, 0.043).endswith("expected 0.0325: it should be lower")
@@ -145,7 +151,7 @@ def test_the_loss_of_the_first_run_is_compared_with_the_measured_one():
     assert settings.STEPS["first"] // 128 == 32  # of 2,048 drawings
 
 
-def test_so_is_that_of_an_hour_on_the_drawings():
+def test_loss_of_a_cpu_hour_is_compared_with_a_measured_loss():
     hour = {**settings.PRESETS["cpu-hour"], "n_epochs": settings.STEPS["cpu-hour"] // 128, "flip": False}
     assert advice.on_loss(hour, "drawings", 8, 1.0).endswith("expected 0.0935: it should be lower")
     assert advice.on_loss(hour | {"n_epochs": 32}, "drawings", 8, 1.0) is None

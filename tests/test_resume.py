@@ -64,7 +64,7 @@ def two_folders(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_interrupted_at_random_ends_in_the_same_bits_as_one_that_never_was(tmp_path):
+def test_randomly_interrupted_run_is_bit_exact(tmp_path):
     two_folders(tmp_path)
     at_once = finish(train(tmp_path / "once", *LONG))
     lines, steps, chance = {}, [], random.Random(0)
@@ -92,7 +92,7 @@ def test_the_table_has_a_row_for_every_epoch(trained):
 
 
 @pytest.mark.parametrize("moment", ["starting TensorFlow", "files "])
-def test_a_signal_before_anything_was_trained_ends_the_program_at_once(tmp_path, moment):
+def test_signal_before_training_ends_the_program_at_once(tmp_path, moment):
     """While TensorFlow is imported, and while the first step is compiled."""
     write_images(tmp_path)
     process = train(tmp_path, *LONG, fresh=moment == "starting TensorFlow")
@@ -106,7 +106,7 @@ def test_a_signal_before_anything_was_trained_ends_the_program_at_once(tmp_path,
     assert os.listdir(tmp_path) == ["images.npy"]
 
 
-def test_a_signal_during_a_grid_loses_neither_the_training_nor_the_grid(tmp_path):
+def test_signal_during_a_grid_loses_neither_steps_nor_grid(tmp_path):
     write_images(tmp_path)
     options = (*SMALL, "--T", "500", "--beta2", "0.02", "--n-epochs", "4", "--sample-every", "2")
     process = train(tmp_path, *options)
@@ -128,7 +128,7 @@ def test_a_signal_during_a_grid_loses_neither_the_training_nor_the_grid(tmp_path
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="this system has no SIGUSR1")
-def test_usr1_saves_and_training_continues_nohup_is_respected_and_ctrl_c_saves_and_ends(tmp_path):
+def test_signals_save_or_end_a_run_and_nohup_is_respected(tmp_path):
     write_images(tmp_path)
     options = (*SMALL, "--n-epochs", "100000", "--sample-every", "0")
     handler = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # which the program inherits, as from nohup
@@ -160,7 +160,7 @@ def in_a_process(code):
     return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=20)
 
 
-def test_a_save_that_is_under_way_is_finished_first():
+def test_signal_waits_until_a_save_under_way_is_finished():
     """The thread that hears the signal waits for the lock of the save."""
     done = in_a_process(
         "with i.busy:\n    os.kill(os.getpid(), signal.SIGTERM)\n    time.sleep(1)\n    print('saved', flush=True)\n"
@@ -176,7 +176,7 @@ def test_a_second_ctrl_c_ends_at_once():
     assert done.returncode == 130 and done.stdout == f"{int(signal.SIGINT)}\n"
 
 
-def test_a_second_run_on_the_same_file_is_refused_until_the_first_is_dead(run, tmp_path):
+def test_second_run_on_a_file_is_refused_while_the_first_lives(run, tmp_path):
     write_images(tmp_path)
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "linked.keras").symlink_to(tmp_path / "model.keras")
@@ -195,7 +195,7 @@ def test_a_second_run_on_the_same_file_is_refused_until_the_first_is_dead(run, t
     assert not [name for name in os.listdir(tmp_path) if name.endswith(".lock") or ".saving" in name]
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_the_file_is_from_before(train_tiny, tmp_path, capsys):
+def test_non_finite_loss_stops_the_run_and_keeps_the_file(train_tiny, tmp_path, capsys):
     train_tiny(*TINY, "--n-epochs", "1")
     before = (tmp_path / "model.keras").read_bytes()
     with pytest.raises(SystemExit) as end:
@@ -219,7 +219,7 @@ def test_a_weight_that_is_not_finite_is_never_saved(model_folder, where):
     assert path.read_bytes() == before
 
 
-def test_the_file_that_keras_writes_beside_large_models_stays_in_the_private_folder(model_folder, monkeypatch):
+def test_temporary_file_of_keras_stays_in_the_private_folder(model_folder, monkeypatch):
     """Where memory is short, Keras gathers the weights in a randomly named file beside the target first."""
     from keras.src.saving import saving_lib
 
@@ -289,7 +289,7 @@ FOR_TRAINING_ONLY = ("no settings", "no optimizer", "new optimizer", "optimizer 
 
 
 @pytest.mark.parametrize("kind", ["truncated", "a bit", "empty", "other zip", "other network", *FOR_TRAINING_ONLY])
-def test_a_damaged_file_is_refused_in_one_sentence_and_left_as_it_is(model_folder, kind):
+def test_corrupt_file_is_refused_in_one_sentence_and_unchanged(model_folder, kind):
     path = model_folder / "model.keras"
     damage(path, kind)
     before = path.read_bytes()
@@ -301,7 +301,7 @@ def test_a_damaged_file_is_refused_in_one_sentence_and_left_as_it_is(model_folde
     assert path.read_bytes() == before
 
 
-def test_a_damaged_file_ends_both_scripts_with_one_sentence(run, model_folder):
+def test_corrupt_file_ends_both_scripts_with_one_sentence(run, model_folder):
     damage(model_folder / "model.keras", "a bit")
     before = (model_folder / "model.keras").read_bytes()
     for script in "diffusion_model.py", "reverse_diffusion.py":

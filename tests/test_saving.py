@@ -44,7 +44,7 @@ def kept(folder):
 
 
 @pytest.mark.parametrize("name", ["model.csv", "model-epoch0001.keras"])
-def test_a_model_is_saved_whatever_happens_to_the_files_beside_it(checkpoints, tmp_path, name):
+def test_model_is_saved_even_if_its_table_or_copies_are_not(checkpoints, tmp_path, name):
     made, warnings = checkpoints
     (tmp_path / name).mkdir()
     (tmp_path / name / "something").write_text("of a user")
@@ -60,7 +60,7 @@ def test_a_model_is_saved_whatever_happens_to_the_files_beside_it(checkpoints, t
     assert made.save() and (tmp_path / name).is_file() and len(warnings) == 1
 
 
-def test_what_cannot_be_saved_is_said_once_and_saved_later(checkpoints, tmp_path):
+def test_failed_save_is_reported_once_and_made_up_later(checkpoints, tmp_path):
     made, warnings = checkpoints
     (tmp_path / "model.keras").mkdir()
     for _ in range(2):
@@ -72,7 +72,7 @@ def test_what_cannot_be_saved_is_said_once_and_saved_later(checkpoints, tmp_path
     assert made.save() and made.nothing_to_lose() and kept(tmp_path) == ["model-epoch0001.keras"]
 
 
-def test_the_newest_copies_stay_by_number_and_nobody_elses_go(checkpoints, tmp_path):
+def test_newest_copies_stay_and_files_of_users_are_not_removed(checkpoints, tmp_path):
     made, _ = checkpoints
     for name in "model-epoch0010-best.keras", "model-epoch9997.keras.bak", "model-epochs.keras", "model-epoch12.keras":
         (tmp_path / name).write_text("of a user")
@@ -115,7 +115,7 @@ def test_a_folder_that_cannot_be_flushed_is_no_failure(tmp_path, monkeypatch, co
 
 
 @pytest.mark.parametrize("code, fails", [(errno.EINVAL, False), (errno.ENOSYS, False), (errno.EIO, True)])
-def test_a_file_that_cannot_be_flushed_is_one_unless_the_file_system_knows_no_flush(tmp_path, monkeypatch, code, fails):
+def test_failed_flush_of_a_file_is_an_error_where_supported(tmp_path, monkeypatch, code, fails):
     (tmp_path / "a.txt").write_text("old")
 
     def fsync(handle):
@@ -141,25 +141,27 @@ def test_two_writers_of_one_file_do_not_meet(tmp_path):
     assert path.read_text() == "one" and os.listdir(tmp_path) == ["a.txt"]
 
 
-def test_drafts_of_dead_writers_are_removed_and_those_of_living_ones_stay(tmp_path):
+def test_drafts_are_removed_only_if_their_writers_are_dead(tmp_path):
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     here = socket.gethostname()
-    drafts = {f"{here}-{dead.pid}-a1": False, f"{here}-{os.getpid()}-a1": True, f"{here}-{os.getppid()}-a1": True,
-              "other-host-7-a1": True, "other-host-8-a1": False}  # fmt: skip
-    for name in drafts:
+    dead_here, stale = f"{here}-{dead.pid}-a1", "other-host-8-a1"
+    living = [f"{here}-{os.getpid()}-a1", f"{here}-{os.getppid()}-a1", "other-host-7-a1"]
+    for name in (dead_here, stale, *living):
         (tmp_path / f".a.txt.saving-{name}").mkdir()
-    os.utime(tmp_path / ".a.txt.saving-other-host-8-a1", (0, 0))
-    (tmp_path / ".b.txt.saving-other-host-8-a1").mkdir()
+    os.utime(tmp_path / f".a.txt.saving-{stale}", (0, 0))
+    (tmp_path / f".b.txt.saving-{stale}").mkdir()
     files.check_writable(tmp_path / "a.txt")
-    expected = [f".a.txt.saving-{name}" for name, stays in drafts.items() if stays] + [".b.txt.saving-other-host-8-a1"]
+    expected = [f".a.txt.saving-{name}" for name in living] + [f".b.txt.saving-{stale}"]
     assert sorted(os.listdir(tmp_path)) == sorted(expected)
 
 
 # --- the table --------------------------------------------------------------------------------------------------------
 
-ROWS = [["0", "4", "3.97", "0.9928", "12.354", "1.6", "0.0003", *["0.5"] * 5],
-        ["1", "8", "3.5", "0.875", "0.239", "83.5", "0.0004", *[""] * 5]]  # fmt: skip
+ROWS = [
+    ["0", "4", "3.97", "0.9928", "12.354", "1.6", "0.0003", *["0.5"] * 5],
+    ["1", "8", "3.5", "0.875", "0.239", "83.5", "0.0004", *[""] * 5],
+]
 
 
 def as_text(delimiter=",", decimal=".", columns=12, end="\n", quote=""):
@@ -187,7 +189,7 @@ def test_a_table_that_a_spreadsheet_has_saved_is_read(tmp_path, content):
     assert (tmp_path / "model.csv").read_text() == as_text()
 
 
-def test_a_table_of_an_earlier_version_is_completed_and_rows_of_lost_epochs_go(tmp_path):
+def test_old_table_gains_columns_and_loses_rows_of_lost_epochs(tmp_path):
     (tmp_path / "model.csv").write_text(as_text(columns=7))
     assert history.read_rows(tmp_path / "model.csv") == [row[:7] + [""] * 5 for row in ROWS]
     assert len(History(tmp_path / "model.csv", 1).rows) == 1

@@ -16,7 +16,7 @@ from training import checkpoint, validation
 
 
 def smaller_by(sched, t):
-    """What the smaller of the squared errors of x̂_0 and ε̂ is to that of ε̂."""
+    """The smaller of the squared errors of x̂_0 and ε̂, divided by the squared error of ε̂."""
     return np.minimum(1, (1 - sched.alphabar[t]) / sched.alphabar[t])
 
 
@@ -38,7 +38,7 @@ def test_held_out_loss_means_the_same_for_every_target(monkeypatch, target):
     np.testing.assert_allclose([measured[0], *measured[1]], 0.01, rtol=1e-3)
 
 
-def test_each_held_out_image_is_measured_once_at_its_own_step_and_noise(monkeypatch):
+def test_each_held_out_image_has_its_own_step_and_noise(monkeypatch):
     """70 images are more than a batch and no multiple of one; the network takes x_t itself for the noise."""
     monkeypatch.setattr(checkpoint, "swap_ema_weights", lambda model: None)
     sched, images = (
@@ -93,7 +93,7 @@ def test_held_out_batches_have_the_parts_of_training(monkeypatch, parts, sizes):
     assert asked == sizes
 
 
-def test_a_classifier_is_measured_on_the_images_that_have_a_class(monkeypatch):
+def test_classifier_is_measured_on_images_that_have_a_class(monkeypatch):
     """What it says of the others is neither right nor wrong."""
     monkeypatch.setattr(checkpoint, "swap_ema_weights", lambda model: None)
     monkeypatch.setattr(model_file, "is_classifier", lambda model: True)
@@ -122,6 +122,6 @@ def test_a_quarter_without_images_has_no_loss(monkeypatch, T, count, measured):
 @pytest.mark.parametrize(
     "held_out, begun", [([5, 4, 3, 3.1, 3.2, 3.3, 3.01], False), ([5, 4, 3, 3.01, 3.2, 3.3, 3.4], True)]
 )
-def test_only_the_last_measurements_say_that_memorising_has_begun(held_out, begun):
+def test_overfitting_warning_uses_only_the_last_measurements(held_out, begun):
     training = [5, 4, 3, 2, 1, 0.9, 0.8]
     assert bool(validation.overfitting_warning(list(zip(training, held_out, strict=True)))) == begun
