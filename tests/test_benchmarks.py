@@ -110,7 +110,7 @@ def test_a_row_trains_then_evaluates_its_own_samples(monkeypatch, tmp_path, name
         assert settings.parse_options("", training)["model"] == measured.model and measured.samples is None
 
 
-def test_the_cells_of_a_recipe_are_those_of_its_evaluation():
+def test_cells_of_a_recipe_come_from_its_evaluation():
     import recipes
 
     numbers = {
@@ -125,7 +125,7 @@ def test_the_cells_of_a_recipe_are_those_of_its_evaluation():
     assert cells["training / held-out loss"] == "0.99 ± 0.01"
 
 
-def test_the_peer_trains_on_the_images_of_our_rows_of_the_same_seed(tmp_path):
+def test_peer_trains_on_our_training_images_of_each_seed(tmp_path):
     import recipes
     from PIL import Image
 
@@ -221,7 +221,7 @@ def test_a_step_in_pytorch_runs():
     assert reverse_step.torchs("unet", 8, 16, 2, "contiguous_format")().shape == (2, 3, 16, 16)
 
 
-def test_the_operations_are_those_that_pytorch_counts():
+def test_operations_are_counted_as_pytorch_counts_them():
     torch = pytest.importorskip("torch")
     import common
     import peer
@@ -233,7 +233,7 @@ def test_the_operations_are_those_that_pytorch_counts():
         assert common.operations(name, 16, 64, 5) == 3 * 5 * counter.get_total_flops()
 
 
-def test_the_operations_of_the_slides_network_by_hand():
+def test_operations_of_the_slides_network_match_a_hand_count():
     """2 for each weight and place of a convolution, and for each weight of the embedding of time."""
     import common
 
@@ -248,7 +248,7 @@ def test_the_operations_of_the_slides_network_by_hand():
     assert common.operations("naive", n, 64, 5) == 3 * 2 * one * 5
 
 
-def test_shares_of_operations_by_their_names():
+def test_operations_are_grouped_by_their_names():
     import shares
 
     events = {

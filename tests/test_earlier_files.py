@@ -63,13 +63,13 @@ def train(model, images):
 @pytest.mark.parametrize(
     "options, name", [({}, "default"), ({"variance": "posterior", "clip": False}, "posterior_unclipped")]
 )
-def test_the_same_images_for_the_same_seed(then, options, name):
+def test_old_file_samples_the_same_images_for_a_seed(then, options, name):
     images = rd.my_sample(n_sample=3, model=MODEL, seed=7, verbose=0, **options)
     assert images.shape == then[name].shape and images.dtype == np.int16
     assert np.abs(images - then[name]).max() <= 1
 
 
-def test_the_same_losses_of_the_next_steps_and_ema_weights_without_a_warm_up(then, source):
+def test_old_file_resumes_with_equal_losses_and_no_ema_warm_up(then, source):
     """After its 14 steps the momentum of a warm-up would be 15/24."""
     model, images, _ = preparation.prepare({"data": source}, MODEL)
     momentum, averages, raw = model_file.metadata(model)["settings"]["ema"], ema_weights(model), []
@@ -99,7 +99,7 @@ def ema_weights(model):
     return weights
 
 
-def test_a_typed_batch_size_counts_at_once_and_another_only_when_typed(source):
+def test_typed_batch_size_applies_at_once_within_an_epoch(source):
     for options, sizes in ({"batch_size": 4}, [4, 4, 4, 2]), ({"batch_size": 40}, [14]):  # 6 images are used already
         model, images, _ = preparation.prepare({"data": source, **options}, MODEL)
         trained = []

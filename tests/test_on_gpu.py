@@ -79,7 +79,7 @@ def test_a_resumed_run_that_differs_is_a_failure(tiny, monkeypatch):
         on_gpu.CHECKS["resume_exactly"].function(TINY)
 
 
-def test_advice_is_followed_until_it_fits(monkeypatch):
+def test_memory_advice_is_followed_until_a_batch_fits(monkeypatch):
     tried, run_out_of_memory = [], on_gpu.CHECKS["run_out_of_memory"].function
 
     def train(size, folder, *words):
@@ -95,7 +95,7 @@ def test_advice_is_followed_until_it_fits(monkeypatch):
         run_out_of_memory(dataclasses.replace(TINY, absurd_batch=16))
 
 
-def test_what_intervals_cover_together():
+def test_union_is_the_time_that_intervals_cover():
     assert union([(0, 2), (1, 3), (5, 6), (5.5, 5.7)]) == 4
     assert union([]) == 0
 
@@ -110,7 +110,7 @@ def test_what_intervals_cover_together():
         (("no_such_package",), {"gpus": 1}, "needs the package no_such_package"),
     ],
 )
-def test_what_a_check_needs(needs, facts, why):
+def test_check_without_its_requirements_says_what_it_needs(needs, facts, why):
     assert on_gpu.missing(needs, facts) == why
 
 
@@ -149,7 +149,7 @@ def test_a_report_continues_where_it_was_cut_off(monkeypatch, tmp_path, capsys):
     assert "losses_tf32" in ran and checks["losses_tf32"]["status"] == "ok"
 
 
-def test_what_was_too_slow_comes_last_but_for_the_training_that_takes_the_rest(monkeypatch, tmp_path):
+def test_slow_checks_come_last_before_the_final_training(monkeypatch, tmp_path):
     slow = {"losses_float32": ("out of time", {"why": "not done"})}
     only = ("--only", "right,good")
     first, _ = run(monkeypatch, tmp_path, slow | {"losses_tf32": slow["losses_float32"]}, *only, "--minutes", "5")
@@ -181,7 +181,7 @@ def test_a_batch_fits_on_the_card(facts, batch):
     assert on_gpu.full_size({"driver, memory": facts}) == dataclasses.replace(on_gpu.FULL, batch=batch)
 
 
-def test_the_order_is_that_of_the_parts():
+def test_checks_are_in_the_order_of_their_parts():
     parts = [part for part, *_ in on_gpu.CHECKS.values()]
     assert parts == sorted(parts, key=on_gpu.PARTS.index) and set(parts) == set(on_gpu.PARTS)
 
@@ -199,7 +199,7 @@ def test_a_check_in_a_process_of_its_own(monkeypatch, tmp_path, broken, status):
 
 
 @pytest.mark.slow
-def test_everything_in_small(run, tmp_path):
+def test_all_checks_run_in_small(run, tmp_path):
     """The real processes, five minutes of them."""
     process = run(f"{ROOT}/benchmarks/on_gpu.py", "--tiny", "--minutes", "15", "--out", "out", timeout=1000)
     assert process.returncode == 0, process.stderr

@@ -40,7 +40,7 @@ def choose(book=None, path="model.keras", **options):
     return {**book, "progress": {"images": 0}, **before}, images.images, held_out
 
 
-def test_a_validation_source_resumes_from_any_folder_and_after_it_has_moved(folder, monkeypatch):
+def test_validation_source_resumes_from_any_folder_even_if_moved(folder, monkeypatch):
     book, _, _ = choose(data="images.npy", validation="others.npy")
     (folder / "elsewhere").mkdir()
     monkeypatch.chdir(folder / "elsewhere")
@@ -60,7 +60,7 @@ def test_a_validation_source_resumes_from_any_folder_and_after_it_has_moved(fold
     assert len(choose(book, validation="moved.npy", new_data=True)[2]) == 9
 
 
-def test_training_images_that_have_moved_are_found_where_they_are_now(folder):
+def test_moved_training_images_are_read_from_their_new_path(folder):
     book, _, _ = choose(data="images.npy")
     shutil.move("images.npy", "moved.npy")
     with pytest.raises(FileNotFoundError, match="images.npy, which is not there any more.*--data NEW"):
@@ -111,7 +111,7 @@ def test_the_preset_may_be_typed_again(folder):
         choose(book, preset="slides")
 
 
-def test_what_the_page_calls_fixed_is_refused_and_the_rest_free():
+def test_settings_marked_as_fixed_are_refused_and_others_are_not():
     """`docs/options.md` marks each setting; `--validation` has tests of its own."""
     with open(os.path.join(ROOT, "docs", "options.md"), encoding="utf-8") as file:
         table = file.read().split("## Presets")[0]
@@ -184,7 +184,7 @@ def test_options_with_an_effect_are_taken(capsys, typed):
     assert "no effect" not in capsys.readouterr().out
 
 
-def test_a_variance_that_waits_for_ddpm_is_said(capsys):
+def test_variance_without_effect_on_ddim_is_reported(capsys):
     typed = {"variance": "posterior", "sampler": "ddim"}
     preparation.check_effects(settings.choose_settings({"preset": "first", **typed}, {}, "m.keras", None), typed)
     assert "--variance posterior has no effect with --sampler ddim, only with ddpm" in capsys.readouterr().out
@@ -214,7 +214,7 @@ def test_grids_carry_the_name_of_their_model(path, suffix, name):
     assert files.grid_name(path, suffix) == os.path.normpath(name)
 
 
-def test_a_run_leaves_neither_lock_nor_signal_handlers_in_its_process(model_folder, monkeypatch, capsys):
+def test_run_leaves_neither_lock_nor_signal_handlers(model_folder, monkeypatch, capsys):
     monkeypatch.chdir(model_folder)
     monkeypatch.setattr(sys, "argv", ["diffusion_model.py"])
     numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
@@ -231,7 +231,7 @@ def test_a_run_leaves_neither_lock_nor_signal_handlers_in_its_process(model_fold
     assert not [name for name in os.listdir(".") if name.endswith(".lock")]
 
 
-def test_in_an_interactive_session_a_signal_ends_the_run_and_not_the_session():
+def test_signal_in_interactive_python_ends_only_the_run():
     done = in_a_process(
         "sys.ps1 = '>>> '\n"
         "for _ in range(2):\n    os.kill(os.getpid(), signal.SIGINT)\n    time.sleep(0.3)\n"

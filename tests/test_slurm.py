@@ -108,7 +108,7 @@ def wait_for_training(output, start, seconds=200):
         time.sleep(0.2)
 
 
-def test_a_job_of_several_requeues_ends_in_the_same_bits_as_one_that_was_never_interrupted(slurm, tmp_path):
+def test_requeued_job_ends_in_the_bits_of_an_uninterrupted_run(slurm, tmp_path):
     options = (*SMALL, "--n-epochs", "900", "--sample-every", "0", "--save-every", "1")
     for name in "once", "often":
         (tmp_path / name).mkdir()
