@@ -1,4 +1,4 @@
-"""Every sampler beside that of Hugging Face's diffusers, with the same network, noise and times, at every step.
+"""Every sampler beside its counterpart in diffusers of Hugging Face: the same network, noise and times, at every step.
 
 Their timestep k is our t = k + 1. Given our ᾱ in float64 they agree to the rounding of float32; their own tables are
 float32 throughout.
@@ -37,7 +37,7 @@ def ours(**how):
     return plan.times, [x_t for _, x_t in states]
 
 
-def theirs(scheduler, x, times, monkeypatch, own_tables, **of_step):
+def theirs(scheduler, x, times, monkeypatch, own_tables, **step_options):
     """x_t after each of their steps, in float64."""
     if not own_tables:
         scheduler.alphas_cumprod = torch.tensor(SLIDES.alphabar[1:])
@@ -53,15 +53,15 @@ def theirs(scheduler, x, times, monkeypatch, own_tables, **of_step):
         for module in diffusers.schedulers.scheduling_ddpm, diffusers.schedulers.scheduling_ddim:
             monkeypatch.setattr(module, "randn_tensor", lambda *shape, z=z, **more: z)
         predicted = network(x, (int(k) + 1) / T, torch.sin)
-        x = scheduler.step(predicted, k, x, **of_step).prev_sample
+        x = scheduler.step(predicted, k, x, **step_options).prev_sample
         states.append(x.numpy())
     return states
 
 
-def check(scheduler, monkeypatch, own_tables, steps, of_step=None, **how):
+def check(scheduler, monkeypatch, own_tables, steps, step_options=None, **how):
     times, mine = ours(steps=steps, **how)
-    for one, other in zip(mine[1:], theirs(scheduler, mine[0], times, monkeypatch, own_tables, **(of_step or {})),
-                          strict=True):  # fmt: skip
+    peers = theirs(scheduler, mine[0], times, monkeypatch, own_tables, **(step_options or {}))
+    for one, other in zip(mine[1:], peers, strict=True):
         np.testing.assert_allclose(one, other, rtol=0, atol=(3e-4 if own_tables else 1e-5) * max(1, np.abs(one).max()))
 
 
@@ -77,8 +77,8 @@ def test_ddpm(monkeypatch, variance, theirs, steps, own_tables):
 @pytest.mark.parametrize("eta, clip", [(0.0, True), (0.0, False), (0.5, True), (1.0, True)])
 def test_ddim(monkeypatch, eta, clip, own_tables):
     scheduler = diffusers.DDIMScheduler(**BETAS, clip_sample=clip, set_alpha_to_one=True)
-    of_step = {"eta": eta, "use_clipped_model_output": clip}
-    check(scheduler, monkeypatch, own_tables, 50, of_step, sampler="ddim", eta=eta, clip=clip)
+    step_options = {"eta": eta, "use_clipped_model_output": clip}
+    check(scheduler, monkeypatch, own_tables, 50, step_options, sampler="ddim", eta=eta, clip=clip)
 
 
 @pytest.mark.parametrize("own_tables", [False, True])

@@ -110,8 +110,8 @@ def test_a_model_is_traced_anew_in_another_precision():
 def test_a_model_may_have_inputs_of_other_dtypes(dtype):
     """Such as a label that is a float32, which is what Keras makes of an input that says nothing else."""
     image, t, label = keras.Input((4, 4, 1)), keras.Input((1,), dtype="float16"), keras.Input((1,), dtype=dtype)
-    of_label = keras.layers.Embedding(3, 1, embeddings_initializer="ones")(label)
-    model = keras.Model([image, t, label], keras.layers.Add()([image, keras.layers.Reshape((1, 1, 1))(of_label)]))
+    embedded = keras.layers.Embedding(3, 1, embeddings_initializer="ones")(label)
+    model = keras.Model([image, t, label], keras.layers.Add()([image, keras.layers.Reshape((1, 1, 1))(embedded)]))
     denoise = reverse.denoiser_of(model, ddpm.ddpm_schedule(0.01, 0.3, 20), "eps", 1)
     eps = denoise(tf.ones((2, 4, 4, 1)), tf.constant([3, 4]), tf.constant([0, 1])).eps
     np.testing.assert_array_equal(eps, 2 * np.ones((2, 4, 4, 1)))

@@ -92,7 +92,7 @@ def test_the_network_is_asked_once_for_every_t_from_T_down_to_1(eagerly, witness
     assert witness.t == [np.float32(t) / np.float32(T) for t in range(T, 0, -1) for _ in range(2)]
 
 
-def test_t_over_T_is_the_same_number_wherever_the_network_is_asked(eagerly, witness, model):
+def test_t_over_T_is_equal_in_training_sampling_and_evaluation(eagerly, witness, model):
     sched, images = ddpm.ddpm_schedule(**DIFFUSION), np.zeros((2 * T, *SHAPE), np.uint8)
     noisy, asked = diffusion_model.noising(sched, 0), {}
     steps = [noisy(tf.zeros((32, *SHAPE)), tf.constant(step, tf.int64)) for step in range(10)]
@@ -134,7 +134,7 @@ def test_x_T_and_the_noise_of_every_step_are_independent():
 
 
 @pytest.mark.parametrize("variance", ["beta", "posterior"])
-def test_a_run_is_algorithm_2_with_fresh_noise_in_every_step_but_the_last(eagerly, witness, model, variance):
+def test_sampling_is_algorithm_2_with_fresh_noise_in_each_step(eagerly, witness, model, variance):
     """x_T … x_1 as the network saw them, and x_0 as it was returned, against the slides' formula in float64."""
     n = 12
     images = rd.my_sample(n_sample=n, model=model, seed=3, variance=variance, clip=False, verbose=0)
@@ -150,7 +150,7 @@ def test_a_run_is_algorithm_2_with_fresh_noise_in_every_step_but_the_last(eagerl
     assert np.abs(images - np.clip((mean + 1) * 127.5, 0, 255)).max() < 0.51
 
 
-def test_seed_0_is_a_seed_and_none_is_another_every_time(eagerly, model):
+def test_seed_0_is_repeatable_and_seed_none_is_not(eagerly, model):
     def sample(seed):
         return rd.my_sample(n_sample=1, model=model, seed=seed, verbose=0)
 
@@ -158,7 +158,7 @@ def test_seed_0_is_a_seed_and_none_is_another_every_time(eagerly, model):
     assert np.any(sample(None) != sample(None))
 
 
-def test_validation_spreads_t_evenly_and_gives_each_image_noise_of_its_own(eagerly, witness, model):
+def test_validation_spreads_t_evenly_with_noise_for_each_image(eagerly, witness, model):
     images = np.random.default_rng(0).integers(0, 256, (2 * T, *SHAPE)).astype(np.uint8)
     compile_with_ema(model)
     measure = validation.Validation(model, images, ddpm.ddpm_schedule(**DIFFUSION)).measure
@@ -187,7 +187,7 @@ def test_a_step_of_the_sampler_is_the_step_of_the_slides(variance, clip):
     denoise = denoiser(lambda inputs: eps[T - int(np.rint(inputs[1][0, 0] * T))][None], sched)
     denoise = clipped(denoise, sched) if clip else denoise
     for k, t in enumerate(times[:-1]):
-        t_ind, of_step = tf.constant([t]), slice(k, k + 1)
-        expected = ddpm.p_sample(x_t[of_step], t_ind, eps[of_step], z[of_step], sched, variance, clip)
-        got, _ = samplers.step(denoise, x_t[of_step], t_ind, coefficients[k], z[of_step], 1e6 * z[of_step])
+        t_ind, row = tf.constant([t]), slice(k, k + 1)
+        expected = ddpm.p_sample(x_t[row], t_ind, eps[row], z[row], sched, variance, clip)
+        got, _ = samplers.step(denoise, x_t[row], t_ind, coefficients[k], z[row], 1e6 * z[row])
         np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
