@@ -3,6 +3,7 @@
 import io
 import os
 import pickle
+import shlex
 import shutil
 import subprocess
 import sys
@@ -19,15 +20,19 @@ from support import device, files
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SCRIPTS = ("diffusion_model.py", "reverse_diffusion.py", "evaluate.py", "figures.py", "start.py")
-OF_TENSORFLOW = {"TF_CPP_MIN_LOG_LEVEL": "2", "TF_ENABLE_ONEDNN_OPTS": "1"}  # as `support.device` sets them
-os.environ.update({**OF_TENSORFLOW, **os.environ})
+TENSORFLOW_SETTINGS = {"TF_CPP_MIN_LOG_LEVEL": "2", "TF_ENABLE_ONEDNN_OPTS": "1"}  # as `support.device` sets them
+os.environ.update({**TENSORFLOW_SETTINGS, **os.environ})
 os.environ["MPLBACKEND"] = "agg"  # Keras imports matplotlib, and a notebook's backend may not be installed here
 
-SLIDES = ("--network", "naive", "--target", "eps", "--schedule", "linear", "--sampler", "ddpm", "--sample-steps", "20",
-          "--variance", "beta", "--weighting", "none", "--optimizer", "adam")  # fmt: skip
+SLIDES = (
+    *shlex.split("--network naive --target eps --schedule linear --weighting none --optimizer adam"),
+    *shlex.split("--sampler ddpm --sample-steps 20 --variance beta"),
+)
 # 48 images, 3 steps an epoch. The network of the slides, and the smallest there is: compiled in a third of the time.
-SMALL_NAIVE = ("--data", "images.npy", "--n-feat", "8", "--batch-size", "16", "--lr-decay", "none",
-               "--T", "20", "--beta2", "0.5", *SLIDES)  # fmt: skip
+SMALL_NAIVE = (
+    *shlex.split("--data images.npy --n-feat 8 --batch-size 16 --lr-decay none --T 20 --beta2 0.5"),
+    *SLIDES,
+)
 SMALL = (*SMALL_NAIVE, "--network", "unet", "--widths", "1", "--attention", "0")
 
 
@@ -42,7 +47,7 @@ def command(*arguments):
 
 
 def environment(**more):
-    as_users_have_it = {name: value for name, value in os.environ.items() if name not in OF_TENSORFLOW}
+    as_users_have_it = {name: value for name, value in os.environ.items() if name not in TENSORFLOW_SETTINGS}
     return {**as_users_have_it, "PYTHONPATH": ROOT, **more}
 
 
@@ -91,8 +96,8 @@ def trained(tmp_path_factory, worker_id):
 
     Made by whichever of the processes of a test run comes first; the others wait for it.
     """
-    of_process = tmp_path_factory.getbasetemp()
-    folder = (of_process if worker_id == "master" else of_process.parent) / "trained"
+    base = tmp_path_factory.getbasetemp()  # of this process
+    folder = (base if worker_id == "master" else base.parent) / "trained"
     printed = folder.with_suffix(".pickle")
     try:
         folder.mkdir()
@@ -183,8 +188,11 @@ def tiny_networks(monkeypatch):
 
 
 # 17 grey images of 8×8 pixels in batches of 12, so that the second batch of an epoch is a smaller one.
-TINY = ("--data", "images.npy", "--image-size", "8", "--channels", "1", "--batch-size", "12", "--T", "20",
-        "--beta2", "0.5", "--lr-decay", "cosine", "--sample-every", "0", *SLIDES)  # fmt: skip
+TINY = (
+    *shlex.split("--data images.npy --image-size 8 --channels 1 --batch-size 12 --T 20 --beta2 0.5"),
+    *shlex.split("--lr-decay cosine --sample-every 0"),
+    *SLIDES,
+)
 
 
 @pytest.fixture

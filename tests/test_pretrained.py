@@ -23,7 +23,7 @@ def model(train_tiny):
     return model_file.open_model("model.keras")
 
 
-def test_my_sample_follows_what_the_file_recommends_unless_told_otherwise(model):
+def test_my_sample_follows_the_file_unless_told_otherwise(model):
     np.testing.assert_array_equal(rd.my_sample(**NOISE), rd.my_sample(sampler="ddim", steps=7, **NOISE))
     np.testing.assert_array_equal(rd.my_sample(steps=9, **NOISE), rd.my_sample(sampler="ddim", steps=9, **NOISE))
     ancestral = rd.my_sample(sampler="ddpm", **NOISE)
@@ -33,7 +33,7 @@ def test_my_sample_follows_what_the_file_recommends_unless_told_otherwise(model)
     np.testing.assert_array_equal(posterior, rd.my_sample(sampler="ddpm", variance="posterior", **NOISE))
 
 
-def test_what_is_recommended_by_files_with_fewer_steps_and_by_those_that_recommend_nothing(model):
+def test_recommended_sampler_has_defaults_and_at_most_T_steps(model):
     entries = model_file.metadata(model)
     entries["sampling"] = {"sampler": "ddpm", "steps": 10, "variance": "posterior"}
     assert model_file.sampler_of(model) == {"sampler": "ddpm", "steps": 10, "variance": "posterior"}
@@ -50,18 +50,17 @@ def test_what_is_recommended_by_files_with_fewer_steps_and_by_those_that_recomme
 
 def test_the_recommendation_can_change_when_a_run_resumes(model, train_tiny):
     train_tiny("--n-epochs", "2", "--sampler", "dpm++", "--sample-steps", "5")
-    assert model_file.metadata(model_file.open_model("model.keras"))["sampling"] == {
-        "sampler": "dpm++", "steps": 5, "variance": "beta"
-    }  # fmt: skip
+    recommended = {"sampler": "dpm++", "steps": 5, "variance": "beta"}
+    assert model_file.metadata(model_file.open_model("model.keras"))["sampling"] == recommended
 
 
 @pytest.mark.parametrize("steps, sampler", [(None, "ddpm"), (20, "ddpm"), (7, "ddim")])
-def test_grids_of_files_without_a_sampler_are_what_they_were(steps, sampler):
+def test_old_settings_without_a_sampler_keep_their_meaning(steps, sampler):
     book = {"settings": {"T": 20, "sample_steps": steps}, "progress": {}}
     settings.complete(book)
     assert book["settings"]["sampler"] == sampler
-    of_slides = {"network": "naive", "target": "eps", "schedule": "linear", "patch": 1, "ema_warmup": False}
-    assert {name: book["settings"][name] for name in of_slides} == of_slides
+    slides = {"network": "naive", "target": "eps", "schedule": "linear", "patch": 1, "ema_warmup": False}
+    assert {name: book["settings"][name] for name in slides} == slides
 
 
 def publish_to(path, monkeypatch):
@@ -69,7 +68,7 @@ def publish_to(path, monkeypatch):
     publish.main()
 
 
-def test_a_published_file_samples_alike_and_holds_no_optimizer_and_no_path(model, monkeypatch, train_tiny):
+def test_published_file_samples_alike_without_optimizer_or_path(model, monkeypatch, train_tiny):
     publish_to("small.keras", monkeypatch)
     np.testing.assert_array_equal(rd.my_sample(model="small.keras", **NOISE), rd.my_sample(**NOISE))
     entries = model_file.metadata(model_file.open_model("small.keras", compile=True))
@@ -144,15 +143,15 @@ def test_no_script_overwrites_its_model(tmp_path, monkeypatch, capsys):
 
 
 def test_a_training_starts_from_the_weights_of_another(model, train_tiny):
-    said = train_tiny(*TINY, "--n-epochs", "1", "--model", "b.keras", "--init", "model.keras",
-                      "--learning-rate", "1e-12")  # fmt: skip
+    start = ("--model", "b.keras", "--init", "model.keras")
+    said = train_tiny(*TINY, *start, "--n-epochs", "1", "--learning-rate", "1e-12")
     assert "start     2 of 2 parameters from model.keras\n" in said
     for ours, theirs in zip(model_file.open_model("b.keras").weights, model.weights, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-6)
-    assert "parameters from" not in train_tiny("--model", "b.keras", "--init", "model.keras", "--n-epochs", "2")
+    assert "parameters from" not in train_tiny(*start, "--n-epochs", "2")
 
 
-def test_what_is_new_is_said_and_nothing_in_common_is_refused(model, train_tiny):
+def test_init_from_an_unfit_or_missing_model_is_refused(model, train_tiny):
     from diffusion.networks import Unet
     from training import transfer
 
@@ -175,8 +174,8 @@ def test_layers_are_found_by_kind_and_place_and_new_ones_named(tmp_path, capsys)
     transfer.start_from(new, str(tmp_path / "trained.keras"))
     said = capsys.readouterr().out
     assert "new are ClassLayer 0\n" in said
-    of_class = next(layer for layer in new.layers if type(layer).__name__ == "ClassLayer")
-    taken = [weight for weight in new.weights if all(weight is not own for own in of_class.weights)]
+    class_layer = next(layer for layer in new.layers if type(layer).__name__ == "ClassLayer")
+    taken = [weight for weight in new.weights if all(weight is not own for own in class_layer.weights)]
     for weight, source in zip(taken, trained.weights, strict=True):
         np.testing.assert_array_equal(weight, source)
 
@@ -199,8 +198,8 @@ def test_the_pretrained_model_knows_drawings_it_has_not_seen():
     t = tf.fill([16], 500)
     x_t = ddpm.q_sample(x_0, t, tf.random.stateless_normal(x_0.shape, [0, 1]), sched)
     guess = denoiser(lambda inputs: model(inputs), sched, target)(x_t, t).x_0
-    error, of_mean = np.mean((guess - x_0) ** 2), np.mean((x_0.mean(axis=0) - x_0) ** 2)
-    assert error < 0.1 * of_mean
+    error, error_of_mean = np.mean((guess - x_0) ** 2), np.mean((x_0.mean(axis=0) - x_0) ** 2)
+    assert error < 0.1 * error_of_mean
 
 
 def start_with(tmp_path, capsys, kind, classes, new_classes, **differences):
