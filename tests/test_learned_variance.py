@@ -30,8 +30,8 @@ def random_images(*seeds, size=4):
     return [np.random.default_rng(seed).standard_normal((20, size, size, 1)).astype(np.float32) for seed in seeds]
 
 
-def of_every_t(values):
-    """One number for each of t = 1 … T, to multiply images."""
+def per_image(values):
+    """One number for each of t = 1 … T, shaped to multiply the images of a batch."""
     return np.asarray(values)[:, None, None, None]
 
 
@@ -41,7 +41,7 @@ EVERY_T = tf.range(1, 21)
 # --- the formula ------------------------------------------------------------------------------------------------------
 
 
-def test_u_leads_from_one_variance_to_the_other_and_the_last_step_adds_no_noise():
+def test_u_interpolates_between_both_variances_in_every_step():
     x_t, eps, z, u = random_images(0, 1, 2, 3)
     steps = [ddpm.p_sample(x_t, EVERY_T, eps, z, SCHED, variance, clip=False) for variance in ("posterior", "beta")]
     for value, expected in zip((0.0, 1.0), steps, strict=True):
@@ -49,10 +49,10 @@ def test_u_leads_from_one_variance_to_the_other_and_the_last_step_adds_no_noise(
         got = ddpm.p_sample(x_t, EVERY_T, eps, z, SCHED, learned, clip=False)
         np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
     mean = ddpm.p_mean(x_t, EVERY_T, eps, SCHED, clip=False)
-    sigma = of_every_t(TILDE**0.5) * of_every_t(BETA / np.maximum(TILDE, 1e-30)) ** (u / 2)
+    sigma = per_image(TILDE**0.5) * per_image(BETA / np.maximum(TILDE, 1e-30)) ** (u / 2)
     got = ddpm.p_sample(x_t, EVERY_T, eps, z, SCHED, log_ratio(u, EVERY_T, SCHED), clip=False) - mean
     np.testing.assert_allclose(got[1:], sigma[1:] * z[1:], rtol=1e-4, atol=1e-5)
-    assert not np.any(got[0])
+    assert not np.any(got[0])  # the last step adds no noise
 
 
 @pytest.mark.parametrize("T, zero_snr", [(1, False), (2, False), (1000, False), (1000, True)])
@@ -67,23 +67,23 @@ def test_the_range_of_the_variance_is_finite_for_every_schedule(T, zero_snr):
 
 def test_a_term_of_the_bound_knows_the_variance_of_every_pixel():
     x_0, x_t, estimate, u = (images.astype(np.float64) for images in random_images(0, 1, 2, 3))
-    beta, before = of_every_t(BETA[1:]), of_every_t(ALPHABAR[1:-1])
-    mab, tilde = of_every_t(1 - ALPHABAR[2:]), of_every_t(TILDE[1:])
+    beta, before = per_image(BETA[1:]), per_image(ALPHABAR[1:-1])
+    mab, tilde = per_image(1 - ALPHABAR[2:]), per_image(TILDE[1:])
     distance = before**0.5 * beta / mab * (x_0 - estimate)[1:]
-    of_p = beta ** u[1:] * tilde ** (1 - u[1:])
-    nats = 0.5 * (np.log(of_p / tilde) + (tilde + distance**2) / of_p - 1)
+    p_variance = beta ** u[1:] * tilde ** (1 - u[1:])
+    nats = 0.5 * (np.log(p_variance / tilde) + (tilde + distance**2) / p_variance - 1)
     got = ddpm.bound_term(x_0[1:], x_t[1:], EVERY_T[1:], estimate[1:], SCHED, log_ratio(u[1:], EVERY_T[1:], SCHED))
     np.testing.assert_allclose(got, nats.mean(axis=(1, 2, 3)) / np.log(2), rtol=1e-4)
 
 
-def test_the_decoder_shares_all_probability_among_256_values_whatever_the_variance():
+def test_decoder_probabilities_sum_to_1_for_every_variance():
     values = tf.reshape(tf.range(256, dtype=tf.float32) / 127.5 - 1, (256, 1, 1, 1))
     bits, x_1, slides = [], 0.1 + 0 * values, ddpm.ddpm_schedule()
     for u in 0.0, 0.4, 1.0:
         learned = log_ratio(tf.fill(values.shape, u), tf.ones(256, tf.int32), slides)
-        of_u = ddpm.bound_decoder(values, x_1, x_1, slides, learned).numpy()
-        assert np.sum(2.0**-of_u) == pytest.approx(1, abs=1e-5)
-        bits.append(of_u.min())
+        decoded = ddpm.bound_decoder(values, x_1, x_1, slides, learned).numpy()
+        assert np.sum(2.0**-decoded) == pytest.approx(1, abs=1e-5)
+        bits.append(decoded.min())
     assert bits == sorted(bits) and bits[0] < bits[2] - 0.1
     fixed = [ddpm.bound_decoder(values, x_1, x_1, slides, name).numpy().min() for name in ("posterior", "beta")]
     assert bits[::2] == pytest.approx(fixed, rel=1e-5)
@@ -93,22 +93,22 @@ def test_the_decoder_shares_all_probability_among_256_values_whatever_the_varian
 
 
 @pytest.mark.parametrize("target", ["eps", "x0", "v"])
-def test_the_loss_is_the_term_of_the_bound_beside_the_squared_error(target):
+def test_hybrid_loss_is_bound_term_plus_weighted_squared_error(target):
     x_0, eps, predicted, u = random_images(0, 1, 2, 3)
     x_t = ddpm.q_sample(x_0, EVERY_T, eps, SCHED)
     wanted = wanted_output(x_0, EVERY_T, eps, SCHED, target)
     estimate = denoiser(lambda inputs: predicted, SCHED, target)(x_t, EVERY_T)[0]
     bits = ddpm.bound_term(x_0, x_t, EVERY_T, estimate, SCHED, log_ratio(u, EVERY_T, SCHED))
     loss, errors = hybrid_loss(SCHED, target), tf.square(predicted - wanted)
-    of_bound = loss(errors, u, tf.zeros((20, 1, 1, 1)), EVERY_T)
-    np.testing.assert_allclose(tf.reduce_mean(of_bound, axis=(1, 2, 3))[1:], 1e-3 * bits[1:], rtol=1e-3)
+    bound_loss = loss(errors, u, tf.zeros((20, 1, 1, 1)), EVERY_T)
+    np.testing.assert_allclose(tf.reduce_mean(bound_loss, axis=(1, 2, 3))[1:], 1e-3 * bits[1:], rtol=1e-3)
     with_weight = loss(errors, u, tf.fill((20, 1, 1, 1), 3.0), EVERY_T)
-    np.testing.assert_allclose(with_weight, of_bound + 3 * errors, rtol=1e-5)
+    np.testing.assert_allclose(with_weight, bound_loss + 3 * errors, rtol=1e-5)
 
 
 @pytest.mark.parametrize("target", ["eps", "x0", "v"])
-def test_least_is_the_loss_of_the_variance_that_the_reverse_step_of_a_gaussian_has(target):
-    """x_0 given x_t has the variance V; its reverse step that of β̃ and of the mean, which is linear in x_0."""
+def test_hybrid_loss_is_least_at_the_exact_variance(target):
+    """Var(x_0 | x_t) = V; the reverse step has β̃ plus the variance of its mean, which is linear in x_0."""
     ab = ALPHABAR[1:]
     V = DEVIATION**2 * (1 - ab) / (ab * DEVIATION**2 + 1 - ab)
     error = {"x0": V, "eps": ab / (1 - ab) * V, "v": V / (1 - ab)}[target]
@@ -134,17 +134,17 @@ def test_only_the_variance_learns_from_the_bound():
         loss = tf.reduce_sum(
             hybrid_loss(SCHED, "v")(tf.square(predicted - wanted), u, tf.fill((20, 1, 1, 1), 0.7), EVERY_T)
         )
-    of_predicted, of_u = tape.gradient(loss, [predicted, u])
-    np.testing.assert_allclose(of_predicted, 2 * 0.7 * (predicted - wanted), rtol=1e-5)
+    predicted_gradient, u_gradient = tape.gradient(loss, [predicted, u])
+    np.testing.assert_allclose(predicted_gradient, 2 * 0.7 * (predicted - wanted), rtol=1e-5)
     ratio, k, d = (column[1:, None, None, None] for column in bound_tables(SCHED, "v").T)
     error = k * np.square(predicted.numpy() - wanted.numpy(), dtype=np.float64) + d
     slope = 1e-3 * 0.5 * ratio * (1 - (1 + error) * np.exp(-ratio * u.numpy())) / np.log(2)
-    np.testing.assert_allclose(of_u, slope, rtol=1e-3, atol=1e-8)
+    np.testing.assert_allclose(u_gradient, slope, rtol=1e-3, atol=1e-8)
 
 
 @pytest.mark.parametrize("target", ["eps", "x0", "v"])
 @pytest.mark.parametrize("T", [1, 2, 1000])
-def test_at_t_1_the_variance_is_that_of_the_error_and_of_a_bin(target, T):
+def test_best_variance_at_t_1_adds_the_error_and_a_bin(target, T):
     """ν = β̃_2 e^{ru} is best where it is the mean square of the distance to all values of the pixel's bin."""
     sched = ddpm.ddpm_schedule(0.01, 0.01 if T == 1 else 0.02, T)
     beta = np.linspace(0.01, 0.02, T) if T > 1 else np.array([0.01])
@@ -156,23 +156,23 @@ def test_at_t_1_the_variance_is_that_of_the_error_and_of_a_bin(target, T):
     assert ratio == pytest.approx(np.log(beta[0] / smallest), abs=1e-6)
 
 
-def test_the_term_of_a_pixel_is_nearly_what_the_decoder_gives_it():
-    """Where the deviation is that of the first steps of the slides; up to a constant, for which u = 0 stands."""
+def test_hybrid_loss_at_t_1_is_nearly_the_decoder_term():
+    """For deviations as small as in the first steps of the slides, and up to a constant, the difference at u = 0."""
     sched, x_0 = ddpm.ddpm_schedule(), tf.fill((1, 1, 1, 1), 100 / 127.5 - 1)
     hybrid, t = hybrid_loss(sched, "x0"), tf.constant([1])
     for error in 0.002, 0.005, 0.008:
         found = []
         for u in 0.0, 0.5, 1.0, 2.0:
-            of_u = tf.fill(x_0.shape, u)
-            bits = float(ddpm.bound_decoder(x_0, x_0, x_0 + error, sched, log_ratio(of_u, t, sched))[0])
-            of_loss = 1e3 * float(tf.squeeze(hybrid(tf.fill((1, 1, 1, 1), error**2), of_u, 0.0, t)))
-            found.append((bits, of_loss))
+            u_image = tf.fill(x_0.shape, u)
+            bits = float(ddpm.bound_decoder(x_0, x_0, x_0 + error, sched, log_ratio(u_image, t, sched))[0])
+            scaled_loss = 1e3 * float(tf.squeeze(hybrid(tf.fill((1, 1, 1, 1), error**2), u_image, 0.0, t)))
+            found.append((bits, scaled_loss))
         decoder, loss = np.array(found).T
         np.testing.assert_allclose(decoder - decoder[0], loss - loss[0], atol=0.08)
 
 
 @pytest.mark.parametrize("target", ["eps", "x0", "v"])
-def test_what_a_new_network_predicts_learns_as_if_there_were_no_variance(target):
+def test_new_network_learns_nearly_as_without_a_variance(target):
     """In the layers before the output, which both share, the bound counts little beside the squared error."""
     x_0, eps = random_images(0, 1, size=8)
     x_0, sched = 0.5 * x_0, make_schedule(schedule="cosine")
@@ -194,7 +194,7 @@ def test_what_a_new_network_predicts_learns_as_if_there_were_no_variance(target)
 
 
 @pytest.mark.parametrize("parts", [1, 2])
-def test_a_training_step_takes_that_loss(parts):
+def test_training_step_has_the_hybrid_loss(parts):
     x_t, wanted = random_images(0, 1, size=8)
     keras.utils.set_random_seed(0)
     model = Unet((8, 8, 1), 8, learn_variance=True)
@@ -238,7 +238,7 @@ def end(network, batch=32, **how):
     return list(sampling.sample(steps, sampling.make_plan(SCHED, **how), 0, range(batch)))[-1][1].numpy()
 
 
-def test_samples_with_the_learned_variance_have_the_variance_of_the_images():
+def test_learned_variance_gives_samples_the_variance_of_the_data():
     """β is too much, β̃ too little; the last step, to the mean of x_0 given x_1, leaves out what is between them."""
     network = oracle(exact_u())
     expected = DEVIATION**2 - DEVIATION**2 * (1 - ALPHABAR[1]) / (ALPHABAR[1] * DEVIATION**2 + 1 - ALPHABAR[1])
@@ -248,7 +248,7 @@ def test_samples_with_the_learned_variance_have_the_variance_of_the_images():
 
 
 @pytest.mark.parametrize("how", [{}, {"steps": 7}, {"steps": 5, "corrector": 1}])
-def test_a_constant_u_is_one_of_the_fixed_variances_for_strides_too(how):
+def test_constant_u_is_a_fixed_variance_for_strides_too(how):
     for u, variance in (0, "posterior"), (1, "beta"):
         network = oracle(np.full(20, u))
         got, expected = (end(network, 4, variance=name, **how) for name in ("learned", variance))
@@ -261,12 +261,12 @@ def test_other_samplers_leave_a_learned_variance_alone():
         np.testing.assert_array_equal(*(end(oracle(np.full(20, u)), 4, **how) for u in (0.2, 0.7)))
 
 
-def test_guidance_moves_the_estimates_and_keeps_the_variance_of_the_class():
+def test_guidance_moves_estimates_and_keeps_the_class_variance():
     x_t, t, label = tf.constant(random_images(0)[0]), EVERY_T, tf.fill(20, 1)
 
     def network(inputs):
-        of_class = tf.cast(inputs[2], tf.float32)[:, :, None, None] if len(inputs) > 2 else tf.zeros((20, 1, 1, 1))
-        return tf.concat([inputs[0] * (0.1 + 0.2 * of_class), 0.5 + of_class + 0 * inputs[0]], axis=-1)
+        class_number = tf.cast(inputs[2], tf.float32)[:, :, None, None] if len(inputs) > 2 else tf.zeros((20, 1, 1, 1))
+        return tf.concat([inputs[0] * (0.1 + 0.2 * class_number), 0.5 + class_number + 0 * inputs[0]], axis=-1)
 
     def plain(inputs):
         return network(inputs)[..., :1]
@@ -304,7 +304,7 @@ UNET = ("--network", "unet", "--n-feat", "8", "--widths", "1", "--attention", "0
 LEARNED = (*TINY, *UNET, "--variance", "learned", "--target", "v", "--sample-steps", "5")
 
 
-def test_a_network_learns_it_and_its_file_recommends_it(train_tiny, tmp_path):
+def test_learned_variance_is_trained_and_recommended_by_the_file(train_tiny, tmp_path):
     train_tiny(*LEARNED, "--n-epochs", "2", "--model", "two.keras")
     model = model_file.open_model("two.keras")
     assert model.outputs[0].shape[-1] == 2 and model_file.sampler_of(model)["variance"] == "learned"
@@ -317,7 +317,7 @@ def test_a_network_learns_it_and_its_file_recommends_it(train_tiny, tmp_path):
     assert model.outputs[0].shape[-1] == 2 and model_file.sampler_of(model)["variance"] == "posterior"
 
 
-def test_a_resumed_run_ends_in_the_same_bits(train_tiny):
+def test_learned_variance_run_resumes_bit_exactly(train_tiny):
     more = (*LEARNED, "--lr-decay", "none", "--precision", "bfloat16")
     for epochs, model in ("2", "whole.keras"), ("1", "resumed.keras"), ("2", "resumed.keras"):
         keras.backend.clear_session()  # TensorFlow adds gradients up in the order of the layers' automatic names
@@ -325,7 +325,7 @@ def test_a_resumed_run_ends_in_the_same_bits(train_tiny):
     assert_equal_to_the_bit("whole.keras", "resumed.keras")
 
 
-def test_what_has_not_learned_it_is_refused(train_tiny):
+def test_learned_variance_is_refused_without_a_network_for_it(train_tiny):
     train_tiny(*TINY, "--n-epochs", "1", "--model", "plain.keras")
     train_tiny(*TINY, *UNET, "--n-epochs", "1", "--model", "unet.keras")
     for model, message in (
@@ -342,7 +342,7 @@ def test_what_has_not_learned_it_is_refused(train_tiny):
         ddpm.p_sample(*random_images(0), EVERY_T, *random_images(1, 2), SCHED, "learned")
 
 
-def test_an_evaluation_has_a_row_for_it(run, tmp_path, train_tiny):
+def test_evaluate_reports_learned_variance(run, tmp_path, train_tiny):
     train_tiny(*LEARNED, "--n-epochs", "1", "--model", "model.keras")
     np.save("new.npy", np.random.default_rng(1).integers(0, 256, (20, 8, 8)).astype(np.uint8))
     process = run("evaluate.py", "--data", "new.npy", "--only", "bits,loss", "--draws", "2")
@@ -351,7 +351,7 @@ def test_an_evaluation_has_a_row_for_it(run, tmp_path, train_tiny):
     assert np.isfinite(numbers["bits/dim, learned, clipped"]["value"])
 
 
-def test_no_loss_is_expected_of_a_network_that_learns_it(train_tiny, monkeypatch):
+def test_expected_loss_is_not_printed_for_learned_variance(train_tiny, monkeypatch):
     monkeypatch.setattr(advice, "on_loss", lambda *more: "expected so much")
     assert "expected so much" in train_tiny(*TINY, "--n-epochs", "1", "--model", "plain.keras")
     train_tiny(*LEARNED, "--n-epochs", "1", "--model", "learned.keras")

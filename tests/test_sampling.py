@@ -32,19 +32,19 @@ def sample(model, n, **more):
     return rd.my_sample(None, n, model, seed=more.pop("seed", 5), verbose=0, **more)
 
 
-def test_an_int16_array_of_images(model):
+def test_my_sample_returns_an_int16_array_of_images(model):
     images = sample(model, 2)
     assert images.shape == (2, 32, 32, 3) and images.dtype == np.int16
     assert images.min() >= 0 and images.max() <= 255 and images.std() > 5
 
 
-def test_the_same_seed_gives_the_same_images_and_another_seed_others(model):
+def test_equal_seeds_give_equal_images_and_others_differ(model):
     np.testing.assert_array_equal(sample(model, 2), sample(model, 2))
     assert np.any(sample(model, 2) != sample(model, 2, seed=6))
     assert np.any(sample(model, 2, seed=None) != sample(model, 2, seed=None))
 
 
-def test_an_image_depends_neither_on_their_number_nor_on_the_batches(model, monkeypatch):
+def test_images_depend_neither_on_n_sample_nor_on_batches(model, monkeypatch):
     seven = sample(model, 7)
     monkeypatch.setattr(reverse, "LARGEST_BATCH", 3)
     in_batches = sample(model, 7)
@@ -53,7 +53,7 @@ def test_an_image_depends_neither_on_their_number_nor_on_the_batches(model, monk
     assert len({image.tobytes() for image in seven}) == 7
 
 
-def test_one_compiled_step_is_cached_and_an_incomplete_batch_needs_no_other(model, monkeypatch):
+def test_compiled_step_is_cached_also_for_incomplete_batches(model, monkeypatch):
     monkeypatch.setattr(reverse, "LARGEST_BATCH", 4)
     generate.reverse_steps.cache_clear()
     sample(model, 6)
@@ -104,7 +104,7 @@ def keras_settings():
 
 
 @pytest.mark.parametrize("floatx, data_format", [("float16", "channels_last"), ("float64", "channels_first")])
-def test_what_the_user_has_set_keras_to_changes_no_image_and_stays(model, keras_settings, floatx, data_format):
+def test_keras_settings_change_no_image_and_are_kept(model, keras_settings, floatx, data_format):
     before = sample(model, 2)
     forget()
     keras.config.set_floatx(floatx)
@@ -144,7 +144,7 @@ def test_numpy_that_raises_every_warning_is_no_obstacle(monkeypatch, sampler):
         np.testing.assert_array_equal(same, ddpm.to_pixels(x_T))
 
 
-def test_the_slides_network_is_channels_last_whatever_keras_is_set_to(keras_settings):
+def test_slides_network_is_channels_last_for_any_keras_setting(keras_settings):
     forget()
     keras.config.set_image_data_format("channels_first")
     with np.load(os.path.join(FIXTURES, "before-packages.npz")) as then:
@@ -192,7 +192,7 @@ def test_the_threads_of_the_users_process_are_left_alone(model, monkeypatch):
 
 
 @pytest.mark.parametrize("action", ["default", "error"])
-def test_a_warning_while_a_model_is_loaded_does_not_make_it_a_damaged_one(model, monkeypatch, action):
+def test_warning_while_loading_does_not_refuse_the_model(model, monkeypatch, action):
     load, seen = keras.models.load_model, []
 
     def load_and_warn(*arguments, **named):
@@ -365,7 +365,7 @@ class GaussianPredictor(keras.layers.Layer):
         return (1 - ab) ** 0.5 * (x_t - ab**0.5 * self.MEAN) / (ab * self.DEVIATION**2 + 1 - ab)
 
 
-def test_a_model_without_settings_gets_the_schedule_of_the_slides_and_the_sampler_is_exact():
+def test_model_without_settings_samples_with_the_slides_schedule():
     image, t = keras.Input((32, 32, 1)), keras.Input((1,))
     model = keras.Model([image, t], GaussianPredictor()([image, t]))
     values = sample(model, 64) / 127.5 - 1
@@ -403,7 +403,7 @@ def test_importing_takes_no_time_and_prints_nothing(run):
     assert float(process.stdout) < 0.3
 
 
-def test_the_lines_of_the_slides(run, model_folder):
+def test_code_lines_of_the_slides_run(run, model_folder):
     process = run(
         "-c", "import matplotlib.pyplot as plt\nimport reverse_diffusion as rd\na = rd.my_sample()\nplt.imshow(a[0])"
     )
