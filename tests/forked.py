@@ -1,7 +1,7 @@
 """Scripts in processes forked from one that has imported TensorFlow, which saves three seconds of work in each.
 
-They are processes of their own otherwise: arguments, folder, environment, output, signals and exit status are those of
-a script that was started from a shell. What happens before the import is tested with scripts started afresh.
+Otherwise they behave like scripts started from a shell: arguments, folder, environment, output, signals and exit status
+are their own. What happens before the import is tested with scripts started afresh.
 """
 
 import multiprocessing

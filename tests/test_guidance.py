@@ -27,9 +27,9 @@ def in_float64(x_t, ab):
     x = np.asarray(x_t, np.float64)[..., None]
     joint = np.log(WEIGHTS) - 0.5 * (x - mean) ** 2 / variance - 0.5 * np.log(variance)
     eps = np.sqrt(1 - ab) * (x - mean) / variance
-    of_class = np.exp(joint - joint.max(-1, keepdims=True))
-    of_class /= of_class.sum(-1, keepdims=True)
-    return eps, (of_class * eps).sum(-1), joint
+    posterior = np.exp(joint - joint.max(-1, keepdims=True))
+    posterior /= posterior.sum(-1, keepdims=True)
+    return eps, (posterior * eps).sum(-1), joint
 
 
 def mixture(t_over_T):
@@ -55,8 +55,8 @@ def predict(inputs, training=False):
     x_t, t, label = inputs
     ab, mean, variance = mixture(t)
     eps = tf.sqrt(1 - ab) * (x_t[:, 0, 0] - mean) / variance
-    of_all = tf.reduce_sum(tf.nn.softmax(classify(inputs)) * eps, axis=-1, keepdims=True)
-    return tf.gather(tf.concat([of_all, eps], axis=-1), label, batch_dims=1)[:, :, None, None]
+    without_class = tf.reduce_sum(tf.nn.softmax(classify(inputs)) * eps, axis=-1, keepdims=True)
+    return tf.gather(tf.concat([without_class, eps], axis=-1), label, batch_dims=1)[:, :, None, None]
 
 
 @pytest.mark.parametrize("g", [0.0, 0.5, 1.0, 2.0, 7.5, -1.0])
@@ -65,13 +65,13 @@ def test_both_guidances_are_the_formula_at_every_x_and_t(g, c):
     x_t, t = (values.ravel() for values in np.meshgrid(np.linspace(-2, 2, 21), np.arange(1, 201)))
     expected = []
     for x, step in zip(x_t, t, strict=True):
-        eps, of_all, _ = in_float64(x, SCHED.alphabar[step])
-        expected.append(of_all + g * (eps[c] - of_all))
+        eps, without_class, _ = in_float64(x, SCHED.alphabar[step])
+        expected.append(without_class + g * (eps[c] - without_class))
     expected = np.array(expected)
     inputs = tf.constant(x_t[:, None, None, None], tf.float32), tf.constant(t, tf.int32), tf.fill(len(t), c + 1)
     denoise, strength = denoiser(predict, SCHED), tf.constant(g)
-    of_all = denoiser(lambda two: predict([*two, tf.zeros((len(t), 1), tf.int32)]), SCHED)
-    for guided in classifier_free(denoise, strength), with_classifier(of_all, classify, SCHED, strength):
+    unlabelled = denoiser(lambda two: predict([*two, tf.zeros((len(t), 1), tf.int32)]), SCHED)
+    for guided in classifier_free(denoise, strength), with_classifier(unlabelled, classify, SCHED, strength):
         x_0, eps = (part.numpy().ravel() for part in guided(*inputs)[:2])
         np.testing.assert_allclose(eps, expected, rtol=1e-3, atol=1e-3)
         sqrtab, sqrtmab = SCHED["sqrtab"][t], SCHED["sqrtmab"][t]
@@ -90,8 +90,8 @@ def by_hand(x_t, g, c, first=0, last=10**6, clip=False):
     """DDIM without noise, all steps, float64; what is clipped is the guided estimate."""
     ab = SCHED.alphabar
     for t in range(n_steps(SCHED), 0, -1):
-        eps, of_all, _ = in_float64(x_t, ab[t])
-        eps = of_all + (g if first <= t <= last else 1) * (eps[..., c] - of_all)
+        eps, without_class, _ = in_float64(x_t, ab[t])
+        eps = without_class + (g if first <= t <= last else 1) * (eps[..., c] - without_class)
         x_0 = (x_t - np.sqrt(1 - ab[t]) * eps) / np.sqrt(ab[t])
         if clip:
             x_0 = np.clip(x_0, -1, 1)
@@ -101,7 +101,7 @@ def by_hand(x_t, g, c, first=0, last=10**6, clip=False):
 
 
 @pytest.mark.parametrize("g, interval", [(0.0, None), (1.0, None), (2.0, None), (4.0, (50, 120))])
-def test_guided_samples_are_those_of_the_same_process_in_float64(reverse_steps, g, interval):
+def test_guided_samples_match_the_process_in_float64(reverse_steps, g, interval):
     """From the same noise; the two halves of the batch ask for different classes, in one trace for all g."""
     label = np.repeat([1, 2], 32)
     start = np.random.default_rng(0).standard_normal((64, *SHAPE)).astype(np.float32)
@@ -113,7 +113,7 @@ def test_guided_samples_are_those_of_the_same_process_in_float64(reverse_steps, 
         assert steps._take.experimental_get_tracing_count() == 1
 
 
-def test_what_is_clipped_is_the_guided_estimate():
+def test_clipping_applies_to_the_guided_estimate():
     start = np.random.default_rng(0).standard_normal((64, *SHAPE)).astype(np.float32)
     steps = ReverseSteps(Oracle(predict, SHAPE, labels=True), SCHED, 64, xla=False)
     plan = sampling.make_plan(SCHED, "ddim", guidance=8.0)
@@ -123,13 +123,13 @@ def test_what_is_clipped_is_the_guided_estimate():
     assert np.abs(expected - by_hand(start.ravel().astype(np.float64), 8.0, 1)).max() > 0.01
 
 
-def test_guidance_applies_from_the_first_to_the_last_t_of_its_interval():
+def test_guidance_interval_includes_its_first_and_last_t():
     plan = sampling.make_plan(SCHED, "ddim", guidance=3.0, guidance_interval=(50, 120))
     t = plan.times[:-1]
     np.testing.assert_array_equal(plan.guidance, np.where((t == 50) | (t == 120) | ((t > 50) & (t < 120)), 3, 1))
 
 
-def test_where_nothing_is_left_of_the_image_a_classifier_adds_nothing():
+def test_classifier_adds_nothing_at_zero_snr():
     sched = make_schedule(T=20, zero_snr=True)
     x_t, t = tf.random.stateless_normal((2, 1, 1, 1), (0, 0)), tf.constant([20, 10])
     denoise = denoiser(lambda inputs: 0.5 * inputs[0], sched, "v")
@@ -138,7 +138,7 @@ def test_where_nothing_is_left_of_the_image_a_classifier_adds_nothing():
     assert x_0[0] == plain_x_0[0] and eps[0] == plain_eps[0] and x_0[1] > plain_x_0[1] and eps[1] < plain_eps[1]
 
 
-def test_with_guidance_1_samples_follow_the_gaussian_of_their_class(reverse_steps):
+def test_samples_with_guidance_1_follow_their_class(reverse_steps):
     plan = sampling.make_plan(SCHED, "dpm++", 100)
     for steps, c in itertools.product(reverse_steps, (0, 1)):
         ends = [
@@ -149,7 +149,7 @@ def test_with_guidance_1_samples_follow_the_gaussian_of_their_class(reverse_step
         assert x_0.std() == pytest.approx(STDS[c], rel=0.15)
 
 
-def test_the_network_is_asked_once_where_that_is_enough():
+def test_network_is_called_once_with_guidance_0_or_1():
     sizes = []
 
     def counting(inputs, training=False):
@@ -175,7 +175,7 @@ def gaussian(mean, std):
 
 
 @pytest.mark.parametrize("g", [-1.0, 0.0, 1.0, 1.5, 2.0])
-def test_autoguidance_is_the_formula_whatever_both_networks_predict(g):
+def test_autoguidance_is_the_formula_for_different_targets(g):
     x_t, t = (values.ravel() for values in np.meshgrid(np.linspace(-2, 2, 21), np.arange(1, 201)))
     ab = SCHED.alphabar[t]
     good, bad = (
@@ -190,11 +190,11 @@ def test_autoguidance_is_the_formula_whatever_both_networks_predict(g):
     x_0, eps, _ = guided(tf.constant(x_t[:, None, None, None], tf.float32), tf.constant(t, tf.int32))
     expected = bad + g * (good - bad)
     np.testing.assert_allclose(eps.numpy().ravel(), expected, rtol=1e-3, atol=2e-3)
-    of_image = (x_t - np.sqrt(1 - ab) * expected) / np.sqrt(ab)
-    np.testing.assert_allclose(x_0.numpy().ravel(), of_image, rtol=1e-3, atol=1e-3 * np.abs(of_image).max())
+    expected_x_0 = (x_t - np.sqrt(1 - ab) * expected) / np.sqrt(ab)
+    np.testing.assert_allclose(x_0.numpy().ravel(), expected_x_0, rtol=1e-3, atol=1e-3 * np.abs(expected_x_0).max())
 
 
-def test_autoguidance_sharpens_a_gaussian_whose_spread_both_networks_overestimate():
+def test_autoguidance_sharpens_an_overestimated_gaussian():
     """Images with σ = 0.2; networks that believe 0.25 and 0.4. Beside DDIM in float64."""
     start = np.random.default_rng(0).standard_normal((64, *SHAPE)).astype(np.float32)
     weaker = Oracle(gaussian(0.3, 0.4), SHAPE), "eps"
@@ -231,15 +231,15 @@ def test_the_weaker_network_is_not_asked_where_guidance_is_1():
     assert list(dict.fromkeys(asked)) == [t for t in plan.times[:-1] if 50 <= t <= 120]
 
 
-def test_a_weaker_model_guides_my_sample_and_must_fit_the_model(of_cats_and_dogs):
+def test_a_weaker_model_guides_my_sample_and_must_fit_the_model(cats_and_dogs):
     """Predictors of constants: where one is twice the other, guidance 3 is four times the weaker one."""
     how = {"n_sample": 2, "seed": 0, "steps": 5, "clip": False, "verbose": 0}
     model, weaker = unconditional(0.02), unconditional(0.01)
     guided = rd.my_sample(model=model, weaker=weaker, guidance=3, **how)
     np.testing.assert_array_equal(guided, rd.my_sample(model=unconditional(0.04), **how))
     assert np.any(guided != rd.my_sample(model=model, **how))
-    of_class = rd.my_sample(model=of_cats_and_dogs, weaker=weaker, label="dog", guidance=0, **how)
-    np.testing.assert_array_equal(of_class, rd.my_sample(model=weaker, **how))
+    labelled = rd.my_sample(model=cats_and_dogs, weaker=weaker, label="dog", guidance=0, **how)
+    np.testing.assert_array_equal(labelled, rd.my_sample(model=weaker, **how))
     for wrong, message in (
         ({"weaker": weaker}, "with guidance 1 a weaker model has no effect"),
         ({"weaker": unconditional(0.1, T=10), "guidance": 2}, "another noise schedule"),
@@ -254,13 +254,13 @@ def test_a_weaker_model_guides_my_sample_and_must_fit_the_model(of_cats_and_dogs
 
 
 @pytest.mark.parametrize("how", ["itself", "a copy"])
-def test_a_model_is_not_weaker_than_itself(of_cats_and_dogs, how):
-    weaker = of_cats_and_dogs if how == "itself" else conditional(CONSTANTS, ["cat", "dog"])
+def test_a_model_is_not_weaker_than_itself(cats_and_dogs, how):
+    weaker = cats_and_dogs if how == "itself" else conditional(CONSTANTS, ["cat", "dog"])
     with pytest.raises(ValueError, match="is the model that it would guide, so that it has no effect"):
-        rd.my_sample(model=of_cats_and_dogs, weaker=weaker, guidance=2, verbose=0)
+        rd.my_sample(model=cats_and_dogs, weaker=weaker, guidance=2, verbose=0)
 
 
-def test_autoguidance_follows_the_label_and_what_each_model_predicts():
+def test_autoguidance_follows_the_label_and_each_models_target():
     how = {"n_sample": 2, "seed": 0, "steps": 5, "clip": False, "verbose": 0}
     one, two, four = (conditional([k * c for c in CONSTANTS], ["cat", "dog"]) for k in (0.02, 0.04, 0.08))
     for label in "cat", "dog":
@@ -301,18 +301,18 @@ CONSTANTS = 0.1, 0.4, -0.5
 
 
 @pytest.fixture(scope="module")
-def of_cats_and_dogs():
+def cats_and_dogs():
     return conditional(CONSTANTS, ["cat", "dog"])
 
 
-def test_labels_reach_the_network_as_they_are_meant(of_cats_and_dogs):
-    """Names and numbers from 0 say the same, every image has its own, and none is that of "no class"."""
+def test_labels_reach_the_network_as_they_are_meant(cats_and_dogs):
+    """Names and numbers from 0 say the same, every image has its own, and no class shares the number of "no class"."""
     how = {"n_sample": 3, "seed": 5, "verbose": 0, "clip": False}
     expected = [rd.my_sample(model=unconditional(constant), **how) for constant in CONSTANTS]
     assert len({images.tobytes() for images in expected}) == 3
 
     def sampled(**more):
-        return rd.my_sample(model=of_cats_and_dogs, **how, **more)
+        return rd.my_sample(model=cats_and_dogs, **how, **more)
 
     np.testing.assert_array_equal(sampled(), expected[0])
     for k, name in enumerate(["cat", "dog"]):
@@ -326,12 +326,12 @@ def test_labels_reach_the_network_as_they_are_meant(of_cats_and_dogs):
     assert np.abs(sampled(label="dog", guidance=2) - guided).max() <= 1
 
 
-def test_every_image_has_its_label_also_in_later_batches(of_cats_and_dogs):
+def test_every_image_has_its_label_also_in_later_batches(cats_and_dogs):
     label = np.random.default_rng(0).integers(0, 2, 70)
     how = {"n_sample": 70, "seed": 5, "steps": 2, "verbose": 0}
-    mixed = rd.my_sample(model=of_cats_and_dogs, label=label, **how)
+    mixed = rd.my_sample(model=cats_and_dogs, label=label, **how)
     for k in 0, 1:
-        expected = rd.my_sample(model=of_cats_and_dogs, label=k, **how)
+        expected = rd.my_sample(model=cats_and_dogs, label=k, **how)
         np.testing.assert_array_equal(mixed[label == k], expected[label == k])
 
 
@@ -419,9 +419,9 @@ def test_the_script_takes_labels_of_the_classifier_that_guides(tmp_path):
         ({"label": 0, "classifier": "none.keras"}, "there is no model .*none.keras"),
     ],
 )
-def test_what_labels_and_guidance_cannot_be_is_one_sentence(of_cats_and_dogs, wrong, message):
+def test_wrong_labels_and_guidance_get_one_sentence(cats_and_dogs, wrong, message):
     with pytest.raises((ValueError, FileNotFoundError), match=message):
-        rd.my_sample(model=of_cats_and_dogs, n_sample=2, verbose=0, **wrong)
+        rd.my_sample(model=cats_and_dogs, n_sample=2, verbose=0, **wrong)
 
 
 @pytest.mark.parametrize("n_sample", [1, 2, 3])
@@ -441,7 +441,7 @@ def classifier_of(shape=(2, 2, 1), T=20, names=("cat", "dog"), beta2=0.5):
     return keras.Model([image, t], keras.layers.Dense(len(names))(flat))
 
 
-def test_a_classifier_guides_a_model_without_classes_and_must_fit_it():
+def test_classifier_guides_a_classless_model_and_must_fit_it():
     model, guide = unconditional(0.1), classifier_of()
     how = {"model": model, "n_sample": 2, "seed": 0, "steps": 5, "verbose": 0}
     plain = rd.my_sample(**how)

@@ -27,7 +27,7 @@ SLIDES = ddpm.ddpm_schedule()
 
 @pytest.mark.parametrize("spacing", samplers.SPACINGS)
 @pytest.mark.parametrize("schedule, zero_snr", [("linear", False), ("cosine", False), ("cosine", True)])
-def test_times_fall_strictly_from_T_to_0_and_T_of_them_are_every_t(spacing, schedule, zero_snr):
+def test_times_fall_strictly_from_T_to_0(spacing, schedule, zero_snr):
     for T in 1, 2, 20:
         sched = make_schedule(schedule, 0.01, 0.01 if T == 1 else 0.3, T, zero_snr)
         for steps in range(1, T + 1):
@@ -112,8 +112,8 @@ def moments_by_hand(times, sampler, variance, eta):
         tilde = beta * (1 - ab[s_]) / (1 - ab[t])
         noise = 0.0
         if sampler == "ddpm":  # the posterior of x_s given x_t and x_0
-            of_x_0, of_x_t = a_s * beta / (1 - ab[t]), (1 - beta) ** 0.5 * (1 - ab[s_]) / (1 - ab[t])
-            row, shift = [of_x_t + of_x_0 * p, 0.0], of_x_0 * q
+            x_0_factor, x_t_factor = a_s * beta / (1 - ab[t]), (1 - beta) ** 0.5 * (1 - ab[s_]) / (1 - ab[t])
+            row, shift = [x_t_factor + x_0_factor * p, 0.0], x_0_factor * q
             noise = (beta if variance == "beta" else tilde) if s_ else 0.0
         elif sampler == "ddim" or (sampler == "langevin" and t == times[0]):
             square = eta**2 * tilde
@@ -132,8 +132,8 @@ def moments_by_hand(times, sampler, variance, eta):
         else:
             h = np.log(a_s / s_s) - np.log(a_t / s_t)
             extra = 0.0 if h_before is None else h / (2 * h_before)
-            of_d = a_s * -np.expm1(-h)  # D = (1 + extra) x̂_0 - extra x̂_0 before
-            row, shift = [s_s / s_t + of_d * (1 + extra) * p, -of_d * extra], of_d * (1 + extra) * q
+            d_factor = a_s * -np.expm1(-h)  # D = (1 + extra) x̂_0 - extra x̂_0 before
+            row, shift = [s_s / s_t + d_factor * (1 + extra) * p, -d_factor * extra], d_factor * (1 + extra) * q
             h_before = h
         matrix = np.array([row, [p, 0.0]])
         mean = matrix @ mean + [shift, q]
@@ -146,7 +146,7 @@ def langevin_step_sizes(times):
     variances = {t: (1 - SLIDES.alphabar[t]) / SLIDES.alphabar[t] for t in times}
     levels = list(variances)
     for k, t in enumerate(levels):
-        first = min(max(k, 1), len(levels) - 1)  # for the first level, as there is none before it, that of the second
+        first = min(max(k, 1), len(levels) - 1)  # the first level, before which there is none, takes κ of the second
         kappa = np.linspace(0, 1, 1001) ** 2
         v = variances[levels[first - 1]] / variances[levels[first]] if first else 1.0
         for _ in range(times.count(t)):
@@ -154,13 +154,20 @@ def langevin_step_sizes(times):
         yield from [kappa[np.argmin(np.abs(v - 1))]] * times.count(t)
 
 
-SAMPLERS = [("ddpm", "beta", 0.0), ("ddpm", "posterior", 0.0), ("ddim", "beta", 0.0), ("ddim", "beta", 0.6),
-            ("ddim", "beta", 1.0), ("dpm++", "beta", 0.0), ("langevin", "beta", 0.0)]  # fmt: skip
+SAMPLERS = [
+    ("ddpm", "beta", 0.0),
+    ("ddpm", "posterior", 0.0),
+    ("ddim", "beta", 0.0),
+    ("ddim", "beta", 0.6),
+    ("ddim", "beta", 1.0),
+    ("dpm++", "beta", 0.0),
+    ("langevin", "beta", 0.0),
+]
 
 
 @pytest.mark.parametrize("count, spacing", [(5, None), (10, "logsnr"), (50, "uniform"), (250, "quadratic")])
 @pytest.mark.parametrize("sampler, variance, eta", SAMPLERS)
-def test_mean_and_variance_are_those_of_the_papers_formulas(steps, sampler, variance, eta, count, spacing):
+def test_mean_and_variance_match_the_formulas_of_the_papers(steps, sampler, variance, eta, count, spacing):
     plan = sampling.make_plan(SLIDES, sampler, count, spacing, eta, variance)
     *_, (t, x_0) = sampling.sample(steps, plan, 3, range(64))
     mean, square = moments_by_hand([int(t) for t in plan.times], sampler, variance, eta)
@@ -177,7 +184,7 @@ def test_ddim_with_eta_1_is_ddpm_with_the_posterior_variance():
 
 
 @pytest.mark.parametrize("sampler, order", [("ddim", 1), ("dpm++", 2)])
-def test_without_noise_samplers_converge_to_the_flow_with_their_order(sampler, order):
+def test_samplers_without_noise_converge_with_their_order(sampler, order):
     """From x_T to t = 1 in steps that are equal in log-SNR; the flow scales x_t - √ᾱ_t m with its deviation."""
     ab_1, ab_T = SLIDES.alphabar[1], SLIDES.alphabar[-1]
     ends, x_T, errors = np.log([ab_T / (1 - ab_T), ab_1 / (1 - ab_1)]), np.array([-1.5, 0.3, 2.0]), []
@@ -185,8 +192,8 @@ def test_without_noise_samplers_converge_to_the_flow_with_their_order(sampler, o
         sched = ddpm.Schedule()
         sched.alphabar = 1 / (1 + np.exp(-np.linspace(*ends, count + 1)))[::-1]  # its own times, count … 0
         times, x, before = np.arange(count, -1, -1), x_T.copy(), 0.0
-        of_steps = samplers.coefficients(sched, times, sampler).astype(np.float64)
-        for t, (a, b, sigma, c, *_) in zip(times, of_steps, strict=False):
+        coefficients = samplers.coefficients(sched, times, sampler).astype(np.float64)
+        for t, (a, b, sigma, c, *_) in zip(times, coefficients, strict=False):
             ab = sched.alphabar[t]
             eps = (1 - ab) ** 0.5 * (x - ab**0.5 * MEAN) / (ab * DEVIATION**2 + 1 - ab)
             x_0 = (x - (1 - ab) ** 0.5 * eps) / ab**0.5
@@ -199,14 +206,14 @@ def test_without_noise_samplers_converge_to_the_flow_with_their_order(sampler, o
         assert np.log2(larger / smaller) == pytest.approx(order, abs=0.25)
 
 
-def test_dpm_solver_is_of_first_order_in_its_first_step_and_in_the_one_to_0():
-    of_steps = samplers.coefficients(SLIDES, samplers.choose_times(SLIDES, 6), "dpm++")
-    assert np.all(of_steps[[0, -1], 3] == 0) and np.all(of_steps[1:-1, 3] > 0)
+def test_dpm_solver_is_first_order_in_its_first_and_last_step():
+    coefficients = samplers.coefficients(SLIDES, samplers.choose_times(SLIDES, 6), "dpm++")
+    assert np.all(coefficients[[0, -1], 3] == 0) and np.all(coefficients[1:-1, 3] > 0)
 
 
 @pytest.mark.parametrize("target, asked, s", [("eps", 1, 100), ("v", 1, 100), ("x0", 14, 100)])
 def test_an_inversion_begins_with_the_image_itself(target, asked, s):
-    """x_s = √ᾱ_s x_0 + √(1 - ᾱ_s) ε̂, although the estimate x̂_0 is that of x_0 taken as x_t."""
+    """x_s = √ᾱ_s x_0 + √(1 - ᾱ_s) ε̂, although x̂_0 is estimated from x_0 in the place of x_t."""
     plan = sampling.make_inversion(SLIDES, 10, target)
     (a, b, *rest), ab_asked, ab_s = plan.coefficients[0], *SLIDES.alphabar[[asked, s]]
     assert plan.lowest == asked and list(plan.times[:2]) == [0, s]
@@ -216,7 +223,7 @@ def test_an_inversion_begins_with_the_image_itself(target, asked, s):
     assert not any(rest)
 
 
-def test_few_steps_are_as_many_network_calls_and_need_no_new_trace(steps):
+def test_each_step_is_one_network_call_without_a_new_trace(steps):
     calls = []
 
     def counting(inputs):
@@ -224,22 +231,22 @@ def test_few_steps_are_as_many_network_calls_and_need_no_new_trace(steps):
         return inputs[0]
 
     sched = ddpm.ddpm_schedule(0.01, 0.3, 20)
-    of_count = ReverseSteps(Oracle(counting, (2, 2, 1)), sched, 1, xla=False)
+    counting_steps = ReverseSteps(Oracle(counting, (2, 2, 1)), sched, 1, xla=False)
     for count, sampler, eta in (5, "ddim", 0.5), (7, "dpm++", 0.0), (20, "ddpm", 0.0), (12, "langevin", 0.0):
         for corrector in (0,) if sampler == "langevin" else (0, 2):
             calls.clear()
             plan = sampling.make_plan(sched, sampler, count, eta=eta, corrector=corrector)
-            list(sampling.sample(of_count, plan, 0, [0]))
+            list(sampling.sample(counting_steps, plan, 0, [0]))
             np.testing.assert_allclose(calls, plan.times[:-1] / 20, rtol=1e-6)
             assert len(calls) == count + corrector * (count - 1)  # no correction of x_0
-    assert of_count._take.experimental_get_tracing_count() == 1
+    assert counting_steps._take.experimental_get_tracing_count() == 1
 
 
 # --- the score view ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_the_score_is_the_slope_of_the_log_density_whatever_the_target(target):
+def test_score_is_the_slope_of_the_log_density_for_every_target(target):
     t, x_t = 300, np.random.default_rng(0).standard_normal((2, 4, 4, 1)).astype(np.float32)
     ab = SLIDES.alphabar[t]
     variance = ab * DEVIATION**2 + 1 - ab
@@ -274,14 +281,12 @@ def test_a_correction_is_a_langevin_step_along_the_score():
         expected = x_t[k] + epsilon * g[k] + (2 * epsilon) ** 0.5 * z[k]
         np.testing.assert_allclose(x_s[k], expected, rtol=1e-4, atol=1e-4)
     np.testing.assert_array_equal(memory, tensors[2])  # DPM-Solver++ goes on from the estimate of its own last step
-    plans = [
-        sampling.make_plan(SLIDES, steps=4, corrector=1, **how) for how in ({}, {"snr": 0.16})
-    ]  # that of the paper
+    plans = [sampling.make_plan(SLIDES, steps=4, corrector=1, **how) for how in ({}, {"snr": 0.16})]  # as in the paper
     np.testing.assert_array_equal(*(plan.coefficients for plan in plans))
 
 
 @pytest.mark.parametrize("snr", [0.16, 0.5])
-def test_corrections_of_a_gaussian_have_their_stationary_variance(steps, snr):
+def test_corrections_of_a_gaussian_reach_stationary_variance(steps, snr):
     """v / (1 - ε/2v), with ε = 2α(snr ‖z‖ / ‖score‖)² for the norms that such images have."""
     t = 300
     start = samplers.coefficients(SLIDES, np.array([1000, t, 0]))
@@ -296,7 +301,7 @@ def test_corrections_of_a_gaussian_have_their_stationary_variance(steps, snr):
 
 
 def test_corrections_that_move_nothing_change_no_sampler(steps):
-    """Also not the noise of ddpm: at each t draw 0 is that of the step that leaves it."""
+    """Also not the noise of ddpm: at each t draw 0 belongs to the step that leaves it."""
     for sampler in "ddpm", "ddim", "dpm++":
         ends = []
         for how in {}, {"corrector": 2, "snr": 1e-6}:
@@ -307,7 +312,7 @@ def test_corrections_that_move_nothing_change_no_sampler(steps):
 
 @pytest.mark.parametrize("zero_snr", [False, True])
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_annealed_langevin_adds_noise_in_all_steps_but_the_first_and_the_last(schedule, zero_snr):
+def test_langevin_adds_noise_in_all_but_first_and_last_steps(schedule, zero_snr):
     plan = sampling.make_plan(make_schedule(schedule=schedule, zero_snr=zero_snr), "langevin", 31)
     assert len(plan.coefficients) == 31 and np.all(np.isfinite(plan.coefficients))
     np.testing.assert_array_equal(plan.coefficients[:, 2] > 0, [0] + 29 * [1] + [0])
@@ -364,7 +369,7 @@ def test_every_sampler_keeps_to_the_contract(target, schedule, zero_snr, clip):
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_clipping_keeps_the_image_in_range_and_the_noise_consistent_with_it(schedule):
+def test_clipping_bounds_the_image_and_adapts_the_noise(schedule):
     sched = make_schedule(schedule, 0.01, 0.3, 20)
     denoise = denoiser.clipped(denoiser.denoiser(lambda inputs: 8 * inputs[0], sched), sched)
     x_t = tf.random.stateless_normal((20, 8, 8, 1), (0, 1))
@@ -374,7 +379,7 @@ def test_clipping_keeps_the_image_in_range_and_the_noise_consistent_with_it(sche
     np.testing.assert_allclose(ab**0.5 * x_0 + (1 - ab) ** 0.5 * eps, x_t, atol=1e-5)
 
 
-def test_samplers_of_a_network_in_bfloat16_are_near_those_in_float32():
+def test_bfloat16_samples_are_near_float32_samples():
     image, t = keras.Input((8, 8, 3)), keras.Input((1,))
     x = keras.layers.Conv2D(8, 3, padding="same", activation="tanh")(image)
     x = keras.layers.Add()([x, keras.layers.Reshape((1, 1, 8))(keras.layers.Dense(8)(t))])
@@ -382,9 +387,9 @@ def test_samplers_of_a_network_in_bfloat16_are_near_those_in_float32():
     sched, target, ends = ddpm.ddpm_schedule(0.01, 0.3, 20), "eps", {}
     for precision in "float32", "bfloat16":
         checkpoint.set_precision(model, precision)
-        of_model = ReverseSteps(model, sched, 2, target)
+        model_steps = ReverseSteps(model, sched, 2, target)
         for sampler in "ddpm", "ddim", "dpm++":
-            *_, (_, x_0) = sampling.sample(of_model, sampling.make_plan(sched, sampler, 5), 0, range(2))
+            *_, (_, x_0) = sampling.sample(model_steps, sampling.make_plan(sched, sampler, 5), 0, range(2))
             assert x_0.dtype == tf.float32
             ends[precision, sampler] = x_0.numpy()
     for sampler in "ddpm", "ddim", "dpm++":
@@ -462,11 +467,11 @@ def test_an_inversion_clips_no_estimate():
         return estimates[-1], eps
 
     for t, s in itertools.pairwise(range(5)):
-        of_x_0, eps = estimate(x, max(t, 1))
-        there = ab[s] ** 0.5 * (of_x_0 if t else x_0) + (1 - ab[s]) ** 0.5 * eps
+        guess, eps = estimate(x, max(t, 1))
+        there = ab[s] ** 0.5 * (guess if t else x_0) + (1 - ab[s]) ** 0.5 * eps
         if t:  # x_t = √ᾱ_t x̂_0 + √(1 - ᾱ_t) ε̂ with the x̂_0 of x_s, solved for ε̂
-            of_x_0, _ = estimate(there, s)
-            there = ab[s] ** 0.5 * of_x_0 + (1 - ab[s]) ** 0.5 * (x - ab[t] ** 0.5 * of_x_0) / (1 - ab[t]) ** 0.5
+            guess, _ = estimate(there, s)
+            there = ab[s] ** 0.5 * guess + (1 - ab[s]) ** 0.5 * (x - ab[t] ** 0.5 * guess) / (1 - ab[t]) ** 0.5
         x = there
     assert np.abs(estimates).max() > 1.2
     np.testing.assert_allclose(rd.invert(x_0.astype(np.float32), model, verbose=0), x, atol=1e-5)
@@ -536,7 +541,7 @@ def test_images_of_0_to_1_are_warned_of_once(capsys):
         ({"model": "."}, "is a folder"),
     ],
 )
-def test_what_a_sampler_cannot_do_is_one_sentence(trained, wrong, words):
+def test_impossible_sampling_arguments_get_one_sentence(trained, wrong, words):
     with pytest.raises(ValueError, match=words):
         rd.my_sample(**{"model": str(trained[0] / "model.keras"), "verbose": 0, **wrong})
 
