@@ -142,14 +142,14 @@ def test_mirrored_classes_are_said_unless_asked_for(tmp_path, capsys, flip, has_
     assert "--no-flip" not in capsys.readouterr().out
 
 
-def test_of_many_classes_the_first_eleven_are_described():
+def test_many_classes_are_described_by_the_first_eleven():
     names = [chr(ord("a") + k) for k in range(13)]
     twelve = ", ".join(f"{name} 1" for name in names[:12])
     assert describe_classes(np.arange(12), names[:12]) == twelve
     assert describe_classes(np.arange(13), names) == twelve.replace("l 1", "and 2 more")
 
 
-def test_no_classes_are_a_sentence(tmp_path):
+def test_images_without_classes_are_refused_in_a_sentence(tmp_path):
     save_grey(tmp_path / "flat/a.png", 1)
     np.save(tmp_path / "a.npy", IMAGES)
     for source, message in (tmp_path / "flat", "no sub-folders"), (tmp_path / "a.npy", "no array labels"):

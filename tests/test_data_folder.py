@@ -329,7 +329,7 @@ def cached(tmp_path, monkeypatch):
     return tmp_path / "folder", reads
 
 
-def test_a_second_time_the_images_are_not_read_again(cached):
+def test_cached_images_are_not_read_again(cached):
     folder, reads = cached
     images, report = load_images(folder, 32)
     count = len(reads)
@@ -343,7 +343,7 @@ def test_a_second_time_the_images_are_not_read_again(cached):
 
 
 @pytest.mark.parametrize("change", ["new", "gone", "other", "touched in place", "corrupt cache"])
-def test_a_change_is_noticed(cached, change):
+def test_cache_notices_a_change_of_the_folder(cached, change):
     folder, reads = cached
     load_images(folder, 32)
     count, status = len(reads), os.stat(folder / "1.png")

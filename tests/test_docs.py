@@ -247,7 +247,7 @@ def faults(text, folder=""):
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_what_a_page_names_exists(page):
+def test_names_on_a_page_exist(page):
     text = read(page)
     assert faults(text, os.path.dirname(page)) == []
     assert text.count("```") % 2 == 0 and len(FENCE.findall(text)) == text.count("```") // 2

@@ -1,9 +1,11 @@
 """The shape of the project: imports go one way, nothing heavy is imported early, options are documented."""
 
 import ast
+import glob
 import graphlib
 import os
 import platform
+import re
 import subprocess
 
 import pytest
@@ -149,3 +151,17 @@ def test_no_file_of_the_project_is_ignored_by_git():
     """`.gitignore` leaves out what users make, and must not leave out fixtures."""
     tracked = subprocess.run(["git", "ls-files", "-ci", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True)
     assert tracked.returncode != 0 or tracked.stdout == ""
+
+
+def test_names_of_tests_are_short_and_formatting_is_automatic():
+    """At most 60 characters, few directives for the formatter, and few names that begin with "of"."""
+    paths = [*MODULES.values()]
+    for folder in "benchmarks", "tests":
+        paths += glob.glob(os.path.join(ROOT, folder, "**", "*.py"), recursive=True)
+    text = ""
+    for path in paths:
+        with open(path, encoding="utf-8") as file:
+            text += file.read()
+    assert [name for name in re.findall(r"^ *def (test_\w+)", text, re.MULTILINE) if len(name) > 60] == []
+    assert len(re.findall(r"# fmt: (?:off|skip)", text)) <= 5
+    assert len(re.findall(r"\bof_\w+", text)) <= 10
