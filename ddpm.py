@@ -228,16 +228,9 @@ def divergence(squared_distance, log_ratio):
 def bound_prior(x_0, sched):
     """L_T of the bound on -log p(x_0): the divergence of x_T from the noise that sampling starts with.
 
-    Slides "Bayesian inference, again, continued", DDPM equation 5.
-
-    Args:
-        x_0: (batch, height, width, channels) float, clean images in [-1, 1].
-
-    Returns:
-        (batch,) float32, bits per dimension.
+    Slides "Bayesian inference, again, continued", DDPM equation 5. Argument and result as in `bound_term`.
     """
-    mean_squared = float(sched["sqrtab"][-1]) ** 2 * tf.square(x_0)
-    variance = float(sched["sqrtmab"][-1]) ** 2
+    mean_squared, variance = float(sched["sqrtab"][-1]) ** 2 * tf.square(x_0), float(sched["sqrtmab"][-1]) ** 2
     return _bits(0.5 * (mean_squared + variance - 1 - np.log(variance)))
 
 
@@ -288,6 +281,11 @@ def _log_probability_of_pixel(x, mean, sigma):
 def _bits(nats):
     """Mean over the dimensions of each image, in bits."""
     return tf.reduce_mean(nats, axis=(1, 2, 3)) / np.log(2)
+
+
+def from_pixels(images):
+    """Images of integers 0 … 255 as x_0, float32 in [-1, 1]; NumPy arrays. The inverse of `to_pixels`."""
+    return images / np.float32(127.5) - 1
 
 
 def to_pixels(x_0):

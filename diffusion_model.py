@@ -42,7 +42,6 @@ def train_model(options, path, interruption):
     """Trains the model at `path`, a new one or the one in the file, to the last epoch."""
     import tensorflow as tf
 
-    from diffusion import model_file
     from training.preparation import check_files, describe, finished, prepare
     from training.training_run import TrainingRun
     from training.validation import Validation
@@ -51,27 +50,25 @@ def train_model(options, path, interruption):
         tf.config.experimental.enable_op_determinism()
     check_files(options, path)  # better known now than after an hour
     try:
-        model, images, held_out = prepare(options, path)
+        trained, images, held_out = prepare(options, path)
     except tf.errors.ResourceExhaustedError:
         console.leave(
             "diffusion_model.py: the network does not fit in the GPU's memory; does another process use it, as "
             "nvidia-smi shows? Else try a smaller --n-feat",
             1,
         )
-    metadata = model_file.metadata(model)  # a dict in the file, of which settings and progress are parts
-    board = None
-    sched, target = model_file.diffusion_of(model)
+    metadata, board = trained.metadata, None  # a dict in the file, of which settings and progress are parts
     if "tensorboard" in options:
         from training.tensorboard import Board
 
-        board = Board(options["tensorboard"], model, sched)
-    validation = Validation(model, held_out.images, sched, target, held_out.labels) if held_out else None
-    run = TrainingRun(model, path, options["save_every"], options["keep"], interruption, validation, board)
+        board = Board(options["tensorboard"], trained)
+    validation = Validation(trained, held_out.images, held_out.labels) if held_out else None
+    run = TrainingRun(trained, path, options["save_every"], options["keep"], interruption, validation, board)
     if finished(run):
         return
-    describe(model, path, images.labels)
+    describe(trained, path, images.labels)
     try:
-        train(model, images, run)
+        train(trained, images, run)
     except FloatingPointError as error:
         give_up(
             metadata,
@@ -98,20 +95,22 @@ def give_up(metadata, why):
     )
 
 
-def train(model, images, run):
+def train(trained, images, run):
     """The loop of the slides: images, noise on them, and the network learns to predict the noise (or x_0, or v).
 
     A classifier learns their classes instead.
     """
     import tensorflow as tf
 
-    from diffusion import model_file
+    from ddpm import from_pixels
 
-    metadata = model_file.metadata(model)
-    settings, progress = metadata["settings"], metadata["progress"]
-    sched, target_name = model_file.diffusion_of(model)
+    model, settings, progress = trained.network, trained.metadata["settings"], trained.metadata["progress"]
     noisy = noising(
-        sched, settings["seed"], target_name, weighting=settings["weighting"], t_sampling=settings["t_sampling"]
+        trained.sched,
+        settings["seed"],
+        trained.target,
+        weighting=settings["weighting"],
+        t_sampling=settings["t_sampling"],
     )
     for i in range(progress["epoch"], settings["n_epochs"]):
         run.before_epoch()
@@ -125,7 +124,7 @@ def train(model, images, run):
             labels=images.labels,
         )
         for image_batch, labels in train_data:
-            x_t, t_input, target, weight = noisy(image_batch, tf.constant(progress["step"], tf.int64))
+            x_t, t_input, target, weight = noisy(from_pixels(image_batch), tf.constant(progress["step"], tf.int64))
             inputs = [x_t, t_input]
             if settings["network"] == "classifier":
                 target, weight = labels, np.float32(labels >= 0)[:, None, None, None]

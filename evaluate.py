@@ -15,7 +15,7 @@ import sys
 
 if __name__ == "__main__":  # `python -P` does not look for imports beside the script
     sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))
-from diffusion.options import add_sampler_options, sampler_options
+from diffusion.options import Sampling, add_sampling_options
 from support import console, files
 from support.console import integer, say
 
@@ -54,7 +54,7 @@ def parse_options(arguments=None):
         help="features of images, in which distances are measured: inception (downloads its weights), efficientnet "
         "(see requirements-optional.txt), pixels, a model FILE.keras or a function module:function (inception)",
     )
-    add_sampler_options(parser)
+    add_sampling_options(parser, omit=("label", "classifier"))  # samples have no class
     add(
         "--draws",
         type=integer(0),
@@ -72,47 +72,44 @@ def parse_options(arguments=None):
     add("--figure", metavar="FILE.png", help="draw samples, and below each its nearest training and held-out image")
     add("--out", metavar="FILE.json", help="file for the numbers (beside the model: model-evaluation.json)")
     options = parser.parse_args(arguments)
-    if bool(options.weaker) != (options.guidance != 1):
-        parser.error(
-            "--weaker and a --guidance other than 1 go together: samples have no class, so only --weaker guides"
-        )
     options.out = options.out or os.path.splitext(options.model)[0] + "-evaluation.json"
     if options.figure:
         files.check_image_name("--figure", options.figure)
     return options
 
 
-def check_outputs(options, book):
+def check_outputs(options, metadata):
     """Checks, before any work, that the results can be written, and replace neither an input nor each other.
 
     Raises:
         ValueError, OSError: if not.
     """
-    files.check_outputs([("--out", options.out), ("--figure", options.figure)], input_paths(options, book))
+    files.check_outputs([("--out", options.out), ("--figure", options.figure)], input_paths(options, metadata))
 
 
-def input_paths(options, book):
+def input_paths(options, metadata):
     """All that an evaluation reads: files, and names of built-in sources."""
     from diffusion import model_file
 
     models = [model_file.locate(path) for path in (options.model, options.weaker) if path]
-    trained_on = [(book.get(images) or {}).get("source") for images in ("data", "validation")]
+    trained_on = [(metadata.get(images) or {}).get("source") for images in ("data", "validation")]
     return [*models, options.data, options.train, options.samples, options.features, *trained_on]
 
 
-def check_caches(caches, options, book):
+def check_caches(caches, options, metadata):
     """Checks that cached files replace neither an input nor a result.
 
     Raises:
         ValueError: if one does.
     """
-    taken = [*input_paths(options, book), options.out, options.figure]
+    taken = [*input_paths(options, metadata), options.out, options.figure]
     files.check_distinct([("the cache", path) for path in caches], taken)
 
 
 def main():
     with console.one_line_errors("evaluate.py"):
         options = parse_options()
+        asked = Sampling.among(vars(options))
         say("evaluate.py: starting TensorFlow …")
         from support import device
 
@@ -123,23 +120,22 @@ def main():
         from evaluation.likelihood import likelihood_rows, measurement_paths
         from evaluation.samples import features_path, generate_samples, sample_rows, samples_path
 
-        model, book = model_file.open_with_schedule(options.model)
-        if {"data", "settings", "progress"} - book.keys():
+        trained = model_file.open_with_schedule(options.model)
+        metadata = trained.metadata
+        if {"data", "settings", "progress"} - metadata.keys():
             raise ValueError(
                 f"{options.model} has no training metadata; evaluate a model that diffusion_model.py has saved"
             )
-        check_outputs(options, book)
-        sampling = sampler_options(options)
-        sampling |= model_file.sampler_of(model, options.sampler, options.steps, options.variance)
-        make_plan(model_file.diffusion_of(model)[0], **sampling)  # reports invalid options before the long work
-        weaker = options.weaker and model_file.open_with_schedule(options.weaker)[0]
+        check_outputs(options, metadata)
+        sampling = trained.choose(asked)
+        make_plan(trained.sched, sampling)  # reports invalid options before the long work
+        weaker = options.weaker and model_file.open_with_schedule(options.weaker)
         if weaker:
-            model_file.check_guide(weaker, options.weaker, model, classifier=False)
-        if sentence := model_file.warn_of_no_class(book):
+            model_file.check_guide(weaker, options.weaker, trained, classifier=False)
+        if sentence := model_file.warn_of_no_class(trained):
             console.warn(sentence)
         held_out, training, samples, extract = load_inputs(
-            model,
-            book,
+            trained,
             Sources(options.model, options.data, options.train, options.samples),
             parts=options.only,
             figure=bool(options.figure),
@@ -148,18 +144,18 @@ def main():
             n_sample=options.n_sample,
         )
 
-        cache = cache_prefix(options.model, options.out, model_file.fingerprint(model))
+        cache = cache_prefix(options.model, options.out, model_file.fingerprint(trained))
         if cache:
             caches = measurement_paths(cache)
             caches += [samples_path(cache, sampling, weaker)] if extract and samples is None else []
             caches += [] if training is None else [features_path(cache, training, options.features)]
-            check_caches(caches, options, book)
+            check_caches(caches, options, metadata)
         rows = {}
         if set(options.only) - set(SAMPLE_PARTS):
-            rows |= likelihood_rows(model, held_out, training, parts=options.only, draws=options.draws, cache=cache)
+            rows |= likelihood_rows(trained, held_out, training, parts=options.only, draws=options.draws, cache=cache)
         if extract:
             if samples is None:
-                samples = generate_samples(model, weaker, n_sample=options.n_sample, sampling=sampling, cache=cache)
+                samples = generate_samples(trained, weaker, n_sample=options.n_sample, sampling=sampling, cache=cache)
             rows |= sample_rows(
                 samples,
                 training,
@@ -173,10 +169,10 @@ def main():
         inputs = {
             "model": options.model,
             "data": options.data,
-            "step": book["progress"]["step"],
+            "step": metadata["progress"]["step"],
             "features": options.features,
             "samples": options.samples,
-            "sampler": None if options.samples else sampling | {"weaker": options.weaker},  # unknown for a file
+            "sampler": None if options.samples else sampling.arguments(),  # unknown for a file
         }
         with files.replacing(options.out) as draft, open(draft, "w", encoding="utf-8") as file:
             json.dump(inputs | rows, file, indent=1)

@@ -39,11 +39,11 @@ def forward(image, sched, steps=None, seed=0):
     """
     import tensorflow as tf
 
-    from ddpm import q_sample, to_pixels
+    from ddpm import from_pixels, q_sample, to_pixels
     from diffusion.sampling import standard_normal
 
     steps = steps or choose_steps(sched)
-    x_0 = tf.repeat(tf.constant(data.scaled(image[None])), len(steps), axis=0)
+    x_0 = tf.repeat(tf.constant(from_pixels(image[None])), len(steps), axis=0)
     eps = tf.repeat(standard_normal(seed, 0, tf.range(1), image.shape), len(steps), axis=0)
     x_t = q_sample(x_0, tf.constant(steps), eps, sched)
     return strip([to_pixels(x_t)], [f"t = {t}" for t in steps], ["$x_t$"])
@@ -59,13 +59,12 @@ def reverse(model, seed=0, steps=None):
     import tensorflow as tf
 
     from ddpm import to_pixels
-    from diffusion import model_file
     from diffusion.denoiser import clipped
     from diffusion.reverse import denoiser_of
 
-    sched, generate = prepare_sampling(model, 1)
-    denoise = clipped(denoiser_of(model, sched, model_file.diffusion_of(model)[1], 1), sched)
-    steps = steps or choose_steps(sched)
+    trained, generate = prepare_sampling(model, 1)
+    denoise = clipped(denoiser_of(trained, 1), trained.sched)
+    steps = steps or choose_steps(trained.sched)
     shown = [(t, x_t) for t, x_t in generate(seed, [0], every=True) if t in steps]
     noisy = [x_t[0] for _, x_t in shown]
     estimates = [denoise(x_t, tf.constant([t]))[0][0] if t else x_t[0] for t, x_t in shown]
@@ -104,10 +103,10 @@ def classes(model, classifier=None, guidance=(0, 1, 2, 4), count=4, steps=50, se
     from ddpm import n_steps, to_pixels
     from diffusion import model_file
 
-    names = model_file.classes_of(classifier or model)
-    sched, generate = prepare_sampling(model, count * len(names), classifier)
+    names = model_file.describe(classifier or model).classes
+    trained, generate = prepare_sampling(model, count * len(names), classifier)
     index, label = np.tile(np.arange(count), len(names)), np.repeat(np.arange(len(names)), count) + 1
-    steps, columns = min(steps, n_steps(sched)), []
+    steps, columns = min(steps, n_steps(trained.sched)), []
     for g in guidance:
         *_, (_, x_0) = generate(seed, index, label=label, sampler="ddim", steps=steps, guidance=g)
         columns.append([files.grid(images) for images in np.split(to_pixels(x_0), len(names))])
@@ -118,8 +117,8 @@ def reverse_gif(model, path, n_sample=9, frames=40, seed=0):
     """Writes the reverse process of a grid of images as an animated GIF that pauses at its end."""
     from ddpm import n_steps, to_pixels
 
-    sched, generate = prepare_sampling(model, n_sample)
-    shown = {round(n_steps(sched) * (1 - k / frames) ** 2) for k in range(frames + 1)}  # more of them near 0
+    trained, generate = prepare_sampling(model, n_sample)
+    shown = {round(n_steps(trained.sched) * (1 - k / frames) ** 2) for k in range(frames + 1)}  # more of them near 0
     steps = generate(seed, range(n_sample), every=True)
     files.save_animation([to_pixels(x_t) for t, x_t in steps if t in shown], path)
 
@@ -202,21 +201,23 @@ def choose_steps(sched):
 
 
 def prepare_sampling(model, batch_size, classifier=None):
-    """The schedule of a model, and a function that samples as `diffusion.sampling.sample` does.
+    """A model with what is known of it, and a function that samples as `diffusion.sampling.sample` does.
 
-    It takes a seed, the numbers of the images, `every`, `start` and `label`, and what `make_plan` takes.
+    It takes a seed, the numbers of the images, `every`, `start` and `label`, and options of `Sampling`.
     """
     from diffusion import model_file
+    from diffusion.options import Sampling
     from diffusion.reverse import ReverseSteps
     from diffusion.sampling import make_plan, sample
 
-    sched, target = model_file.diffusion_of(model)
-    reverse_steps = ReverseSteps(model, sched, batch_size, target, classifier=classifier)
+    trained = model_file.describe(model)
+    taken = ReverseSteps(trained, batch_size, classifier=classifier and model_file.describe(classifier))
 
-    def generate(seed, index, every=False, start=None, label=None, **plan):
-        return sample(reverse_steps, make_plan(sched, **plan), seed, index, start, every, label)
+    def generate(seed, index, every=False, start=None, label=None, **how):
+        plan = make_plan(trained.sched, Sampling(label=label, **how))
+        return sample(taken, plan, seed, index, start, every, label)
 
-    return sched, generate
+    return trained, generate
 
 
 def parse_options(arguments=None):
@@ -240,19 +241,18 @@ def parse_options(arguments=None):
     return parser.parse_args(arguments)
 
 
-def choose_figures(typed, model, classifier, table):
+def choose_figures(typed, trained, classifier, table):
     """The names of the figures to draw: those that were typed, or all that the model has.
 
     Raises:
         ValueError: if one was typed that it does not have.
     """
     import unet
-    from diffusion import model_file
 
     missing = {}
-    if not (classifier or model_file.classes_of(model)):
+    if not (classifier or trained.classes):
         missing["classes"] = "this model has no classes; train one with --classes, or give a --classifier"
-    if not any(isinstance(layer, unet.UnetDownLayer) for layer in model.layers):
+    if not any(isinstance(layer, unet.UnetDownLayer) for layer in trained.network.layers):
         missing["network"] = "it shows the network of the slides, and this model has another one"
     if not os.path.exists(table):
         missing["training"] = f"there is no table {table}, which training writes beside the model"
@@ -269,11 +269,11 @@ def prepare_files(folder, names, inputs):
     return paths
 
 
-def load_image(source, model, number):
-    """One image of a source, in the size that the model takes; after the last the first again."""
+def load_image(source, shape, number):
+    """One image of a source, in the shape that the model takes; after the last the first again."""
     if source is None:
         raise ValueError("the model's file does not name its training images; give a source with --data")
-    images, _ = data.load_images(source, *model.inputs[0].shape[2:])
+    images, _ = data.load_images(source, *shape[1:])
     return images[number % len(images)]
 
 
@@ -285,27 +285,27 @@ def main():
         draw_for_files()
         from diffusion import model_file
 
-        model, book = model_file.open_with_schedule(options.model)
-        sched, _ = model_file.diffusion_of(model)
+        trained = model_file.open_with_schedule(options.model)
+        model, metadata, sched = trained.network, trained.metadata, trained.sched
         classifier = options.classifier and model_file.open_model(options.classifier, classifier=True)
         if classifier:
-            model_file.check_guide(classifier, options.classifier, model, classifier=True)
-        if sentence := model_file.warn_of_no_class(book):
+            model_file.check_guide(classifier, options.classifier, trained, classifier=True)
+        if sentence := model_file.warn_of_no_class(trained):
             console.warn(sentence)
         models = [model_file.locate(path) for path in (options.model, options.classifier) if path]
-        table, source = files.table_name(models[0]), options.data or book.get("data", {}).get("source")
-        names = choose_figures(options.only, model, classifier, table)
+        table, source = files.table_name(models[0]), options.data or metadata.get("data", {}).get("source")
+        names = choose_figures(options.only, trained, classifier, table)
         paths = prepare_files(options.out, names, [*models, table, source])  # better known now than after the work
 
         draw = {
-            "forward": lambda: forward(load_image(source, model, options.seed), sched, seed=options.seed),
+            "forward": lambda: forward(load_image(source, trained.image_shape, options.seed), sched, seed=options.seed),
             "reverse": lambda: reverse(model, options.seed),
-            "schedule": lambda: schedule(sched, book["diffusion"].get("schedule", "linear")),
+            "schedule": lambda: schedule(sched, metadata["diffusion"].get("schedule", "linear")),
             "schedules": schedules,
             "network": lambda: network(model),
             "interpolation": lambda: interpolation(model, seed=options.seed),
             "training": lambda: training(table),
-            "classes": lambda: classes(model, classifier, seed=options.seed),
+            "classes": lambda: classes(model, classifier and classifier.network, seed=options.seed),
         }
         status = 0
         for name, path in paths.items():

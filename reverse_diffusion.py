@@ -8,11 +8,9 @@ Slides: "Reverse diffusion example, code". The mathematics of a step is in `ddpm
 
 import functools
 import importlib.util
-import numbers
 import os
 import secrets
 import sys
-import threading
 
 OURS = ("ddpm", "unet", "diffusion", "support")
 
@@ -37,25 +35,18 @@ def check_imports(names=OURS):
                 )
 
 
-_lock = threading.RLock()
-
-
 def one_at_a_time(function):
-    """Makes a function wait while another thread runs it: Keras cannot trace a model in two threads.
-
-    What could never run here is refused before: in a forked process nobody might release the lock.
-    """
+    """Checks what is imported, and makes a function wait while another thread runs it."""
 
     @functools.wraps(function)
-    def locked(*arguments, **named):
+    def alone(*arguments, **named):
         check_imports()
         from support import device
 
-        device.check_process()
-        with _lock:
+        with device.one_at_a_time():
             return function(*arguments, **named)
 
-    return locked
+    return alone
 
 
 @one_at_a_time
@@ -94,27 +85,25 @@ def my_sample(
             [x_t, t/T, label] and predicts the noise. The noise schedule comes from the metadata of the model; without
             metadata it is that of the slides.
         seed: an integer; image k of a seed is the same however many are sampled. None for different ones every time.
-        variance: of a step of ddpm, `'beta'`, `'posterior'` or `'learned'`, see `diffusion.samplers.coefficients`; None
-            for what the file recommends with its sampler, else β.
-        clip: whether estimates of x_0 are clipped, see `ddpm.p_sample`.
         verbose: 0 for silence, 1 for a bar that counts t down.
-        sampler: `'ddpm'`, `'ddim'`, `'dpm++'` or `'langevin'`, see `diffusion.samplers.coefficients`; None for what the
-            file recommends; ddpm with all steps if it recommends nothing or `variance` is chosen.
-        steps: how many steps, 1 … T; None for as many as the file recommends with its sampler, else all. 20 to 50 do
-            for ddim and dpm++.
-        spacing: of the steps, `'uniform'` in t, `'quadratic'` or `'logsnr'`; None for what suits the sampler.
-        eta: of ddim, 0 (no noise) … 1.
+        noise: an array or tensor (n_sample, height, width, channels), x_T; None to draw it from the seed.
+
+        How to sample (`diffusion.options.Sampling`; None for what the file recommends, or what suits the sampler):
+        sampler: `'ddpm'`, `'ddim'`, `'dpm++'` or `'langevin'`, see `diffusion/samplers.py`.
+        steps: how many, 1 … T; 20 to 50 do for ddim and dpm++.
+        spacing: of the steps, `'uniform'` in t, `'quadratic'` or `'logsnr'`.
+        eta: noise of ddim, 0 … 1.
+        variance: of a step of ddpm, `'beta'`, `'posterior'` or `'learned'`, see `diffusion.samplers.coefficients`.
+        clip: whether estimates of x_0 are clipped, see `ddpm.p_sample`.
+        corrector, snr: how many Langevin steps follow each step, 0 … 4095, and how large they are, 1e-6 … 10.
         label: a class, as its name, which is text, or its number from 0, an integer; or one for each image; None for
             images of all kinds.
         guidance: how strongly the class guides: 0 ignores it, 1 follows it, 2 to 4 exaggerate it; or how far to lead
-            away from what `weaker` estimates, 1.5 to 2; see `diffusion.denoiser`.
+            away from what `weaker` estimates, 1.5 to 2; see `diffusion/denoiser.py`.
         guidance_interval: the first and the last t where `guidance` holds, else 1; None for all t.
         classifier: a path or a model of `--network classifier`, which guides in place of the model's own classes.
         weaker: a path or a smaller or less trained model of the same images, which guides away from its own mistakes
             (autoguidance); a label is then followed as it is.
-        noise: an array or tensor (n_sample, height, width, channels), x_T; None to draw it from the seed.
-        corrector: how many Langevin steps follow each step, 0 … 4095; each asks the network once more.
-        snr: how large those are, 1e-6 … 10.
 
     Returns:
         int16 array (n_sample, height, width, channels), values 0 … 255.
@@ -125,46 +114,32 @@ def my_sample(
         FloatingPointError: if images come out with values that are NaN or infinite.
         ImportError: if a module of the same name is in the way of one of ours.
     """
-    from support import device
+    from diffusion.options import Sampling
 
-    if not (isinstance(n_sample, numbers.Integral) and n_sample >= 1):
-        raise ValueError(f"n_sample must be an integer of at least 1, got {n_sample}")
+    asked = Sampling.among(locals())
+    from support import console, device
+    from support.checks import check_number
+
+    check_number("n_sample", n_sample, 1, integer=True)
     seed = secrets.randbits(31) if seed is None else seed
-    if not (isinstance(seed, numbers.Integral) and 0 <= seed < 2**63):
-        raise ValueError(f"seed must be an integer of at least 0, got {seed}")
-
-    # Our pre-trained model, and the noise schedule that it was trained with.
+    check_number("seed", seed, 0, 2**63 - 1, integer=True)
     device.start_tensorflow()
-    import numpy as np
-
     from ddpm import to_pixels
     from diffusion import generate, model_file
     from diffusion.sampling import make_plan
-    from support import console
 
-    model, shape = generate.open_model(model)
-    if classifier and weaker:
-        raise ValueError("classifier and weaker both guide; choose one")
-    classifier = generate.open_guide("classifier", classifier, model)
-    weaker = generate.open_guide("weaker", weaker, model)
-    if image_shape is not None and (np.ndim(image_shape) != 1 or tuple(image_shape) != shape):
-        raise ValueError(f"this model generates images of shape {shape}, not {image_shape}")
-    if noise is not None:
-        noise = generate.as_images("noise", noise, shape, kinds="f")
-        if n_sample not in (1, len(noise)):
-            raise ValueError(f"noise for {len(noise)} images makes as many, not n_sample = {n_sample}")
-        n_sample = len(noise)
-    labels = generate.as_labels(label, n_sample, model, classifier)
-    generate.check_guidance(label, guidance, classifier, weaker)
+    # Our pre-trained model, with the noise schedule that it was trained with.
+    trained = generate.open_model(model)
+    generate.check_shape(image_shape, trained)
+    guides = {kind: generate.open_guide(kind, guide, trained) for kind, guide in asked.guides().items()}
+    plan = make_plan(trained.sched, trained.choose(asked))
+
+    x_T = generate.as_x_T(noise, n_sample, trained.image_shape)  # None to draw it
+    labels = generate.as_labels(label, n_sample if x_T is None else len(x_T), trained, guides["classifier"])
     if verbose and (label is None or (guidance != 1 and not weaker)):
-        warn(model_file.warn_of_no_class(model_file.metadata(model)))
-
-    sched, steps_for = generate.reverse_steps(model, classifier, weaker)
-    how = {**model_file.sampler_of(model, sampler, steps, variance), "spacing": spacing, "eta": eta}
-    how |= {"corrector": corrector, "snr": snr, "guidance": guidance, "guidance_interval": guidance_interval}
-    plan, progress = make_plan(sched, **how), console.Countdown if verbose else None
-    how = {"seed": seed, "clip": bool(clip), "start": noise, "progress": progress}
-    return to_pixels(generate.run_plan(plan, steps_for, model, labels, **how))
+        warn(model_file.warn_of_no_class(trained))
+    run = {"seed": seed, "clip": clip, "start": x_T, "progress": console.Countdown if verbose else None}
+    return to_pixels(generate.run_plan(plan, trained, labels, **run, **guides))
 
 
 @one_at_a_time
@@ -188,75 +163,34 @@ def invert(images, model="model.keras", steps=None, verbose=1, *, label=None):
     Raises:
         FileNotFoundError, ValueError, FloatingPointError, ImportError: as `my_sample`.
     """
-    from support import device
-
-    device.start_tensorflow()
-    import numpy as np
-
-    import data
-    from diffusion import generate, model_file
-    from diffusion.sampling import make_inversion
-    from support import console
+    from support import console, device
     from support.checks import check_finite
 
-    model, shape = generate.open_model(model)
-    images = generate.as_images("images", images, shape)
-    integers = images.dtype.kind in "ui"
-    low, high = (0, 255) if integers else (-1, 1)
-    if not np.all((images >= low) & (images <= high)):
-        raise ValueError(f"images must lie in {low} … {high}, got {images.min():g} … {images.max():g}")
-    x_0 = np.float32(data.scaled(images) if integers else images)
-    labels = generate.as_labels(label, len(images), model)
-    if verbose and not integers and images.min() >= 0:
-        warn(
-            "images in 0 … 1 are taken as grey to white, as black is -1; if 0 is meant to be black, give 2 * images - 1"
-        )
-    if verbose and label is None:
-        warn(model_file.warn_of_no_class(model_file.metadata(model)))
+    device.start_tensorflow()
+    from diffusion import generate, model_file
+    from diffusion.sampling import make_inversion
 
-    sched, steps_for = generate.reverse_steps(model, None, None)
-    plan = make_inversion(sched, steps, model_file.diffusion_of(model)[1])
-    progress = console.Countdown if verbose else None
-    noise = generate.run_plan(plan, steps_for, model, labels, clip=False, start=x_0, progress=progress)
+    trained = generate.open_model(model)
+    x_0 = generate.as_x_0(images, trained.image_shape)
+    labels = generate.as_labels(label, len(x_0), trained)
+    if verbose:
+        warn(generate.warn_of_range(images), label is None and model_file.warn_of_no_class(trained))
+    plan, progress = make_inversion(trained.sched, steps, trained.target), console.Countdown if verbose else None
+    noise = generate.run_plan(plan, trained, labels, clip=False, start=x_0, progress=progress)
     check_finite(noise)
     return noise
 
 
-def warn(sentence):
-    """Prints a sentence on stderr, if there is one."""
+def warn(*sentences):
+    """Prints those that there are on stderr."""
     from support import console
 
-    if sentence:
+    for sentence in filter(None, sentences):
         console.warn(sentence)
 
 
-def read_label(word, names):
-    """A label as typed on a command line, where digits may be the name of a class, which goes first, or its number."""
-    from support.console import say
-
-    if not word.isdecimal():
-        return word
-    named = word in (names or [])
-    number = names.index(word) if named else int(word)
-    if named:
-        say(f"--label {word} is the class of that name, number {number}")
-    elif number < len(names or []):
-        say(f"--label {word} is the class with that number, {names[number]}")
-    return number
-
-
-def read_labels(words, model, classifier):
-    """The labels that were typed for a model, or for the classifier that guides it: one, or a list of several."""
-    from diffusion import generate, model_file
-
-    model, _ = generate.open_model(model)
-    names = model_file.classes_of(generate.open_guide("classifier", classifier, model) or model)
-    label_of = {word: read_label(word, names) for word in words}
-    return label_of[words[0]] if len(words) == 1 else [label_of[word] for word in words]
-
-
 def parse_options(arguments=None):
-    from diffusion.options import add_sampler_options
+    from diffusion.options import add_sampling_options
     from support import console
 
     parser = console.Parser(description=__doc__)
@@ -274,18 +208,7 @@ def parse_options(arguments=None):
         metavar="FILE.keras",
         help="the trained network, or drawings, a pretrained one (model.keras)",
     )
-    add_sampler_options(parser)
-    parser.add_argument(
-        "--label",
-        nargs="+",
-        action="extend",
-        metavar="CLASS",
-        help="class of the images, by name or number from 0, or one for each; one that begins with a dash as "
-        "--label=CLASS (all kinds)",
-    )
-    parser.add_argument(
-        "--classifier", metavar="FILE.keras", help="a model of --network classifier that guides to the class (none)"
-    )
+    add_sampling_options(parser)
     options = parser.parse_args(arguments)
     from support import files
 
@@ -297,22 +220,24 @@ def parse_options(arguments=None):
 
 
 def main():
+    from diffusion.options import Sampling
     from support import console, device
 
     with console.one_line_errors("reverse_diffusion.py"):
         options = parse_options()
+        arguments = Sampling.among(vars(options)).arguments()
         console.say("reverse_diffusion.py: starting TensorFlow …")
         device.start_tensorflow(parts=min(options.n_sample, device.MOST_PARTS))
-        from diffusion import model_file
-        from diffusion.options import sampler_options
+        from diffusion import generate, model_file
         from support import files
 
         models = [model_file.locate(path) for path in (options.model, options.classifier, options.weaker) if path]
         files.check_outputs([("--out", options.out), ("--npy", options.npy)], models)
-        how = sampler_options(options)
-        how |= {name: getattr(options, name) for name in ("classifier", "weaker")}
-        label = options.label and read_labels(options.label, options.model, options.classifier)
-        images = my_sample(None, options.n_sample, options.model, options.seed, label=label, **how)
+        if options.label:
+            arguments["label"], notes = generate.read_labels(options.label, options.model, options.classifier)
+            for note in notes:
+                console.say(note)
+        images = my_sample(None, options.n_sample, options.model, options.seed, **arguments)
         files.save_grid(images, options.out)
         if options.npy:
             files.save_array(images, options.npy)

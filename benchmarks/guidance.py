@@ -32,38 +32,39 @@ def fit(features, labels, count):
     return lambda features: ((features - mean) / scale @ weights[:-1] + weights[-1]).argmax(1)
 
 
-def load(book):
+def load(metadata):
     """Training and held-out images of a model, each as images and labels."""
     import data
     from data.splits import split_held_out
     from evaluation.inputs import held_out_by_training
 
-    settings = book["settings"]
+    settings = metadata["settings"]
 
     def read(source):
         images, report = data.load_images(source, settings["image_size"], settings["channels"], classes=True)
         return images, report.labels
 
-    fraction, source, _ = held_out_by_training(book)
-    images, labels = read(book["data"]["source"])
+    fraction, source, _ = held_out_by_training(metadata)
+    images, labels = read(metadata["data"]["source"])
     if fraction is None:
         return (images, labels), read(source or "new-drawings")
     parts = (split_held_out(part, fraction, settings["seed"]) for part in (images, labels))
     return list(zip(*parts, strict=True))
 
 
-def sample(model, classifier, label, g, options):
+def sample(trained, classifier, label, g, options):
     """Samples of a class, uint8, cached in a file."""
     import reverse_diffusion as rd
     from diffusion.model_file import fingerprint
 
     kind = f"classifier-{fingerprint(classifier)}" if classifier else "free"
-    what = f"{fingerprint(model)}-{kind}-{g:g}-{label}-{options.steps}-{options.n_sample}"
+    what = f"{fingerprint(trained)}-{kind}-{g:g}-{label}-{options.steps}-{options.n_sample}"
     path = f"{os.path.splitext(options.model)[0]}-{what}.npy"
     if os.path.exists(path):
         return np.load(path)
     how = {"sampler": "ddim", "eta": 1.0, "steps": options.steps, "seed": label, "verbose": 0}
-    images = rd.my_sample(None, options.n_sample, model, label=label, guidance=g, classifier=classifier, **how)
+    guide = classifier and classifier.network
+    images = rd.my_sample(None, options.n_sample, trained.network, label=label, guidance=g, classifier=guide, **how)
     np.save(path, images.astype(np.uint8))
     return images.astype(np.uint8)
 
@@ -82,11 +83,10 @@ def main():
     from evaluation.features import extractor
     from evaluation.metrics import kid
 
-    model = model_file.open_model(options.model)
+    trained = model_file.open_model(options.model)
     classifier = options.classifier and model_file.open_model(options.classifier, classifier=True)
-    book, extract = model_file.metadata(model), extractor(options.features)
-    names = book["classes"]
-    (images, labels), (held_out, held_out_labels) = load(book)
+    extract, names = extractor(options.features), trained.classes
+    (images, labels), (held_out, held_out_labels) = load(trained.metadata)
     known = np.flatnonzero(labels >= 0)
     known = np.random.default_rng(0).permutation(known)[:MOST]
     tell, real = fit(extract(images[known]), labels[known], len(names)), extract(held_out)
@@ -98,7 +98,7 @@ def main():
         for g in STRENGTHS:
             seen, distances = [], []
             for label in range(len(names)):
-                features = extract(sample(model, guide, label, g, options))
+                features = extract(sample(trained, guide, label, g, options))
                 seen.append(np.mean(tell(features) == label))
                 distances.append(kid(real[held_out_labels == label], features))
             rows.append((f"{g:g}", f"{np.mean(seen):.3f}", *(f"{s:.2f}" for s in seen), f"{np.mean(distances):.3f}"))

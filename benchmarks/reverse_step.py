@@ -41,11 +41,13 @@ def ours(network, n_feat, size, batch, way, how=None):
 
     Args:
         way: `my_sample`, `xla`, `predict`, or `network` for calls of the network alone.
-        how: arguments of `make_plan`; None for ten neighbouring steps of DDPM.
+        how: options of `Sampling`; None for ten neighbouring steps of DDPM.
     """
     tf = device.start_tensorflow(parts=min(batch, device.MOST_PARTS) if way in ("my_sample", "network") else 1)
     import ddpm
     from diffusion import reverse
+    from diffusion.model_file import TrainedModel
+    from diffusion.options import Sampling
     from diffusion.sampling import make_plan
 
     model, sched = common.build(network, size, n_feat), ddpm.ddpm_schedule(1e-4, 0.02, T)
@@ -70,14 +72,14 @@ def ours(network, n_feat, size, batch, way, how=None):
 
         return lambda: calls(x_t).numpy()
 
-    steps = reverse.ReverseSteps(model, sched, batch, xla=way == "xla" or None)
-    plan = make_plan(sched) if how is None else make_plan(sched, **how, steps=TOGETHER)
+    take = reverse.ReverseSteps(TrainedModel(model, sched), batch, xla=way == "xla" or None)
+    plan = make_plan(sched) if how is None else make_plan(sched, Sampling(**how, steps=TOGETHER))
     now = slice(500, 500 + TOGETHER) if how is None else slice(None)
     rows = plan.times[:-1][now], plan.draws[now], plan.coefficients[now], plan.guidance[now]
     memory, no_class = tf.zeros_like(x_t), [0] * batch
 
     def once():
-        return steps(x_t, memory, *rows, no_class, 0, range(batch))[0].numpy()
+        return take(x_t, memory, *rows, no_class, 0, range(batch))[0].numpy()
 
     return once
 

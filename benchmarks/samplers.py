@@ -40,28 +40,28 @@ def main():
     import data
     from ddpm import to_pixels
     from diffusion import model_file, reverse, sampling
+    from diffusion.options import Sampling
     from evaluation import features, metrics
     from support import console, files
 
     os.makedirs(options.out, exist_ok=True)
-    model, _ = model_file.open_with_schedule(options.model)
-    size, _, channels = model.inputs[0].shape[1:]
-    sched, target = model_file.diffusion_of(model)
-    steps = reverse.ReverseSteps(model, sched, BATCH, target)
+    trained = model_file.open_with_schedule(options.model)
+    size, _, channels = trained.image_shape
+    reverse_steps = reverse.ReverseSteps(trained, BATCH)
     extract = features.extractor("efficientnet")
     real = metrics.random_subset(data.load_images(options.data, size, channels)[0], options.count)
     real_features = extract(real, console.Bar(len(real), "image").update)
 
     def generate(count, **how):
         """Images in [-1, 1], and the seconds for them."""
-        plan, batches, start = sampling.make_plan(sched, **how), [], time.perf_counter()
+        plan, batches, start = sampling.make_plan(trained.sched, Sampling(**how)), [], time.perf_counter()
         for first in range(0, count, BATCH):
-            *_, (_, x_0) = sampling.sample(steps, plan, 0, range(first, first + BATCH))
+            *_, (_, x_0) = sampling.sample(reverse_steps, plan, 0, range(first, first + BATCH))
             batches.append(x_0.numpy())
         return np.concatenate(batches)[:count], time.perf_counter() - start
 
     path = os.path.join(options.out, "numbers.json")
-    measured = f"{model_file.fingerprint(model)} beside {data.digest(real)}"
+    measured = f"{model_file.fingerprint(trained)} beside {data.digest(real)}"
     all_numbers = {}
     if os.path.exists(path):
         with open(path, encoding="utf-8") as file:

@@ -28,13 +28,13 @@ import ddpm, diffusion_model
 from training import preparation
 images, _ = data.load_images("drawings", 32)
 stage("2,048 drawings")
-model, *_ = preparation.prepare({"preset": "first", "data": "images.npy"}, "model.keras")
+trained, *_ = preparation.prepare({"preset": "first", "data": "images.npy"}, "model.keras")
 stage("network and optimizer")
 noisy = diffusion_model.noising(ddpm.ddpm_schedule(1e-4, 0.02, 1000), 0)
-x_t, t, eps, _ = noisy(next(data.batches(images, 16, 0, 0))[0], tf.constant(0, tf.int64))
-model.train_on_batch([x_t, t], eps)
+x_t, t, eps, _ = noisy(ddpm.from_pixels(next(data.batches(images, 16, 0, 0))[0]), tf.constant(0, tf.int64))
+trained.network.train_on_batch([x_t, t], eps)
 stage("first step: the graph")
-model.train_on_batch([x_t, t], eps)
+trained.network.train_on_batch([x_t, t], eps)
 stage("second step")
 print(stages)
 """
@@ -49,11 +49,10 @@ stage("TensorFlow and Keras")
 import reverse_diffusion as rd
 from diffusion import generate
 from diffusion.sampling import make_plan, sample
-model = generate.load(*generate.load_key("model.keras"))
+trained = generate.load(*generate.load_key("model.keras"))
 stage("the model from its file")
-sched, steps_for = generate.reverse_steps(model, None, None)
-steps = steps_for(True, N)
-all_steps = sample(steps, make_plan(sched), 0, range(N), every=True)
+reverse = generate.compiled_steps(trained)(True, N)
+all_steps = sample(reverse, make_plan(trained.sched), 0, range(N), every=True)
 next(all_steps)
 stage("noise")
 next(all_steps)

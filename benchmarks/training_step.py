@@ -34,7 +34,7 @@ def ours(network, n_feat, size, batch, precision, options):
 
     import data
     import diffusion_model
-    from ddpm import ddpm_schedule
+    from ddpm import ddpm_schedule, from_pixels
     from diffusion import model_file
     from training import checkpoint
 
@@ -58,7 +58,7 @@ def ours(network, n_feat, size, batch, precision, options):
         if image_batch is None:
             endless = data.batches(images, batch, 0, step)
             image_batch, _ = next(endless)
-        x_t, t_input, target, weight = noisy(image_batch, tf.constant(step, tf.int64))
+        x_t, t_input, target, weight = noisy(from_pixels(image_batch), tf.constant(step, tf.int64))
         step += 1
         return model.train_on_batch([x_t, t_input], target, sample_weight=weight)
 

@@ -144,8 +144,7 @@ def batches(
         labels: (N,) int, the class of each image, or None.
 
     Yields:
-        float32 (batch_size, height, width, channels) in [-1, 1], and (batch_size,) int or None; the last batch may be
-        smaller.
+        uint8 (batch_size, height, width, channels), and (batch_size,) int or None; the last batch may be smaller.
     """
     rng = np.random.default_rng([seed, epoch])
     order = rng.permutation(len(images))
@@ -154,9 +153,4 @@ def batches(
         chosen = slice(first, first + batch_size)
         batch = images[order[chosen]]
         batch[mirrored[chosen]] = batch[mirrored[chosen], :, ::-1]
-        yield scaled(batch), None if labels is None else labels[order[chosen]]
-
-
-def scaled(images: np.ndarray) -> np.ndarray:
-    """Scales pixels from uint8 0 … 255 to float32 in [-1, 1], the range of the network; `ddpm.to_pixels` inverts it."""
-    return images / np.float32(127.5) - 1
+        yield batch, None if labels is None else labels[order[chosen]]

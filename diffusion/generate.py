@@ -12,8 +12,9 @@ from typing import Any
 import keras
 import numpy as np
 
-from ddpm import Schedule
+from ddpm import from_pixels
 from diffusion import model_file
+from diffusion.model_file import TrainedModel
 from diffusion.reverse import ReverseSteps, even_batches
 from diffusion.sampling import Plan, sample
 from support import files
@@ -23,14 +24,14 @@ MOST_CLASSES = 2**31 - 1  # that an int32 holds
 MODELS = 2  # whose compiled steps are cached
 
 
-def open_model(model: str | os.PathLike | keras.Model) -> tuple[keras.Model, tuple[int, ...]]:
-    """A model given as itself or by its path, and the shape of its images."""
-    model, name = as_model("model", model)
-    model_file.check_network(model, name or "this")
-    return model, tuple(model.inputs[0].shape[1:])
+def open_model(model: str | os.PathLike | keras.Model) -> TrainedModel:
+    """A model given as itself or by its path."""
+    trained, name = as_trained("model", model)
+    model_file.check_network(trained, name or "this")
+    return trained
 
 
-def open_guide(kind: str, guide: str | os.PathLike | keras.Model | None, model: keras.Model) -> keras.Model | None:
+def open_guide(kind: str, guide: str | os.PathLike | keras.Model | None, trained: TrainedModel) -> TrainedModel | None:
     """A `'classifier'` or a `'weaker'` model given as itself or by its path, or None.
 
     Raises:
@@ -39,20 +40,21 @@ def open_guide(kind: str, guide: str | os.PathLike | keras.Model | None, model: 
     if guide is None:
         return None
     classifier = kind == "classifier"
-    guide, name = as_model(kind, guide, classifier)
-    model_file.check_guide(guide, name or f"this {'classifier' if classifier else 'weaker model'}", model, classifier)
+    guide, name = as_trained(kind, guide, classifier)
+    name = name or f"this {'classifier' if classifier else 'weaker model'}"
+    model_file.check_guide(guide, name, trained, classifier)
     return guide
 
 
-def as_model(
+def as_trained(
     kind: str, model: str | os.PathLike | keras.Model, classifier: bool = False
-) -> tuple[keras.Model, str | None]:
+) -> tuple[TrainedModel, str | None]:
     """A model given as itself or by its path, and the path, or None; raises ValueError if it is neither."""
     if isinstance(model, str | os.PathLike):
         return load(*load_key(model, classifier)), os.fspath(model)
     if not getattr(model, "inputs", None):
         raise ValueError(f"{kind} must be a path, or a Keras model that has been built, got {type(model).__name__}")
-    return model, None
+    return model_file.describe(model), None
 
 
 def load_key(path: str | os.PathLike, classifier: bool = False) -> tuple[str, tuple[int, ...] | None, bool]:
@@ -63,39 +65,31 @@ def load_key(path: str | os.PathLike, classifier: bool = False) -> tuple[str, tu
 
 
 @functools.lru_cache(maxsize=2 * MODELS)  # each with one that guides it
-def load(path: str, stamp: tuple[int, ...] | None, classifier: bool) -> keras.Model:
+def load(path: str, stamp: tuple[int, ...] | None, classifier: bool) -> TrainedModel:
     """The model in a file, cached until two others or newer ones are asked for."""
     return model_file.open_model(path, classifier=classifier)
 
 
+def check_shape(image_shape: Sequence[int] | None, trained: TrainedModel) -> None:
+    """Raises ValueError if a shape is given, and images of the model have another one."""
+    if image_shape is not None and (np.ndim(image_shape) != 1 or tuple(image_shape) != trained.image_shape):
+        raise ValueError(f"this model generates images of shape {trained.image_shape}, not {image_shape}")
+
+
 @functools.lru_cache(maxsize=MODELS)
-def reverse_steps(
-    model: keras.Model, classifier: keras.Model | None, weaker: keras.Model | None
-) -> tuple[Schedule, Callable[[bool, int], ReverseSteps]]:
-    """The schedule of a model, and a function of (clip, batch_size) that returns its compiled steps, guided or not.
+def compiled_steps(
+    trained: TrainedModel, classifier: TrainedModel | None = None, weaker: TrainedModel | None = None
+) -> Callable[[bool, int], ReverseSteps]:
+    """A function of (clip, batch_size) that returns the compiled steps of a model, guided or not.
 
     They are cached as long as the model is one of the latest, since they take seconds to compile.
     """
-    sched, target = model_file.diffusion_of(model)
-    weaker = weaker and (weaker, model_file.diffusion_of(weaker)[1])
 
     @functools.cache
-    def steps_for(clip, batch_size):
-        return ReverseSteps(model, sched, batch_size, target, clip, classifier=classifier, weaker=weaker)
+    def compiled(clip, batch_size):
+        return ReverseSteps(trained, batch_size, clip, classifier=classifier, weaker=weaker)
 
-    return sched, steps_for
-
-
-def check_guidance(label: Any, guidance: float, classifier: keras.Model | None, weaker: keras.Model | None) -> None:
-    """Raises ValueError if guidance has nothing to lead towards or away from, or no effect."""
-    if weaker and guidance == 1:
-        raise ValueError("with guidance 1 a weaker model has no effect; 1.5 to 2 is usual")
-    if label is None and not weaker and (guidance != 1 or classifier):
-        raise ValueError(
-            "a classifier needs a label to guide to"
-            if classifier
-            else f"guidance {guidance} needs a label to guide to, or a weaker model to lead away from"
-        )
+    return compiled
 
 
 def as_images(name: str, images: Any, shape: tuple[int, ...], kinds: str = "uif") -> np.ndarray:
@@ -114,7 +108,43 @@ def as_images(name: str, images: Any, shape: tuple[int, ...], kinds: str = "uif"
     return images
 
 
-def as_labels(label: Any, n_sample: int, model: keras.Model, classifier: keras.Model | None = None) -> np.ndarray:
+def as_x_0(images: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """Images as networks take them, float32 in [-1, 1], from integers 0 … 255 or numbers in that range.
+
+    Raises:
+        ValueError: as `as_images`, and for values outside.
+    """
+    images = as_images("images", images, shape)
+    integers = images.dtype.kind in "ui"
+    low, high = (0, 255) if integers else (-1, 1)
+    if not np.all((images >= low) & (images <= high)):
+        raise ValueError(f"images must lie in {low} … {high}, got {images.min():g} … {images.max():g}")
+    return from_pixels(images) if integers else np.float32(images)
+
+
+def warn_of_range(images: Any) -> str | None:
+    """The sentence to say of floating-point images without a negative value, which are perhaps meant as 0 … 1."""
+    images = np.asarray(images)
+    if images.dtype.kind != "f" or images.min() < 0:
+        return None
+    return "images in 0 … 1 are taken as grey to white, as black is -1; if 0 is meant to be black, give 2 * images - 1"
+
+
+def as_x_T(noise: Any, n_sample: int, shape: tuple[int, ...]) -> np.ndarray | None:
+    """Noise that is given, if any, for the number of images that is asked for, 1 standing for as many as there are.
+
+    Raises:
+        ValueError: as `as_images`, and for another number.
+    """
+    if noise is None:
+        return None
+    noise = as_images("noise", noise, shape, kinds="f")
+    if n_sample not in (1, len(noise)):
+        raise ValueError(f"noise for {len(noise)} images makes as many, not n_sample = {n_sample}")
+    return noise
+
+
+def as_labels(label: Any, n_sample: int, trained: TrainedModel, classifier: TrainedModel | None = None) -> np.ndarray:
     """The classes of `n_sample` images as networks take them, int32 (n_sample,): k + 1 for class k, 0 for none.
 
     Raises:
@@ -122,12 +152,12 @@ def as_labels(label: Any, n_sample: int, model: keras.Model, classifier: keras.M
     """
     if label is None:
         return np.zeros(n_sample, np.int32)
-    if not classifier and len(model.inputs) < 3:
+    if not classifier and not trained.takes_labels:
         raise ValueError(
             "this model knows no classes, so it takes no label; train one with --classes, or give a classifier"
         )
-    names = model_file.classes_of(classifier or model)
-    count = classifier.output_shape[-1] if classifier else MOST_CLASSES if names is None else len(names)
+    names = (classifier or trained).classes
+    count = classifier.network.output_shape[-1] if classifier else MOST_CLASSES if names is None else len(names)
     one = isinstance(label, str) or np.ndim(label) == 0
     given = [label] * n_sample if one else list(label)
     if len(given) != n_sample:
@@ -151,26 +181,54 @@ def class_number(label: str | int, names: Sequence[str] | None, count: int) -> i
     return int(label)
 
 
+def read_label(word: str, names: Sequence[str] | None) -> tuple[str | int, str | None]:
+    """A label as typed on a command line, where digits may be the name of a class, which goes first, or its number.
+
+    Returns:
+        The label, and a sentence on what digits stand for.
+    """
+    if not word.isdecimal():
+        return word, None
+    if word in (names or []):
+        return names.index(word), f"--label {word} is the class of that name, number {names.index(word)}"
+    number = int(word)
+    known = number < len(names or [])
+    return number, f"--label {word} is the class with that number, {names[number]}" if known else None
+
+
+def read_labels(words: Sequence[str], model: str, classifier: str | None) -> tuple[Any, list[str]]:
+    """The labels that were typed for a model, or for the classifier that guides it, and sentences on digits.
+
+    Returns:
+        A label, or a list of several, and the sentences.
+    """
+    trained = open_model(model)
+    names = (open_guide("classifier", classifier, trained) or trained).classes
+    labels, notes = zip(*(read_label(word, names) for word in words), strict=True)
+    return labels[0] if len(words) == 1 else list(labels), list(dict.fromkeys(filter(None, notes)))
+
+
 def run_plan(
     plan: Plan,
-    steps_for: Callable[[bool, int], ReverseSteps],
-    model: keras.Model,
+    trained: TrainedModel,
     labels: np.ndarray,
     *,
     seed: int = 0,
     clip: bool = True,
     start: np.ndarray | None = None,
+    classifier: TrainedModel | None = None,
+    weaker: TrainedModel | None = None,
     progress: Callable[..., Any] | None = None,
 ) -> np.ndarray:
     """Runs the steps of a plan for all images in batches.
 
     Args:
         plan: see `diffusion/sampling.py`.
-        steps_for: see `reverse_steps`.
         labels: (n,) int32, one for each image, see `as_labels`.
         seed: whose noise the images get.
         clip: whether estimates of x_0 are clipped.
         start: (n, height, width, channels), where the process starts; None for noise.
+        classifier, weaker: what guides, see `open_guide`.
         progress: makes of the times of the plan and a title something whose method `show` is called with every t, such
             as `console.Countdown`.
 
@@ -178,9 +236,9 @@ def run_plan(
         float32 (n, height, width, channels).
     """
     n_sample = len(labels)
-    _, batch_size = even_batches(model, n_sample)
+    _, batch_size = even_batches(trained.network, n_sample)
     batch_size = min((size for size in SIZES if size >= batch_size), default=batch_size)
-    batches, steps = -(-n_sample // batch_size), steps_for(clip, batch_size)
+    batches, reverse = -(-n_sample // batch_size), compiled_steps(trained, classifier, weaker)(bool(clip), batch_size)
     done = []
     for batch in range(batches):
         # The last batch is filled up, not shorter, and so needs no compilation of its own.
@@ -188,7 +246,7 @@ def run_plan(
         some = None if start is None else np.asarray(start, np.float32)[index % n_sample]
         title = f"{batch + 1}/{batches} " if batches > 1 else ""
         countdown = progress(plan.times, title) if progress else None
-        for t, x_t in sample(steps, plan, seed, index, some, label=labels[index % n_sample]):
+        for t, x_t in sample(reverse, plan, seed, index, some, label=labels[index % n_sample]):
             if countdown:
                 countdown.show(t)
         done.append(np.asarray(x_t))

@@ -6,7 +6,6 @@ The network has twice the output channels; the second half is 2u - 1, and σ_t²
 
 from collections.abc import Callable
 
-import keras
 import numpy as np
 import tensorflow as tf
 
@@ -14,12 +13,6 @@ from ddpm import Schedule, divergence, log_variance_range
 from diffusion.targets import find_target
 
 BOUND_WEIGHT = 1e-3  # of the variational bound in the hybrid loss
-
-
-def learns_variance(model: keras.Model) -> bool:
-    """Whether a network also says how much noise a step adds."""
-    image, output = model.inputs[0].shape, model.outputs[0].shape
-    return len(output) == len(image) and output[-1] == 2 * image[-1]
 
 
 def split_output(output: tf.Tensor, channels: int) -> tuple[tf.Tensor, tf.Tensor | None]:

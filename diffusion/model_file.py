@@ -1,4 +1,6 @@
-"""Opens, checks and describes a model. Its metadata are the `entries` of the network's `Logbook` layer:
+"""Opens, checks and describes a model: `open_model` and `describe` return a `TrainedModel`.
+
+Its metadata are the `entries` of the network's `Logbook` layer:
 
 `diffusion`   beta1, beta2, T, schedule, zero_snr, target; in files of earlier versions only the first three
 `data`        of the training images: source, count, digest; with classes labels, a digest of those
@@ -11,6 +13,7 @@
 """
 
 import contextlib
+import dataclasses
 import hashlib
 import os
 import warnings
@@ -23,76 +26,103 @@ import numpy as np
 import unet  # noqa: F401 (registers the layers that files hold)
 from ddpm import Schedule, n_steps
 from diffusion.layers import Logbook
-from diffusion.learned_variance import learns_variance
+from diffusion.options import Sampling
 from diffusion.schedules import make_schedule
 from support import files
 
 
-def metadata(model: keras.Model) -> dict:
-    """The metadata that a model carries; empty for a model without any."""
-    for layer in model.layers:
-        if isinstance(layer, Logbook):
-            return layer.entries
-    return {}
+@dataclasses.dataclass(frozen=True)
+class TrainedModel:
+    """A network and what it was trained for. Two are equal if their network is the same object.
+
+    Attributes:
+        network: a Keras model, [x_t, t/T] or [x_t, t/T, label] → its prediction, like x_t or with twice the channels;
+            or, of a classifier, log p(class | x_t) up to a constant, (batch, classes).
+        sched: the noise schedule.
+        target: what it predicts, a name in `targets.TARGETS`.
+        classes: the names of its classes, in the order of their numbers; None if they are not known.
+        recommended: how `my_sample` samples where nothing is asked for.
+        metadata: see above; empty for a model without any.
+    """
+
+    network: keras.Model
+    sched: Schedule = dataclasses.field(compare=False)
+    target: str = dataclasses.field(default="eps", compare=False)
+    classes: list[str] | None = dataclasses.field(default=None, compare=False)
+    recommended: Sampling = dataclasses.field(default=Sampling("ddpm"), compare=False)
+    metadata: dict = dataclasses.field(default_factory=dict, compare=False)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(height, width, channels) of its images."""
+        return tuple(self.network.inputs[0].shape[1:])
+
+    @property
+    def takes_labels(self) -> bool:
+        """Whether the network takes the class of each image."""
+        return len(self.network.inputs) > 2
+
+    @property
+    def is_classifier(self) -> bool:
+        """Whether it tells classes of noisy images."""
+        inputs, outputs = self.network.inputs, self.network.outputs
+        return len(inputs) == 2 and len(inputs[0].shape) == 4 and len(outputs[0].shape) == 2
+
+    @property
+    def learns_variance(self) -> bool:
+        """Whether it also says how much noise a step adds, see `diffusion/learned_variance.py`."""
+        image, output = self.network.inputs[0].shape, self.network.outputs[0].shape
+        return len(output) == len(image) and output[-1] == 2 * image[-1]
+
+    def choose(self, asked: Sampling) -> Sampling:
+        """How to sample: what is asked for, and else what is recommended.
+
+        Raises:
+            ValueError: if that contradicts itself, or asks for a variance that the network has not learned.
+        """
+        sampling = asked.resolve(self.recommended)
+        if sampling.variance == "learned" and not self.learns_variance:
+            raise ValueError(
+                "variance learned needs a network that learns it; train one with --network unet --learn-variance, or "
+                "choose another variance"
+            )
+        return sampling
+
+
+def describe(network: keras.Model) -> TrainedModel:
+    """A network with what its metadata say of it; without any, with the slides' schedule and ε."""
+    entries = metadata(network)
+    settings = {"target": "eps", **entries.get("diffusion", SLIDES)}
+    target, sched = settings.pop("target"), make_schedule(**settings)
+    sampling = {"sampler": "ddpm", "steps": None, "variance": "beta", **entries.get("sampling", {})}
+    if sampling["steps"]:
+        sampling["steps"] = min(sampling["steps"], n_steps(sched))
+    if sampling["sampler"] != "ddpm":  # the file keeps a variance for the day when it is
+        sampling["variance"] = None
+    classes = list(map(files.normalise_name, entries.get("classes", []))) if entries else None
+    return TrainedModel(network, sched, target, classes, Sampling(**sampling), entries)
+
+
+def output_layer(network: keras.Model) -> keras.layers.Layer:
+    """The layer whose output is the prediction."""
+    return next(layer for layer in network.layers if layer.output is network.outputs[0])
 
 
 SLIDES = {"beta1": 1e-4, "beta2": 0.02, "T": 1000}
 
 
-def diffusion_of(model: keras.Model) -> tuple[Schedule, str]:
-    """The noise schedule of a model, and what it predicts; the slides' for a model without metadata."""
-    settings = {"target": "eps", **metadata(model).get("diffusion", SLIDES)}
-    target = settings.pop("target")
-    return make_schedule(**settings), target
+def metadata(network: keras.Model) -> dict:
+    """The metadata that a network carries; empty for one without any."""
+    for layer in network.layers:
+        if isinstance(layer, Logbook):
+            return layer.entries
+    return {}
 
 
-def sampler_of(
-    model: keras.Model, sampler: str | None = None, steps: int | None = None, variance: str | None = None
-) -> dict:
-    """The sampler that is asked for, or else the one that the file recommends: arguments of `make_plan`.
-
-    Args:
-        sampler, steps, variance: as of `make_plan`; None for what the file recommends. It recommends nothing, which is
-            ddpm with all steps and variance β, to those who choose a sampler or a variance.
-
-    Raises:
-        ValueError: for a variance that the model has not learned, or of another sampler than ddpm.
-    """
-    if variance is not None and sampler not in (None, "ddpm"):
-        raise ValueError(f"variance applies only to sampler ddpm, and the sampler is {sampler}; omit one of them")
-    default = {"sampler": "ddpm", "steps": None, "variance": "beta"}
-    if sampler is None and variance is None:
-        default |= metadata(model).get("sampling", {})
-    if default["steps"]:
-        default["steps"] = min(default["steps"], n_steps(diffusion_of(model)[0]))
-    asked = {"sampler": sampler, "steps": steps, "variance": variance}
-    chosen = {name: default[name] if value is None else value for name, value in asked.items()}
-    if chosen["variance"] == "learned":
-        check_variance(model)
-    return chosen
-
-
-def check_variance(model: keras.Model) -> None:
-    """Raises ValueError if a model has not learned the variance of a step."""
-    if not learns_variance(model):
-        raise ValueError(
-            "variance learned needs a network that learns it, which is a new one of --network unet --variance learned"
-        )
-
-
-def classes_of(model: keras.Model) -> list[str] | None:
-    """The names of the classes that a model knows, in the order of their numbers; None if it has no metadata."""
-    book = metadata(model)
-    return list(map(files.normalise_name, book.get("classes", []))) if book else None
-
-
-def warn_of_no_class(book: dict) -> str | None:
-    """The sentence to say when a network learns the classes alone, and not images of all kinds, else None.
-
-    Args:
-        book: the metadata of a model.
-    """
-    if not book.get("classes") or "settings" not in book or learns_no_class(book):
+def warn_of_no_class(trained: TrainedModel) -> str | None:
+    """The sentence to say when a network learns the classes alone, and not images of all kinds, else None."""
+    metadata = trained.metadata
+    if not metadata.get("classes") or "settings" not in metadata or learns_no_class(metadata):
         return None
     return (
         "with --drop-label 0 a network learns only images of a class: sampling needs a label, and guidance other than "
@@ -100,18 +130,13 @@ def warn_of_no_class(book: dict) -> str | None:
     )
 
 
-def learns_no_class(book: dict) -> bool:
+def learns_no_class(metadata: dict) -> bool:
     """Whether a model with classes was ever trained on images without one; earlier versions noted only the option.
 
     A classifier needs none.
     """
-    settings = book["settings"]
-    return settings["network"] == "classifier" or book.get("no_class", settings["drop_label"] > 0)
-
-
-def is_classifier(model: keras.Model) -> bool:
-    """Whether a model tells classes of noisy images."""
-    return len(model.inputs) == 2 and len(model.inputs[0].shape) == 4 and len(model.outputs[0].shape) == 2
+    settings = metadata["settings"]
+    return settings["network"] == "classifier" or metadata.get("no_class", settings["drop_label"] > 0)
 
 
 PRETRAINED = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "models")
@@ -123,7 +148,7 @@ def locate(model: str) -> str:
     return pretrained if os.path.exists(pretrained) else os.fspath(model)
 
 
-def open_model(path: str, compile: bool = False, classifier: bool | None = False) -> keras.Model:
+def open_model(path: str, compile: bool = False, classifier: bool | None = False) -> TrainedModel:
     """Loads a model, or says in one sentence why it cannot be loaded.
 
     Args:
@@ -147,63 +172,64 @@ def open_model(path: str, compile: bool = False, classifier: bool | None = False
             if archive.testzip():  # Keras reads the weights without checking the checksums
                 raise ValueError("its checksums are wrong")
         with _no_warning_is_an_error(silent=compile):  # Keras also only warns of an optimizer state that does not fit
-            model = keras.models.load_model(path, compile=compile)
+            network = keras.models.load_model(path, compile=compile)
     except MemoryError:
         raise
     except Exception as error:
         why = " ".join(str(error).split())[:200] or type(error).__name__
         raise ValueError(f"{path} cannot be loaded as a model, use another file or a backup: {why}") from error
-    optimizer = getattr(model, "optimizer", None)
-    if broken := first_not_finite([*model.variables, *(optimizer.variables if optimizer else [])]):
+    optimizer = getattr(network, "optimizer", None)
+    if broken := first_not_finite([*network.variables, *(optimizer.variables if optimizer else [])]):
         raise ValueError(f"{path} has the weight {broken}, which is not finite; use another file or a backup")
-    check_network(model, path, is_classifier(model) if classifier is None else classifier)
-    return model
+    trained = describe(network)
+    check_network(trained, path, trained.is_classifier if classifier is None else classifier)
+    return trained
 
 
-def check_network(model: keras.Model, path: str, classifier: bool = False) -> None:
+def check_network(trained: TrainedModel, path: str, classifier: bool = False) -> None:
     """Raises ValueError if a model is no classifier, or does not return something like the images that it takes."""
-    if classifier and not is_classifier(model):
+    if classifier and not trained.is_classifier:
         raise ValueError(f"{path} is a model, but no classifier; train one with --network classifier")
     if classifier:
         return
-    if is_classifier(model):
+    if trained.is_classifier:
         raise ValueError(f"{path} is a classifier, which samples no images but guides a model; give it as classifier")
-    same = tuple(model.inputs[0].shape[:-1]) == tuple(model.outputs[0].shape[:-1])
-    same = same and (learns_variance(model) or model.inputs[0].shape[-1] == model.outputs[0].shape[-1])
-    if len(model.inputs) not in (2, 3) or not same:
+    image, output = trained.network.inputs[0].shape, trained.network.outputs[0].shape
+    same = tuple(image[:-1]) == tuple(output[:-1]) and (trained.learns_variance or image[-1] == output[-1])
+    if len(trained.network.inputs) not in (2, 3) or not same:
         raise ValueError(f"{path} is a model, but not one that takes [image, t/T] and predicts the noise")
 
 
-def check_guide(guide: keras.Model, path: str, model: keras.Model, classifier: bool) -> None:
+def check_guide(guide: TrainedModel, path: str, trained: TrainedModel, classifier: bool) -> None:
     """Raises ValueError if a classifier or a weaker network cannot guide a model.
 
     It must be what it is given as, and for images of the same size with the same noise on them.
     """
     check_network(guide, path, classifier)
-    shape, wanted = (tuple(network.inputs[0].shape[1:]) for network in (guide, model))
+    shape, wanted = guide.image_shape, trained.image_shape
     if shape != wanted:
         raise ValueError(f"{path} takes images of shape {shape}, and this model generates {wanted}; train another one")
-    if not np.array_equal(diffusion_of(guide)[0].alphabar, diffusion_of(model)[0].alphabar):
+    if not np.array_equal(guide.sched.alphabar, trained.sched.alphabar):
         raise ValueError(
             f"{path} was trained with another noise schedule than this model; train one with the same --T, --schedule, "
             "--beta1, --beta2 and --zero-snr"
         )
-    names, wanted = classes_of(guide), classes_of(model)
+    names, wanted = guide.classes, trained.classes
     if not classifier and names and wanted and names != wanted:
         raise ValueError(
             f"{path} was trained with the classes {', '.join(names)}, this model with {', '.join(wanted)}; they must "
             "be the same in the same order"
         )
-    if not classifier and is_copy(guide, model):
+    if not classifier and is_copy(guide, trained):
         raise ValueError(f"{path} is the model that it would guide, so that it has no effect; give a weaker one")
 
 
-def is_copy(one: keras.Model, other: keras.Model) -> bool:
+def is_copy(one: TrainedModel, other: TrainedModel) -> bool:
     """Whether two models are one, or have the same weights and predict the same."""
-    if one is other:
+    if one == other:
         return True
-    weights = [model.weights for model in (one, other)]
-    if not weights[0] or len(weights[0]) != len(weights[1]) or diffusion_of(one)[1] != diffusion_of(other)[1]:
+    weights = [trained.network.weights for trained in (one, other)]
+    if not weights[0] or len(weights[0]) != len(weights[1]) or one.target != other.target:
         return False
     return all(np.array_equal(*pair) for pair in zip(*weights, strict=True))
 
@@ -223,24 +249,24 @@ def _no_warning_is_an_error(silent):
         yield
 
 
-def open_with_schedule(path: str) -> tuple[keras.Model, dict]:
-    """Loads a model and returns it with its metadata, which must hold a noise schedule.
+def open_with_schedule(path: str) -> TrainedModel:
+    """Loads a model, whose metadata must hold a noise schedule.
 
     Raises:
         FileNotFoundError, ValueError: as `open_model`, and if it has none.
     """
-    model = open_model(path)
-    if "diffusion" not in metadata(model):
+    trained = open_model(path)
+    if "diffusion" not in trained.metadata:
         raise ValueError(f"{path} has no noise schedule in its metadata; train it with diffusion_model.py")
-    return model, metadata(model)
+    return trained
 
 
-def fingerprint(model: keras.Model) -> str:
+def fingerprint(trained: TrainedModel) -> str:
     """Identifies trained weights in file names, by the step and a digest: `step4736-1f60a9c2`."""
     weights = hashlib.blake2b(digest_size=4)
-    for weight in model.get_weights():
+    for weight in trained.network.get_weights():
         weights.update(np.ascontiguousarray(weight))
-    return f"step{metadata(model).get('progress', {}).get('step', 0)}-{weights.hexdigest()}"
+    return f"step{trained.metadata.get('progress', {}).get('step', 0)}-{weights.hexdigest()}"
 
 
 def first_not_finite(variables: Iterable[keras.Variable]) -> str | None:

@@ -20,7 +20,7 @@ from diffusion.layers import (
     SpaceToDepth,
     convolution,
 )
-from unet import GROUPS, TimeLayer
+from unet import GROUPS, NaiveUnet, TimeLayer
 
 Tensor = keras.KerasTensor
 
@@ -153,3 +153,6 @@ def Classifier(
     x = GroupNormalization(GROUPS)(x, silu=True)
     x = kl.GlobalAveragePooling2D(**CHANNELS_LAST)(x)
     return keras.Model(inputs=[image, t], outputs=kl.Dense(classes, kernel_initializer="zeros", dtype="float32")(x))
+
+
+NETWORKS = {"naive": NaiveUnet, "unet": Unet, "classifier": Classifier}  # by the names of `--network`

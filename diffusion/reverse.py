@@ -11,9 +11,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from ddpm import Schedule
 from diffusion import samplers
 from diffusion.denoiser import Denoiser, autoguided, classifier_free, clipped, denoiser, with_classifier
+from diffusion.model_file import TrainedModel
 from diffusion.sampling import standard_normal
 from support import device
 
@@ -67,15 +67,15 @@ def predictor(model: Callable, parts: int) -> Callable[[list[tf.Tensor]], tf.Ten
     return predict
 
 
-def denoiser_of(model: keras.Model, sched: Schedule, target: str, parts: int) -> Denoiser:
-    """The denoiser of a Keras model, with batches in parts; a model that takes labels and gets none gets "no class"."""
-    predict, count = predictor(model, parts), len(model.inputs)
+def denoiser_of(trained: TrainedModel, parts: int) -> Denoiser:
+    """The denoiser of a model, with batches in parts; a network that takes labels and gets none gets "no class"."""
+    predict, count = predictor(trained.network, parts), len(trained.network.inputs)
 
     def network(inputs):
         nothing = [tf.zeros_like(inputs[1], tf.int32)] * (count - 2)
         return predict([*inputs, *nothing][:count])
 
-    return denoiser(network, sched, target)
+    return denoiser(network, trained.sched, trained.target)
 
 
 class ReverseSteps:
@@ -85,16 +85,13 @@ class ReverseSteps:
     which takes a second, serves all plans and seeds.
 
     Args:
-        model: a network, see `diffusion.denoiser.denoiser`.
-        sched: the schedule that it was trained with.
+        trained: the model.
         batch_size: how many images.
-        target: what it predicts.
         clip: whether the estimate of x_0 is clipped.
-        noise: where all noise comes from, a function like `standard_normal`.
         xla: whether XLA compiles a step; None for what is faster.
-        classifier: a network that guides towards the class of the labels, see `diffusion.denoiser.with_classifier`;
+        classifier: a model that guides towards the class of the labels, see `diffusion.denoiser.with_classifier`;
             without it a model that takes labels guides itself.
-        weaker: a weaker network and what it predicts, which guides instead, see `diffusion.denoiser.autoguided`.
+        weaker: a weaker model, which guides instead, see `diffusion.denoiser.autoguided`.
 
     Attributes:
         at_once: how many steps the next call should take.
@@ -105,22 +102,19 @@ class ReverseSteps:
 
     def __init__(
         self,
-        model: keras.Model,
-        sched: Schedule,
+        trained: TrainedModel,
         batch_size: int,
-        target: str = "eps",
         clip: bool = True,
-        noise: Callable[..., tf.Tensor] = standard_normal,
         xla: bool | None = None,
-        classifier: keras.Model | None = None,
-        weaker: tuple[keras.Model, str] | None = None,
+        classifier: TrainedModel | None = None,
+        weaker: TrainedModel | None = None,
     ):
-        shape = tuple(model.inputs[0].shape[1:])
+        shape, sched = trained.image_shape, trained.sched
         xla = device.prefers_xla(batch_size) if xla is None else xla
         parts = 1 if xla else device.parts_for(batch_size)
-        model_denoiser = denoiser_of(model, sched, target, parts)
-        classify = classifier and predictor(classifier, parts)
-        weaker_denoiser = weaker and denoiser_of(weaker[0], sched, weaker[1], parts)
+        model_denoiser = denoiser_of(trained, parts)
+        classify = classifier and predictor(classifier.network, parts)
+        weaker_denoiser = weaker and denoiser_of(weaker, parts)
 
         @tf.function(jit_compile=xla, autograph=False)
         def step(x_t, memory, t, coefficients, g, label, z):
@@ -129,7 +123,7 @@ class ReverseSteps:
                 denoise = autoguided(denoise, weaker_denoiser, g)
             elif classifier:
                 denoise = with_classifier(denoise, classify, sched, g)
-            elif len(model.inputs) > 2:
+            elif trained.takes_labels:
                 denoise = classifier_free(denoise, g)
             denoise = clipped(denoise, sched) if clip else denoise
             return samplers.step(denoise, x_t, tf.repeat(t, batch_size), coefficients, z, memory, label)
@@ -150,18 +144,20 @@ class ReverseSteps:
         def take(x_t, memory, times, draws, coefficients, guidance, label, seed, index):
             def one(k, x_t, memory):
                 needed = coefficients[k, 2] > 0  # σ
-                z = tf.cond(needed, lambda: noise(seed, times[k], index, shape, draws[k]), lambda: tf.zeros_like(x_t))
+                z = tf.cond(
+                    needed, lambda: standard_normal(seed, times[k], index, shape, draws[k]), lambda: tf.zeros_like(x_t)
+                )
                 return k + 1, *step(x_t, memory, times[k], coefficients[k], guidance[k], label, z)
 
             return tf.while_loop(lambda k, *_: k < tf.shape(times)[0], one, (0, x_t, memory))[1:]
 
-        self._take, self._draw = take, lambda seed, t, index: noise(seed, t, index, shape)
+        self._take, self._shape = take, shape
         self.at_once, self.compiled = 1, False
 
     def start(self, T: int, seed: int, index: Sequence[int]) -> tf.Tensor:
         """x_T, drawn as the noise of a step T + 1."""
         seed, index = _as_int64(seed, index)
-        return self._draw(seed, tf.constant(T + 1), index)
+        return standard_normal(seed, tf.constant(T + 1), index, self._shape)
 
     def __call__(
         self,

@@ -1,7 +1,6 @@
 """From noise to images: where the noise comes from, and the one loop (slides "Reverse diffusion example, code")."""
 
 import dataclasses
-import numbers
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -9,11 +8,10 @@ import tensorflow as tf
 
 from ddpm import Schedule, n_steps
 from diffusion import samplers
+from diffusion.options import Sampling
+from diffusion.targets import find_target
 
-MOST_DRAWS, MOST_TIMES = 2**12, 2**20
-TRUSTED = 0.056, 0.13  # √(1 - ᾱ_t), see `make_inversion`: noise of deviation 0.8 to 1 and the truest way back
-SNR = 0.16  # of a corrector, where none is asked for
-LANGEVIN_REPEATS = 5  # steps at each noise level of annealed Langevin sampling, as in the paper of NCSNv2
+MOST_TIMES = 2**20  # that the key of a draw has room for, beside the number of the draw
 
 
 def standard_normal(
@@ -56,64 +54,37 @@ class Plan:
         return np.concatenate([np.arange(n, dtype=np.int32)[::-1] for n in counts[::-1]])
 
 
-def make_plan(
-    sched: Schedule,
-    sampler: str = "ddpm",
-    steps: int | None = None,
-    spacing: str | None = None,
-    eta: float = 0.0,
-    variance: str = "beta",
-    corrector: int = 0,
-    snr: float = SNR,
-    guidance: float = 1.0,
-    guidance_interval: tuple[int, int] | None = None,
-) -> Plan:
+def make_plan(sched: Schedule, sampling: Sampling | None = None) -> Plan:
     """The steps of a sampler.
 
     Args:
         sched: the noise schedule.
-        sampler, eta, variance: see `samplers.coefficients`.
-        steps: how many, not counting steps of the corrector; None for all T.
-        spacing: see `samplers.choose_times`; None for what suits the sampler, log-SNR for dpm++ and langevin, else
-            uniform.
-        corrector: how many Langevin steps follow each step but the last; see `samplers.with_corrector`.
-        snr: of the corrector, how large they are.
-        guidance: see `diffusion.denoiser`; 1 follows the class as it is.
-        guidance_interval: the first and the last t at which it is not 1 (Kynkäänniemi et al. 2024, arXiv 2404.07724);
-            None for all.
+        sampling: how to sample; what it leaves open is as without a recommendation, see `Sampling.resolve`. Steps of a
+            corrector are not counted among its steps. Its guidance holds where t lies in `guidance_interval`, and is 1
+            elsewhere (Kynkäänniemi et al. 2024, arXiv 2404.07724).
 
     Raises:
-        ValueError: for what these refuse, a spacing without steps, and a corrector, `snr` or guidance that cannot be.
+        ValueError: for more steps than T, an interval that is none of t or holds no step, and a T that is too large for
+            Langevin steps.
     """
-    if not (isinstance(guidance, numbers.Real) and abs(guidance) < float(np.finfo(np.float32).max)):
-        raise ValueError(f"guidance must be a finite number, got {guidance}")
-    first, last = (0, n_steps(sched)) if guidance_interval is None else _as_interval(guidance_interval, n_steps(sched))
-    if guidance_interval is not None and guidance == 1:
-        raise ValueError("guidance_interval has no effect with guidance 1; choose another guidance, or omit it")
-    if not (isinstance(corrector, numbers.Integral) and 0 <= corrector < MOST_DRAWS):
-        raise ValueError(f"corrector must be an integer from 0 to {MOST_DRAWS - 1}, got {corrector}")
-    if not (isinstance(snr, numbers.Real) and 1e-6 <= snr <= 10):
-        raise ValueError(f"snr must be a number from 1e-6 to 10, got {snr}")
-    if snr != SNR and not corrector:
-        raise ValueError("snr is the size of the corrector's steps, and there is no corrector; add one, or omit snr")
-    if corrector and sampler == "langevin":
-        raise ValueError("the sampler langevin takes no corrector, as it consists of such steps; choose another one")
-    if (corrector or sampler == "langevin") and n_steps(sched) >= MOST_TIMES - 1:
-        raise ValueError(f"Langevin steps need a T below {MOST_TIMES - 1}, got {n_steps(sched)}")
-    if spacing is not None and steps is None:
-        raise ValueError(f"spacing {spacing} needs a number of steps")
-    spacing = spacing or ("logsnr" if sampler in ("dpm++", "langevin") else "uniform")
-    repeats = LANGEVIN_REPEATS if sampler == "langevin" else 1
-    times = samplers.choose_times(sched, n_steps(sched) if steps is None else steps, spacing, repeats)
-    coefficients = samplers.coefficients(sched, times, sampler, variance, eta)
-    if corrector:
-        times, coefficients = samplers.with_corrector(sched, times, coefficients, corrector, snr)
-    guided = (first <= times[:-1]) & (times[:-1] <= last)
-    if guidance != 1 and not guided.any():
-        raise ValueError(
-            f"no step starts within guidance_interval ({first}, {last}); it is of t, 1 to {n_steps(sched)}"
-        )
-    return Plan(times, coefficients, np.where(guided, guidance, 1).astype(np.float32))
+    sampling, T = (sampling or Sampling()).resolve(), n_steps(sched)
+    sampler = samplers.SAMPLERS[sampling.sampler]
+    if (sampling.corrector or sampler.repeats > 1) and T >= MOST_TIMES - 1:
+        raise ValueError(f"Langevin steps need a T below {MOST_TIMES - 1}, got {T}")
+    times = samplers.choose_times(sched, sampling.steps or T, sampling.spacing or sampler.spacing, sampler.repeats)
+    coefficients = sampler.coefficients(sched, times, sampling.variance or "beta", sampling.eta)
+    if sampling.corrector:
+        times, coefficients = samplers.with_corrector(sched, times, coefficients, sampling.corrector, sampling.snr)
+    return Plan(times, coefficients, _guidance_at(times[:-1], sampling.guidance, sampling.guidance_interval, T))
+
+
+def _guidance_at(t, guidance, interval, T):
+    """The guidance of each step, float32: as it is for t within the interval, None for all t, and else 1."""
+    first, last = (0, T) if interval is None else _as_interval(interval, T)
+    guided = (first <= t) & (t <= last)
+    if not guided.any():
+        raise ValueError(f"no step starts within guidance_interval ({first}, {last}); it is of t, 1 to {T}")
+    return np.where(guided, guidance, 1).astype(np.float32)
 
 
 def _as_interval(interval, T):
@@ -139,20 +110,19 @@ def make_inversion(sched: Schedule, steps: int | None = None, target: str = "eps
     Args:
         sched: the noise schedule.
         steps: how many, not counting corrections; None for all T.
-        target: what the network predicts. Where it is x_0, ε̂ = (x_t - √ᾱ_t x̂_0) / √(1 - ᾱ_t) multiplies the error of an
-            image that is nearly clean, so the network is first asked, and x_t begins, at `TRUSTED` levels of noise;
-            steps before that are left out.
+        target: what the network predicts. Where its ε̂ of an image that is nearly clean cannot be trusted, the network
+            is first asked, and x_t begins, at some noise, see `targets.Target`; steps before that are left out.
     """
     times = samplers.choose_times(sched, n_steps(sched) if steps is None else steps)[::-1]
-    asked, begins = (1 + np.argmax(np.append(sched["sqrtmab"][1:-1], 1) >= level) for level in TRUSTED)
-    lowest, begins = (asked, begins) if target == "x0" else (1, 1)
+    levels = np.append(sched["sqrtmab"][1:-1], 1)
+    lowest, begins = (1 + int(np.argmax(levels >= level)) for level in find_target(target).inverted_from)
     times = np.append(times[:1], times[times >= begins])
     times = np.append(times[:2], np.repeat(times[2:], 2))
     return Plan(times, samplers.inversion_coefficients(sched, times, lowest), lowest=lowest)
 
 
 def sample(
-    steps: Callable[..., tf.Tensor],
+    reverse: Callable[..., tuple[tf.Tensor, tf.Tensor]],
     plan: Plan,
     seed: int,
     index: Sequence[int],
@@ -163,7 +133,7 @@ def sample(
     """The loop over the steps of a plan (DDPM algorithm 2): yields (t, x_t) from its first time to its last.
 
     Args:
-        steps: a `diffusion.reverse.ReverseSteps`, which computes several steps at once where they are quick.
+        reverse: a `diffusion.reverse.ReverseSteps`, which computes several steps at once where they are quick.
         plan: see `make_plan`.
         seed: an integer, see `standard_normal`.
         index: (batch,) int, the numbers of the images.
@@ -175,11 +145,11 @@ def sample(
     asked = np.maximum(times[:-1], plan.lowest)
     guidance = np.broadcast_to(np.float32(plan.guidance), len(asked))
     label = np.zeros(len(index), np.int32) if label is None else label
-    x_t = steps.start(times[0], seed, index) if start is None else start
+    x_t = reverse.start(times[0], seed, index) if start is None else start
     memory, k = tf.zeros_like(x_t), 0
     yield int(times[0]), x_t
     while k < len(asked):
-        now = slice(k, min(k + (1 if every else steps.at_once), len(asked)))
+        now = slice(k, min(k + (1 if every else reverse.at_once), len(asked)))
         part = asked[now], draws[now], plan.coefficients[now], guidance[now]
-        (x_t, memory), k = steps(x_t, memory, *part, label, seed, index), now.stop
+        (x_t, memory), k = reverse(x_t, memory, *part, label, seed, index), now.stop
         yield int(times[k]), x_t

@@ -4,11 +4,11 @@ import dataclasses
 import hashlib
 from collections.abc import Callable, Collection
 
-import keras
 import numpy as np
 
 import data
 from data.splits import split_held_out
+from diffusion.model_file import TrainedModel
 from evaluation.features import extractor
 from evaluation.metrics import random_subset
 from support.console import say
@@ -36,8 +36,7 @@ class Sources:
 
 
 def load_inputs(
-    model: keras.Model,
-    book: dict,
+    trained: TrainedModel,
     sources: Sources,
     *,
     parts: Collection[str],
@@ -49,7 +48,7 @@ def load_inputs(
     """Reads all images that the requested parts need, so that what is missing is reported before the long work.
 
     Args:
-        book: the metadata of the model.
+        trained: the model, with the metadata of its training.
         parts: what is measured, see `evaluate.PARTS`.
         figure: whether the nearest images are drawn.
         features: the name of a feature extractor.
@@ -58,16 +57,16 @@ def load_inputs(
     Returns:
         Held-out images, training images, given samples, and the feature extractor; the last three may be None.
     """
-    shape = model.inputs[0].shape[1:]
+    metadata, (size, _, channels) = trained.metadata, trained.image_shape
 
     def load(source, recognise=None):
-        return data.load_images(source, shape[0], shape[2], recognise=recognise)[0]
+        return data.load_images(source, size, channels, recognise=recognise)[0]
 
     compare_training = figure or not {"overfitting", "copies"}.isdisjoint(parts)
-    held_out, training = load_images(load, book, sources, training_needed=compare_training)
+    held_out, training = load_images(load, metadata, sources, training_needed=compare_training)
     held_out = random_subset(held_out, count)
-    trained = f"{book['progress']['step']:,} steps on {book['data']['source']}"
-    say(f"{sources.model}: {trained}; {sources.data}: {len(held_out):,} images")
+    training_steps = f"{metadata['progress']['step']:,} steps on {metadata['data']['source']}"
+    say(f"{sources.model}: {training_steps}; {sources.data}: {len(held_out):,} images")
     if training is not None and (known := count_known(held_out, training)):
         among = f"{known:,} of the {len(held_out):,} held-out images are among the training images"
         say(f"{among}; results are better than for new ones")
@@ -85,63 +84,63 @@ def load_inputs(
 
 
 def load_images(
-    load: Callable[..., np.ndarray], book: dict, sources: Sources, training_needed: bool
+    load: Callable[..., np.ndarray], metadata: dict, sources: Sources, training_needed: bool
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Held-out images, and training images, or None if these are neither needed nor available."""
-    held_out, training = load_held_out(load, book, sources)
+    held_out, training = load_held_out(load, metadata, sources)
     if training is None:
         try:
-            training, _ = load_training(load, book, sources)
+            training, _ = load_training(load, metadata, sources)
         except (ValueError, OSError):
             if training_needed or sources.train:
                 raise
             # Even without them it is known whether `--data` is their whole source.
-            part, _, same = split_as_in_training(held_out, book)
+            part, _, same = split_as_in_training(held_out, metadata)
             training = part if same else None
     return held_out, training
 
 
-def held_out_by_training(book: dict) -> tuple[float | None, str | None, str | None]:
+def held_out_by_training(metadata: dict) -> tuple[float | None, str | None, str | None]:
     """What training held out: a fraction of its images, or another source, and a digest; None for what is unknown.
 
     Files of earlier versions hold only the text of the option `--validation`.
     """
-    noted = book.get("validation")
+    noted = metadata.get("validation")
     if noted:
         return noted.get("fraction"), noted.get("source"), noted.get("digest")
-    text = book["settings"].get("validation")
+    text = metadata["settings"].get("validation")
     try:
         return float(text), None, None
     except (TypeError, ValueError):
         return None, text, None
 
 
-def split_as_in_training(images: np.ndarray, book: dict) -> tuple[np.ndarray, np.ndarray | None, bool]:
+def split_as_in_training(images: np.ndarray, metadata: dict) -> tuple[np.ndarray, np.ndarray | None, bool]:
     """Splits all images of a source as training did.
 
     Returns:
         Training images, held-out ones or None, and whether the model was trained on exactly these training images.
     """
-    (fraction, _, _), trained_on = held_out_by_training(book), book["data"]["digest"]
+    (fraction, _, _), trained_on = held_out_by_training(metadata), metadata["data"]["digest"]
     if fraction is None or data.digest(images) == trained_on:  # the source is the training part alone
         training, held_out = images, None
     else:
-        training, held_out = split_held_out(images, fraction, book["settings"]["seed"])
+        training, held_out = split_held_out(images, fraction, metadata["settings"]["seed"])
     return training, held_out, data.digest(training) == trained_on
 
 
 def load_training(
-    load: Callable[..., np.ndarray], book: dict, sources: Sources
+    load: Callable[..., np.ndarray], metadata: dict, sources: Sources
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """The images that the model was trained on, and the held-out ones if they come from the same source, else None.
 
     Raises:
         ValueError, FileNotFoundError: if they have moved or changed, and `--train` names no others.
     """
-    source, advice = book["data"]["source"], "name the training images with --train SOURCE"
+    source, advice = metadata["data"]["source"], "name the training images with --train SOURCE"
     try:
-        images = load(sources.train or source, lambda images: split_as_in_training(images, book)[2])
-        training, held_out, same = split_as_in_training(images, book)
+        images = load(sources.train or source, lambda images: split_as_in_training(images, metadata)[2])
+        training, held_out, same = split_as_in_training(images, metadata)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{error}; {advice}") from error
     if not same and not sources.train:
@@ -157,7 +156,7 @@ def load_training(
 
 
 def load_held_out(
-    load: Callable[..., np.ndarray], book: dict, sources: Sources
+    load: Callable[..., np.ndarray], metadata: dict, sources: Sources
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Held-out images, and, if they come from the same source, the training images, else None.
 
@@ -166,7 +165,7 @@ def load_held_out(
     """
     if sources.data != "held-out":
         return load(sources.data), None
-    fraction, source, expected = held_out_by_training(book)
+    fraction, source, expected = held_out_by_training(metadata)
     if fraction is None and source is None:
         raise ValueError(
             f"{sources.model} was trained without --validation, so no images were held out; name others with --data "
@@ -174,14 +173,14 @@ def load_held_out(
         )
     advice = "name the held-out images with --data SOURCE"
     if source is None:
-        training, held_out = load_training(load, book, sources)
+        training, held_out = load_training(load, metadata, sources)
     else:
         try:
             training, held_out = None, load(source, lambda images: data.digest(images) == expected)
         except FileNotFoundError as error:
             raise FileNotFoundError(f"{error}; {advice}") from error
     if held_out is None or expected not in (None, data.digest(held_out)):
-        where = source or sources.train or book["data"]["source"]
+        where = source or sources.train or metadata["data"]["source"]
         raise ValueError(f"{where} no longer holds the images that training held out; {advice}")
     return held_out, training
 

@@ -3,15 +3,15 @@
 import os
 from collections.abc import Collection, Sequence
 
-import keras
 import numpy as np
 import tensorflow as tf
 
 import data
-from ddpm import Schedule, bound_decoder, bound_prior, bound_term, n_steps, q_sample
-from diffusion import model_file, reverse
+from ddpm import Schedule, bound_decoder, bound_prior, bound_term, from_pixels, n_steps, q_sample
+from diffusion import reverse
 from diffusion.denoiser import Denoiser, clip_estimate
-from diffusion.learned_variance import learns_variance, log_ratio
+from diffusion.learned_variance import log_ratio
+from diffusion.model_file import TrainedModel
 from diffusion.targets import comparable_weights
 from evaluation.metrics import random_subset
 from support import console, device, files
@@ -22,7 +22,7 @@ LEARNED = [("learned", True), ("learned", False)]  # more ways, if the network h
 
 
 def likelihood_rows(
-    model: keras.Model,
+    trained: TrainedModel,
     held_out: np.ndarray,
     training: np.ndarray | None,
     *,
@@ -38,9 +38,9 @@ def likelihood_rows(
         draws: steps t for each image, see `measure_denoising`.
         cache: how the names of cached results begin; None to cache nothing.
     """
-    (sched, target), batch_size = model_file.diffusion_of(model), reverse.even_batches(model, len(held_out))[1]
-    denoise = reverse.denoiser_of(model, sched, target, device.parts_for(batch_size))
-    ways = WAYS + LEARNED * learns_variance(model)
+    sched, batch_size = trained.sched, reverse.even_batches(trained.network, len(held_out))[1]
+    denoise = reverse.denoiser_of(trained, device.parts_for(batch_size))
+    ways = WAYS + LEARNED * trained.learns_variance
 
     held_out_path, training_path = measurement_paths(cache) if cache else (None, None)
 
@@ -76,7 +76,7 @@ def loss_rows(measurements: dict[str, np.ndarray], sched: Schedule, images: np.n
 
     Both are means over the t that were measured, since the error falls steeply within the first tenth.
     """
-    rows, variance = {}, np.var(data.scaled(images), axis=0).ravel()
+    rows, variance = {}, np.var(from_pixels(images), axis=0).ravel()
     for (low, high), here in tenths(measurements, sched).items():
         t, counts = np.unique(measurements["t"][here], return_counts=True)
         alphabar = sched["alphabar_t"][t, None]
@@ -180,7 +180,7 @@ def measure_denoising(
     for first in range(start, len(images), batch_size):
         real = min(batch_size, len(images) - first)
         index = np.arange(first, first + batch_size) % len(images)  # the last batch is filled up
-        x_0 = tf.constant(data.scaled(images[index]))
+        x_0 = tf.constant(from_pixels(images[index]))
         rng, bits = np.random.default_rng(first), 0
         new = {"prior": bound_prior(x_0, sched)[:real], "t": [], "error": []}
         for k in range(draws + 1):

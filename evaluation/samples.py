@@ -3,12 +3,12 @@
 import os
 from collections.abc import Callable, Collection, Sequence
 
-import keras
 import numpy as np
 
 import data
 from ddpm import to_pixels
-from diffusion import model_file
+from diffusion.model_file import TrainedModel, fingerprint
+from diffusion.options import Sampling
 from diffusion.reverse import ReverseSteps, even_batches
 from diffusion.sampling import make_plan, sample
 from evaluation import metrics
@@ -18,28 +18,24 @@ from support.console import say
 
 
 def generate_samples(
-    model: keras.Model, weaker: keras.Model | None, *, n_sample: int, sampling: dict, cache: str | None
+    trained: TrainedModel, weaker: TrainedModel | None, *, n_sample: int, sampling: Sampling, cache: str | None
 ) -> np.ndarray:
     """Samples images, uint8, in batches that are cached in a file as they come, unless `cache` is None.
 
     Args:
-        model: with metadata.
         weaker: a model that guides it, see `diffusion.denoiser.autoguided`.
-        sampling: the arguments of `make_plan`.
+        sampling: how, see `TrainedModel.choose`.
         cache: how the path of the file begins.
     """
-    shape = model.inputs[0].shape[1:]
     path = cache and samples_path(cache, sampling, weaker)
-    samples = np.load(path) if path and os.path.exists(path) else np.empty((0, *shape), np.uint8)
-    start, (sched, target) = len(samples), model_file.diffusion_of(model)
-    plan = make_plan(sched, **sampling)
-    batches, batch_size = even_batches(model, max(1, n_sample - start))
-    guide = weaker and (weaker, model_file.diffusion_of(weaker)[1])
-    steps = ReverseSteps(model, sched, batch_size, target, weaker=guide)
+    samples = np.load(path) if path and os.path.exists(path) else np.empty((0, *trained.image_shape), np.uint8)
+    start, plan = len(samples), make_plan(trained.sched, sampling)
+    batches, batch_size = even_batches(trained.network, max(1, n_sample - start))
+    reverse = ReverseSteps(trained, batch_size, sampling.clip, weaker=weaker)
     n_calls, place = len(plan.times) - 1, {int(t): k for k, t in enumerate(plan.times)}
     bar = console.Bar(batches * batch_size * n_calls, "step")
     for first in range(start, n_sample, batch_size):
-        for t, x_t in sample(steps, plan, 0, range(first, first + batch_size)):
+        for t, x_t in sample(reverse, plan, 0, range(first, first + batch_size)):
             bar.update((first - start) * n_calls + batch_size * place[t])
         samples = np.concatenate([samples, to_pixels(x_t).astype(np.uint8)])
         if path:
@@ -47,36 +43,10 @@ def generate_samples(
     return samples[:n_sample]
 
 
-def samples_path(cache: str, sampling: dict, weaker: keras.Model | None) -> str:
+def samples_path(cache: str, sampling: Sampling, weaker: TrainedModel | None) -> str:
     """Where samples are cached, see `generate_samples`."""
-    guide = f"{model_file.fingerprint(weaker)}-" if weaker else ""
-    return f"{cache}-{sampler_name(**sampling)}{guide}samples.npy"
-
-
-def sampler_name(
-    sampler: str,
-    steps: int | None,
-    spacing: str | None,
-    eta: float,
-    variance: str,
-    corrector: int,
-    snr: float,
-    guidance: float,
-    guidance_interval: tuple[int, int] | None,
-) -> str:
-    """What files of samples are called after: nothing for the default, `ddim-50-` for 50 steps of DDIM and so on."""
-    interval = guidance_interval if guidance != 1 else None
-    parts = [
-        sampler if sampler != "ddpm" else "",
-        variance if variance != "beta" else "",
-        str(steps or ""),
-        spacing or "",
-        f"eta{eta}" if eta else "",
-        f"corrector{corrector}-{snr}" if corrector else "",
-        f"guidance{guidance}" if guidance != 1 else "",
-        "-".join(map(str, interval)) if interval else "",
-    ]
-    return "".join(f"{part}-" for part in parts if part)
+    guide = f"{fingerprint(weaker)}-" if weaker else ""
+    return f"{cache}-{sampling.file_name()}{guide}samples.npy"
 
 
 def sample_rows(

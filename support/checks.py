@@ -1,14 +1,39 @@
 """Checks of arguments, in one sentence each."""
 
+import math
+import numbers
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
+
+MOST = 2**63 - 1  # an integer that TensorFlow can hold
+LARGEST = 1e38  # a number that is finite in float32
 
 
 def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
     """Raises ValueError, naming the valid choices, if `value` is none of them."""
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+
+
+def describe_range(integer: bool, low: float, high: float, value: float = 0) -> str:
+    """In words, the numbers from `low` to `high`. `MOST` is mentioned only where `value` exceeds it."""
+    what = "an integer" if integer else "a finite number" if low <= -LARGEST else "a number"
+    if low <= -LARGEST:
+        return what
+    if high < MOST or integer and value > high:
+        return f"{what} from {low} to {high}"
+    return f"{what} of at least {low}"
+
+
+def check_number(name: str, value: Any, low: float, high: float = math.inf, integer: bool = False) -> None:
+    """Raises ValueError if `value` is no finite number, or no integer, from `low` to `high`."""
+    kind = numbers.Integral if integer else numbers.Real
+    if not isinstance(value, kind):
+        raise ValueError(f"{name} must be {describe_range(integer, low, high)}, got {value!r}")
+    if not (low <= value <= high and abs(value) < float("inf")):
+        raise ValueError(f"{name} must be {describe_range(integer, low, high, value)}, got {value}")
 
 
 def check_finite(images: np.ndarray) -> None:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn, TextIO
 
 from support import device
+from support.checks import MOST, check_number
 
 STAND_INS = {"…": "...", "×": "x", "━": "=", "┄": "-", "±": "+-", "β": "beta", "ε": "eps", "\u0303": "~", "\u0302": "^"}
 
@@ -256,14 +257,14 @@ class Parser(argparse.ArgumentParser):
                 yield option, word
 
 
-def integer(low: int, high: int = 2**63 - 1) -> Callable[[str], int]:
+def integer(low: int, high: int = MOST) -> Callable[[str], int]:
     """An argparse type: an integer from `low` to `high`."""
-    return _number(int, "an integer", low, high)
+    return _number(int, low, high)
 
 
 def number(low: float, high: float = float("inf")) -> Callable[[str], float]:
-    """An argparse type: a number from `low` to `high`."""
-    return _number(float, "a number", low, high)
+    """An argparse type: a finite number from `low` to `high`."""
+    return _number(float, low, high)
 
 
 def integers(low: int) -> Callable[[str], str]:
@@ -291,17 +292,17 @@ def some_of(names: Sequence[str]) -> Callable[[str], list[str]]:
     return parse
 
 
-def _number(kind, what, low, high):
+def _number(kind, low, high):
     def parse(text):
         try:
             value = kind(text)
         except ValueError:
-            value = None
-        if value is None or not low <= value <= high or abs(value) == float("inf"):
-            said = high != float("inf") and (high != 2**63 - 1 or (value or 0) > high)
-            upper = f" and at most {high}" if said else ""
-            lower = f" of at least {low}" if low != -float("inf") else ""
-            raise argparse.ArgumentTypeError(f"must be {what}{lower}{upper}, got {text!r}")
+            value = text
+        try:
+            check_number("", value, low, high, integer=kind is int)
+        except ValueError as error:
+            wanted = str(error).partition(", got ")[0]
+            raise argparse.ArgumentTypeError(f"{wanted.strip()}, got {text!r}") from None
         return value
 
     return parse

@@ -15,9 +15,10 @@ import subprocess
 import sys
 import threading
 import types
+from collections.abc import Iterator
 
 MOST_PARTS = 8  # the graph of a step grows with their number, and so does the time before the first
-_starting = threading.Lock()
+_starting, _turn = threading.Lock(), threading.RLock()
 _started_in = None  # the process that TensorFlow was started in
 
 
@@ -88,6 +89,20 @@ def check_process() -> None:
             "TensorFlow does not work in a process that was forked after it was started; start processes with "
             'multiprocessing.get_context("spawn"), or before the first call here'
         )
+
+
+@contextlib.contextmanager
+def one_at_a_time() -> Iterator[None]:
+    """Waits while another thread is in here: Keras cannot trace a model in two threads.
+
+    What could never run here is refused before: in a forked process nobody might release the lock.
+
+    Raises:
+        ValueError: as `check_process`.
+    """
+    check_process()
+    with _turn:
+        yield
 
 
 def check_backend() -> None:

@@ -145,12 +145,22 @@ class Oracle:
 
 def generate(function, sched, shape, count, seed=0, variance="beta", clip=True, plan=None, **more):
     """All (t, x_t) of a reverse process in which the noise is predicted by a function."""
+    from diffusion.model_file import TrainedModel
+    from diffusion.options import Sampling
     from diffusion.reverse import ReverseSteps
     from diffusion.sampling import make_plan, sample
 
-    steps = ReverseSteps(Oracle(function, shape), sched, count, clip=clip, xla=False)
-    plan = make_plan(sched, variance=variance) if plan is None else plan
+    steps = ReverseSteps(TrainedModel(Oracle(function, shape), sched), count, clip, xla=False)
+    plan = make_plan(sched, Sampling(variance=variance)) if plan is None else plan
     return [(t, x_t.numpy()) for t, x_t in sample(steps, plan, seed, range(count), **more)]
+
+
+def prepare_network(options, path):
+    """The network, the images and the held-out images with which training starts."""
+    from training import preparation
+
+    trained, images, held_out = preparation.prepare(options, path)
+    return trained.network, images, held_out
 
 
 def wanted_output(x_0, t, eps, sched, target):
@@ -182,9 +192,9 @@ def tiny_network(shape, n_feat=None, classes=0):
 @pytest.fixture
 def tiny_networks(monkeypatch):
     """`prepare` starts with such networks, which are built in no time, instead of the slides'."""
-    from training import preparation
+    from diffusion.networks import NETWORKS
 
-    monkeypatch.setattr(preparation, "NaiveUnet", tiny_network)
+    monkeypatch.setitem(NETWORKS, "naive", tiny_network)
 
 
 # 17 grey images of 8×8 pixels in batches of 12, so that the second batch of an epoch is a smaller one.

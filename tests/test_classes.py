@@ -163,16 +163,16 @@ def labelled(count=60):
     return images, (np.arange(count) // 7 % 4 - 1).astype(np.int32)
 
 
-def numbers(x_0):
-    return np.rint((x_0[:, 0, 0, 0] + 1) * 127.5).astype(int)
+def numbers(images):
+    return images[:, 0, 0, 0]
 
 
 @pytest.mark.parametrize("start", [0, 8, 13])
 def test_labels_are_permuted_with_their_images(start):
     images, labels = labelled()
     for epoch in range(3):
-        for x_0, batch_labels in data.batches(images, 8, 5, epoch, start, flip=True, labels=labels):
-            np.testing.assert_array_equal(batch_labels, labels[numbers(x_0)])
+        for batch, batch_labels in data.batches(images, 8, 5, epoch, start, flip=True, labels=labels):
+            np.testing.assert_array_equal(batch_labels, labels[numbers(batch)])
     images, held_out = split_held_out(images, 0.3, 1)
     for part, part_labels in zip((images, held_out), split_held_out(labels, 0.3, 1), strict=True):
         np.testing.assert_array_equal(part_labels, labels[part[:, 0, 0, 0]])
@@ -202,9 +202,9 @@ def asked(monkeypatch):
     make, compiled = data.batches, checkpoint.compile_for_run
 
     def batches(*arguments, **named):
-        for x_0, labels in make(*arguments, **named):
-            batch[:] = [numbers(x_0)]
-            yield x_0, labels
+        for images, labels in make(*arguments, **named):
+            batch[:] = [numbers(images)]
+            yield images, labels
 
     def compile_for_run(model, *arguments):
         compiled(model, *arguments)
@@ -232,8 +232,7 @@ def test_training_and_resuming_pair_labels_with_images(train_tiny, asked, tmp_pa
         np.testing.assert_array_equal(np.ravel(label), labels[number] + 2)
         assert target.shape == x_t.shape
     assert len(asked) == 3 * 2
-    model = model_file.open_model("m.keras")
-    assert model_file.classes_of(model) == ["a", "b", "c", "d"]
+    assert model_file.open_model("m.keras").classes == ["a", "b", "c", "d"]
     rd.my_sample(model="m.keras", n_sample=2, label=["d", "a"], verbose=0)
 
     for drop in "1", "0.5":
@@ -289,7 +288,7 @@ def test_a_classifier_is_trained_resumed_and_guides(train_tiny, capsys):
     accuracy = re.findall(r"^held-out accuracy (\S+); by quarters of t: (\S+)", said, re.MULTILINE)
     assert len(accuracy) == 6 and float(accuracy[-1][0]) > 0.8 and float(accuracy[-1][1]) == 1
     assert "--classifier c.keras --label='lying down'" in said and not os.path.exists("c-samples.png")
-    classifier = model_file.open_model("c.keras", classifier=True)
+    classifier = model_file.open_model("c.keras", classifier=True).network
     clean = [images[:, :, :, None] / 127.5 - 1, np.full((96, 1), 1 / 20)]
     assert np.mean(np.argmax(classifier(clean), axis=1) == labels) == 1
     assert "all its 60 epochs" in train_tiny("--model", "c.keras", "--validate-every", "10", "--parts", "1")
@@ -388,9 +387,10 @@ def test_a_model_that_never_learned_no_class_says_so(train_tiny, capsys):
 
 
 def test_advice_on_no_class_depends_on_the_metadata():
-    assert "evaluate.py need" in model_file.warn_of_no_class(
-        {"classes": ["a"], "settings": {"network": "unet", "drop_label": 0.0}}
-    )
+    def warning(metadata):
+        return model_file.warn_of_no_class(model_file.TrainedModel(None, None, metadata=metadata))
+
+    assert "evaluate.py need" in warning({"classes": ["a"], "settings": {"network": "unet", "drop_label": 0.0}})
     for book in (
         {},
         {"classes": ["a"]},
@@ -398,14 +398,14 @@ def test_advice_on_no_class_depends_on_the_metadata():
         {"classes": ["a"], "settings": {"network": "unet", "drop_label": 0.1}},
         {"classes": ["a"], "settings": {"network": "classifier", "drop_label": 0.0}},
     ):
-        assert model_file.warn_of_no_class(book) is None
+        assert warning(book) is None
 
 
 def choose_classes(book=None, **options):
     """The metadata that a run makes of its options, its training images, and its held-out ones."""
     book = copy.deepcopy(book or {})
     if book:
-        preparation.complete(book)
+        preparation.complete(book, learns_variance=False)
     new = {} if book else {"image_size": 8, "channels": 1, "classes": True, "preset": "first"}
     chosen = preparation.choose_settings({**new, **options}, book, "model.keras", lambda: "first")
     book["progress"] = {"images": 0}
@@ -501,8 +501,9 @@ def test_files_with_decomposed_names_resume(tmp_path, monkeypatch, validation):
 
 def test_labels_and_names_of_models_are_composed():
     decomposed = [unicodedata.normalize("NFD", name) for name in NAMES[:2]]
-    model, composed = conditional(CONSTANTS[::-1], decomposed), conditional(CONSTANTS, NAMES[:2])
-    assert model_file.classes_of(model) == NAMES[:2]
+    networks = conditional(CONSTANTS[::-1], decomposed), conditional(CONSTANTS, NAMES[:2])
+    model, composed = map(model_file.describe, networks)
+    assert model.classes == NAMES[:2]
     model_file.check_guide(model, "weaker.keras", composed, classifier=False)
     for name in decomposed[1], NAMES[1]:
         for network in model, composed:

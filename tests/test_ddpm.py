@@ -296,6 +296,16 @@ def test_steps_taken_together_equal_single_steps(monkeypatch):
     assert list(run()) == list(one_by_one)
 
 
+def test_from_pixels_is_exact_float32_and_to_pixels_its_inverse():
+    pixels = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
+    x_0 = ddpm.from_pixels(pixels)
+    assert x_0.dtype == np.float32 and x_0.shape == pixels.shape
+    values = x_0.ravel()
+    assert values[0] == -1 and values[255] == 1 and (np.diff(values) > 0).all()
+    np.testing.assert_allclose(values, [(2 * v - 255) / 255 for v in range(256)], rtol=0, atol=1.2e-7)
+    np.testing.assert_array_equal(ddpm.to_pixels(x_0), pixels)
+
+
 def test_pixels_are_rounded_and_clipped():
     values = np.array([-3, -1, -0.9999, 0, 0.5, 1, 1.2], np.float32)
     pixels = ddpm.to_pixels(values)

@@ -11,6 +11,7 @@ from conftest import generate
 
 import ddpm
 from diffusion import sampling
+from diffusion.options import Sampling
 
 diffusers = pytest.importorskip("diffusers", reason="needs diffusers, see requirements-optional.txt")
 torch = pytest.importorskip("torch")
@@ -28,7 +29,7 @@ def network(x, fraction, sin):
 def ours(**how):
     """x_t at every time."""
     clip = how.pop("clip")
-    plan = sampling.make_plan(SLIDES, spacing="uniform", **how)
+    plan = sampling.make_plan(SLIDES, Sampling(spacing="uniform", **how))
 
     def predict(inputs):
         return network(inputs[0], inputs[1][:, :, None, None], tf.sin)

@@ -10,6 +10,7 @@ import os
 
 import numpy as np
 import pytest
+from conftest import prepare_network
 
 import diffusion_model
 import reverse_diffusion as rd
@@ -56,7 +57,7 @@ class Recorder:
 def train(model, images):
     recorder = Recorder()
     with pytest.raises(EndOfEpoch):
-        diffusion_model.train(model, images, recorder)
+        diffusion_model.train(model_file.describe(model), images, recorder)
     return recorder.losses
 
 
@@ -71,7 +72,7 @@ def test_old_file_samples_the_same_images_for_a_seed(then, options, name):
 
 def test_old_file_resumes_with_equal_losses_and_no_ema_warm_up(then, source):
     """After its 14 steps the momentum of a warm-up would be 15/24."""
-    model, images, _ = preparation.prepare({"data": source}, MODEL)
+    model, images, _ = prepare_network({"data": source}, MODEL)
     momentum, averages, raw = model_file.metadata(model)["settings"]["ema"], ema_weights(model), []
     train_on_batch = model.train_on_batch
 
@@ -101,7 +102,7 @@ def ema_weights(model):
 
 def test_typed_batch_size_applies_at_once_within_an_epoch(source):
     for options, sizes in ({"batch_size": 4}, [4, 4, 4, 2]), ({"batch_size": 40}, [14]):  # 6 images are used already
-        model, images, _ = preparation.prepare({"data": source, **options}, MODEL)
+        model, images, _ = prepare_network({"data": source, **options}, MODEL)
         trained = []
         model.train_on_batch = lambda inputs, target, sizes=trained, **more: sizes.append(len(target)) or 0.5
         train(model, images)
@@ -140,7 +141,7 @@ def test_learned_variance_file_samples_the_same_images(classes_then, name, how):
 def test_learned_variance_file_resumes_with_muon(classes_then, tmp_path):
     path = tmp_path / "images.npz"
     np.savez(path, images=classes_then["images"], labels=classes_then["labels"], class_names=["a", "b", "c"])
-    model, images, _ = preparation.prepare({"data": str(path), "parts": 2}, LEARNED_VARIANCE)
+    model, images, _ = prepare_network({"data": str(path), "parts": 2}, LEARNED_VARIANCE)
     np.testing.assert_allclose(train(model, images), classes_then["losses"], rtol=1e-5)
     weights = np.concatenate([w.ravel() for w in model.get_weights()])[::37]  # of the 56,494
     np.testing.assert_allclose(weights, classes_then["weights"], rtol=1e-4, atol=1e-5)

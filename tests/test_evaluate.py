@@ -21,14 +21,11 @@ import reverse_diffusion as rd
 from data import drawings, splits
 from diffusion import model_file, reverse
 from diffusion.denoiser import denoiser
+from diffusion.model_file import TrainedModel
+from diffusion.options import Sampling
 from diffusion.schedules import make_schedule
 from evaluation import features, inputs, likelihood, metrics
 from evaluation import samples as samples_module
-
-SAMPLING = {
-    **{"sampler": "ddpm", "steps": 50, "spacing": None, "eta": 0.0, "variance": "beta", "corrector": 0, "snr": 0.16},
-    **{"guidance": 1.0, "guidance_interval": None},
-}
 
 
 def measure(network, sched, *more, **named):
@@ -62,7 +59,7 @@ def test_evaluate_writes_the_whole_table(run, model_folder, monkeypatch, capsys)
     printed = capsys.readouterr().out
     assert "kid" in printed and "bits" not in printed
 
-    model = model_file.open_model(str(model_folder / "model.keras"))  # another one, after as many steps
+    model = model_file.open_model(str(model_folder / "model.keras")).network  # another one, after as many steps
     model.set_weights([weight + 0.01 for weight in model.get_weights()])
     model.save(model_folder / "model.keras")
     evaluate.main()
@@ -70,7 +67,7 @@ def test_evaluate_writes_the_whole_table(run, model_folder, monkeypatch, capsys)
 
 
 def test_samples_guided_by_a_weaker_model_are_measured(run, model_folder):
-    weaker = model_file.open_model(str(model_folder / "model.keras"))
+    weaker = model_file.open_model(str(model_folder / "model.keras")).network
     weaker.set_weights([0.9 * weight for weight in weaker.get_weights()])
     weaker.save(model_folder / "weaker.keras")
     np.save(model_folder / "held-out.npy", drawings.draw_cats(32, count=30, seed=1))
@@ -83,10 +80,10 @@ def test_samples_guided_by_a_weaker_model_are_measured(run, model_folder):
     model, weaker = (str(model_folder / name) for name in ("model.keras", "weaker.keras"))
     guided = rd.my_sample(n_sample=20, model=model, weaker=weaker, guidance=2, seed=0, verbose=0)
     assert np.abs(np.load(cached).astype(int) - guided).max() <= 1
-    for wrong in options, (*options[:-2], "--weaker", "weaker.keras"):
+    for wrong, words in (options, "guidance 2.0 needs"), ((*options[:-2], "--weaker", weaker), "with guidance 1"):
         process = run("evaluate.py", *wrong)
-        assert process.returncode == 2 and "go together" in process.stderr
-    longer = model_file.open_model(weaker)
+        assert process.returncode == 2 and words in process.stderr
+    longer = model_file.open_model(weaker).network
     model_file.metadata(longer)["diffusion"]["T"] = 30
     longer.save(model_folder / "longer.keras")
     for wrong, words in (
@@ -99,10 +96,10 @@ def test_samples_guided_by_a_weaker_model_are_measured(run, model_folder):
 
 def test_the_weaker_model_predicts_what_its_own_file_says(tmp_path):
     """With guidance 0, and no learned variance, the weaker model alone decides the samples."""
-    model, weaker = (unconditional(0.1, target=target) for target in ("v", "eps"))
+    model, weaker = (model_file.describe(unconditional(0.1, target=target)) for target in ("v", "eps"))
 
     def generated(model, weaker, guidance):
-        sampling = SAMPLING | {"sampler": "ddim", "steps": 5, "guidance": guidance}
+        sampling = Sampling("ddim", 5, weaker=None if guidance == 1 else "weaker.keras", guidance=guidance)
         return samples_module.generate_samples(model, weaker, n_sample=4, sampling=sampling, cache=None)
 
     guided = generated(model, weaker, 0.0)
@@ -130,20 +127,22 @@ def test_evaluation_knows_no_parsed_options():
 
 
 def test_samples_of_other_samplers_are_cached_elsewhere():
+    weaker = {"weaker": "weaker.keras"}
     others = [
         *({"sampler": "ddim"}, {"sampler": "dpm++"}, {"sampler": "ddim", "eta": 0.5}, {"variance": "posterior"}),
-        *({"steps": None}, {"steps": 20}, {"spacing": "logsnr"}, {"spacing": "uniform"}),
+        *({"steps": None}, {"steps": 20}, {"spacing": "logsnr"}, {"spacing": "uniform"}, {"clip": False}),
         *({"corrector": 1}, {"corrector": 2}, {"corrector": 1, "snr": 0.2}),
-        *({"guidance": 1.5}, {"guidance": 2.0}, {"guidance": 2.0, "guidance_interval": (50, 120)}),
+        *(weaker | {"guidance": 1.5}, weaker | {"guidance": 2.0}),
+        weaker | {"guidance": 2.0, "guidance_interval": (50, 120)},
     ]
-    names = [samples_module.sampler_name(**SAMPLING | other) for other in ({}, *others)]
+    names = [Sampling(**{"sampler": "ddpm", "steps": 50} | other).file_name() for other in ({}, *others)]
     assert len(set(names)) == len(names)
 
 
 def test_cached_samples_are_the_first_of_more(tmp_path):
     """After three samples, a run for two generates none, and a run for five two more."""
-    cache, model = str(tmp_path / "model"), unconditional(0.1)
-    sampling = SAMPLING | {"steps": 5, "sampler": "ddim"}
+    cache, model = str(tmp_path / "model"), model_file.describe(unconditional(0.1))
+    sampling = Sampling("ddim", 5)
 
     def generated(n_sample):
         return samples_module.generate_samples(model, None, n_sample=n_sample, sampling=sampling, cache=cache)
@@ -154,15 +153,18 @@ def test_cached_samples_are_the_first_of_more(tmp_path):
     assert len(np.unique(more, axis=0)) == 5
 
 
-def test_an_interval_names_samples_only_with_guidance():
-    for guidance, interval, name in (
-        (1.0, None, "50-"),
-        (1.0, (50, 120), "50-"),
-        (1.5, None, "50-guidance1.5-"),
-        (1.5, (50, 120), "50-guidance1.5-50-120-"),
+def test_cached_samples_keep_the_names_of_earlier_versions():
+    guided = {"weaker": "weaker.keras", "guidance": 1.5}
+    for options, name in (
+        ({}, ""),
+        ({"steps": 50, "variance": "posterior"}, "posterior-50-"),
+        ({"sampler": "ddim", "steps": 50, "spacing": "quadratic", "eta": 0.5}, "ddim-50-quadratic-eta0.5-"),
+        ({"corrector": 2}, "corrector2-0.16-"),
+        ({"steps": 20, "corrector": 1, "snr": 0.2}, "20-corrector1-0.2-"),
+        (guided, "guidance1.5-"),
+        (guided | {"guidance_interval": [50, 120]}, "guidance1.5-50-120-"),
     ):
-        other = {"guidance": guidance, "guidance_interval": interval}
-        assert samples_module.sampler_name(**SAMPLING | other) == name
+        assert Sampling(**options).resolve().file_name() == name
 
 
 @pytest.mark.parametrize(
@@ -177,7 +179,7 @@ def test_an_interval_names_samples_only_with_guidance():
         (("--data", "images.npy", "--features", "pixels", "--train", "nothing"), ("nothing",)),
         (("--data", "images.npy", "--figure", "nowhere/copies.png"), ("nowhere",)),
         (("--data", "images.npy", "--features", "pixels", "--steps", "21"), ("steps must be 1 … 20", "21")),
-        (("--data", "images.npy", "--only", "bits", "--eta", "0.5"), ("eta", "ddpm has none")),
+        (("--data", "images.npy", "--only", "bits", "--eta", "0.5"), ("eta", "eta applies only to sampler ddim")),
         (("--data", "images.npy", "--figure", "copies"), ("--figure", "copies")),
         (("--data", "images.npy", "--figure", "copies.psd"), ("--figure", "copies.psd")),
     ],
@@ -230,7 +232,7 @@ def load(book, data, train=None, samples=None, *, parts=("overfitting",), count=
     """`inputs.load_inputs` for a model called model.keras."""
     sources = inputs.Sources("model.keras", data, train, samples)
     settings = {"parts": parts, "figure": False, "features": "pixels", "count": count, "n_sample": n_sample}
-    return inputs.load_inputs(MODEL, book, sources, **settings)
+    return inputs.load_inputs(TrainedModel(MODEL, None, metadata=book), sources, **settings)
 
 
 def same(one, other):
@@ -420,7 +422,7 @@ def test_the_estimate_of_the_sum_weighs_every_step_alike(monkeypatch):
     )
     every, few = (measure(lambda inputs: 0 * inputs[0] - 5, sched, images, draws, 1000) for draws in (0, 4))
 
-    decoder_terms = data.scaled(images).reshape(-1, 1) + [float(decoder_term(*way)) for way in likelihood.WAYS]
+    decoder_terms = ddpm.from_pixels(images).reshape(-1, 1) + [float(decoder_term(*way)) for way in likelihood.WAYS]
     np.testing.assert_allclose(every["bits"], decoder_terms + sum(range(2, 8)), rtol=1e-5)
     np.testing.assert_allclose(few["bits"].mean(axis=0), every["bits"].mean(axis=0), atol=0.2)
     rows = list(likelihood.bound_rows(every).values())
@@ -446,9 +448,9 @@ def test_overfitting_compares_training_images_of_all_classes(monkeypatch):
 
     monkeypatch.setattr(likelihood, "measure_denoising", measure_denoising)
     monkeypatch.setattr(reverse, "even_batches", lambda *more: (1, 10))
-    monkeypatch.setattr(model_file, "diffusion_of", lambda model: (ddpm.ddpm_schedule(), "eps"))
     training, settings = np.repeat(np.arange(10), 100), {"parts": ("overfitting",), "draws": 1, "cache": None}
-    likelihood.likelihood_rows(Oracle(None, (8, 8, 1)), np.arange(50), training, **settings)
+    trained = TrainedModel(Oracle(None, (8, 8, 1)), ddpm.ddpm_schedule())
+    likelihood.likelihood_rows(trained, np.arange(50), training, **settings)
     assert len(compared[1]) == 50 and len(set(compared[1])) == 10
 
 
@@ -503,7 +505,7 @@ def test_loss_remarks_cover_only_the_measured_steps():
     sched = ddpm.ddpm_schedule(1e-4, 0.02, 1000)
     images = np.random.default_rng(0).integers(0, 256, (50, 2, 2, 1), np.uint8)
     seen = {"t": np.tile([2, 3, 3, 500], (50, 1)), "error": np.ones((50, 4))}
-    rows, v = likelihood.loss_rows(seen, sched, images), np.var(data.scaled(images), axis=0)
+    rows, v = likelihood.loss_rows(seen, sched, images), np.var(ddpm.from_pixels(images), axis=0)
     assert rows.keys() == {"loss, t = 1 … 100", "loss, t = 401 … 500"}
     for name, steps in ("loss, t = 1 … 100", [2, 3, 3]), ("loss, t = 401 … 500", [500]):
         best = np.mean([a * v / (a * v + 1 - a) for a in sched["alphabar_t"][steps]])
@@ -512,7 +514,7 @@ def test_loss_remarks_cover_only_the_measured_steps():
 
 def best_for(images, sched):
     """The best predictor for training on these images alone: it has memorised each of them."""
-    T, known = len(sched["beta_t"]) - 1, tf.constant(data.scaled(images).reshape(len(images), -1))
+    T, known = len(sched["beta_t"]) - 1, tf.constant(ddpm.from_pixels(images).reshape(len(images), -1))
 
     def network(inputs):
         x_t, t = inputs
@@ -626,7 +628,7 @@ def test_caches_replace_neither_inputs_nor_results(sources, words, generated, re
         *likelihood.measurement_paths(prefix),
         samples_module.features_path(prefix, sources["training"], "pixels"),
     ]
-    caches += [samples_module.samples_path(prefix, SAMPLING | {"steps": None}, None)] if generated else []
+    caches += [samples_module.samples_path(prefix, Sampling("ddpm"), None)] if generated else []
     with pytest.raises(ValueError, match="the cache .* would overwrite") if refused else contextlib.nullcontext():
         evaluate.check_caches(caches, options, book)
 

@@ -9,6 +9,8 @@ from conftest import Oracle
 import ddpm
 from diffusion import reverse
 from diffusion.layers import GroupNormalization, Logbook
+from diffusion.model_file import TrainedModel
+from diffusion.options import Sampling
 from diffusion.sampling import make_plan, sample
 from support import device
 from training import checkpoint
@@ -90,7 +92,8 @@ def test_a_model_is_traced_once_for_inference():
     for count, parts in (3, 2), (1, 1), (8, 3):
         x_t, t = tf.ones((count, 4, 4, 1)), tf.ones((count, 1))
         np.testing.assert_array_equal(reverse.predictor(oracle, parts)([x_t, t]), x_t)
-    *_, (_, x_0) = sample(reverse.ReverseSteps(oracle, sched, 5), make_plan(sched, steps=3), 0, range(5))
+    steps = reverse.ReverseSteps(TrainedModel(oracle, sched), 5)
+    *_, (_, x_0) = sample(steps, make_plan(sched, Sampling(steps=3)), 0, range(5))
     assert x_0.shape == (5, 4, 4, 1) and traced == [(None, 4, 4, 1)]
 
 
@@ -112,7 +115,7 @@ def test_a_model_may_have_inputs_of_other_dtypes(dtype):
     image, t, label = keras.Input((4, 4, 1)), keras.Input((1,), dtype="float16"), keras.Input((1,), dtype=dtype)
     embedded = keras.layers.Embedding(3, 1, embeddings_initializer="ones")(label)
     model = keras.Model([image, t, label], keras.layers.Add()([image, keras.layers.Reshape((1, 1, 1))(embedded)]))
-    denoise = reverse.denoiser_of(model, ddpm.ddpm_schedule(0.01, 0.3, 20), "eps", 1)
+    denoise = reverse.denoiser_of(TrainedModel(model, ddpm.ddpm_schedule(0.01, 0.3, 20)), 1)
     eps = denoise(tf.ones((2, 4, 4, 1)), tf.constant([3, 4]), tf.constant([0, 1])).eps
     np.testing.assert_array_equal(eps, 2 * np.ones((2, 4, 4, 1)))
 

@@ -160,7 +160,7 @@ def test_classes_are_rows_and_guidances_are_columns():
 
 def test_figures_that_a_model_lacks_are_left_out_or_refused(tmp_path):
     table = tmp_path / "model.csv"
-    model = conditional((0.0, 0.2, -0.2), ["dark", "bright"])
+    model = model_file.describe(conditional((0.0, 0.2, -0.2), ["dark", "bright"]))
     assert figures.choose_figures(["classes"], model, None, table) == ["classes"]
     assert figures.choose_figures(None, model, None, table) == [
         name for name in figures.ALL if name not in ("network", "training")
@@ -172,7 +172,7 @@ def test_figures_that_a_model_lacks_are_left_out_or_refused(tmp_path):
 
 def test_the_image_of_a_model_without_a_source_needs_data():
     with pytest.raises(ValueError, match="--data"):
-        figures.load_image(None, light_model(), 0)
+        figures.load_image(None, (8, 8, 1), 0)
 
 
 def test_the_script_names_the_schedule_of_the_model(draw, monkeypatch):
@@ -180,7 +180,7 @@ def test_the_script_names_the_schedule_of_the_model(draw, monkeypatch):
     model = light_model()
     diffusion = model_file.metadata(model)["diffusion"]
     diffusion |= {"schedule": "sigmoid"}
-    monkeypatch.setattr(model_file, "open_with_schedule", lambda path: (model, {"diffusion": diffusion}))
+    monkeypatch.setattr(model_file, "open_with_schedule", lambda path: model_file.describe(model))
     legends = []
     schedule = figures.schedule
     monkeypatch.setattr(
@@ -214,7 +214,7 @@ def test_steps_of_a_short_process_are_each_shown_once(T, shown):
     titles = [f"t = {t}" for t in shown]
     figure = figures.reverse(model)
     assert [axis.get_title() for axis in figure.axes[: len(shown)]] == titles[::-1]
-    figure = figures.forward(np.zeros((8, 8, 1), np.uint8), model_file.diffusion_of(model)[0])
+    figure = figures.forward(np.zeros((8, 8, 1), np.uint8), model_file.describe(model).sched)
     assert [axis.get_title() for axis in figure.axes] == titles
 
 
@@ -259,7 +259,7 @@ def test_an_unusable_place_for_files_is_refused_at_once(tmp_path, monkeypatch, c
     (tmp_path / "folder" / "schedule.png").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     model = light_model()
-    monkeypatch.setattr(model_file, "open_with_schedule", lambda path: (model, model_file.metadata(model)))
+    monkeypatch.setattr(model_file, "open_with_schedule", lambda path: model_file.describe(model))
     monkeypatch.setattr(figures, "schedule", pytest.fail)
     monkeypatch.setattr("sys.argv", ["figures.py", "--out", out, "--only", "schedule"])
     with pytest.raises(SystemExit) as stop:

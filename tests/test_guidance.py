@@ -10,9 +10,11 @@ from conftest import Oracle
 
 import reverse_diffusion as rd
 from ddpm import n_steps
-from diffusion import generate, sampling
+from diffusion import generate, model_file, sampling
 from diffusion.denoiser import autoguided, classifier_free, denoiser, with_classifier
 from diffusion.layers import Logbook
+from diffusion.model_file import TrainedModel
+from diffusion.options import Sampling
 from diffusion.reverse import ReverseSteps
 from diffusion.schedules import make_schedule
 
@@ -81,9 +83,9 @@ def test_both_guidances_are_the_formula_at_every_x_and_t(g, c):
 @pytest.fixture(scope="module")
 def reverse_steps():
     """Guided by the network itself, and by a classifier, 64 images each."""
-    network = Oracle(predict, SHAPE, labels=True)
-    classifier = Oracle(classify, SHAPE)
-    return [ReverseSteps(network, SCHED, 64, clip=False, xla=False, classifier=guide) for guide in (None, classifier)]
+    network = TrainedModel(Oracle(predict, SHAPE, labels=True), SCHED)
+    classifier = TrainedModel(Oracle(classify, SHAPE), SCHED)
+    return [ReverseSteps(network, 64, clip=False, xla=False, classifier=guide) for guide in (None, classifier)]
 
 
 def by_hand(x_t, g, c, first=0, last=10**6, clip=False):
@@ -105,7 +107,7 @@ def test_guided_samples_match_the_process_in_float64(reverse_steps, g, interval)
     """From the same noise; the two halves of the batch ask for different classes, in one trace for all g."""
     label = np.repeat([1, 2], 32)
     start = np.random.default_rng(0).standard_normal((64, *SHAPE)).astype(np.float32)
-    plan = sampling.make_plan(SCHED, "ddim", guidance=g, guidance_interval=interval)
+    plan = sampling.make_plan(SCHED, Sampling("ddim", label=0, guidance=g, guidance_interval=interval))
     halves = [by_hand(start[label == c + 1].ravel().astype(np.float64), g, c, *(interval or ())) for c in (0, 1)]
     for steps in reverse_steps:
         *_, (_, x_0) = sampling.sample(steps, plan, 0, range(64), tf.constant(start), label=label)
@@ -115,8 +117,8 @@ def test_guided_samples_match_the_process_in_float64(reverse_steps, g, interval)
 
 def test_clipping_applies_to_the_guided_estimate():
     start = np.random.default_rng(0).standard_normal((64, *SHAPE)).astype(np.float32)
-    steps = ReverseSteps(Oracle(predict, SHAPE, labels=True), SCHED, 64, xla=False)
-    plan = sampling.make_plan(SCHED, "ddim", guidance=8.0)
+    steps = ReverseSteps(TrainedModel(Oracle(predict, SHAPE, labels=True), SCHED), 64, xla=False)
+    plan = sampling.make_plan(SCHED, Sampling("ddim", label=0, guidance=8.0))
     *_, (_, x_0) = sampling.sample(steps, plan, 0, range(64), tf.constant(start), label=[2] * 64)
     expected = by_hand(start.ravel().astype(np.float64), 8.0, 1, clip=True)
     np.testing.assert_allclose(x_0.numpy().ravel(), expected, atol=2e-3)
@@ -124,7 +126,7 @@ def test_clipping_applies_to_the_guided_estimate():
 
 
 def test_guidance_interval_includes_its_first_and_last_t():
-    plan = sampling.make_plan(SCHED, "ddim", guidance=3.0, guidance_interval=(50, 120))
+    plan = sampling.make_plan(SCHED, Sampling("ddim", label=0, guidance=3.0, guidance_interval=(50, 120)))
     t = plan.times[:-1]
     np.testing.assert_array_equal(plan.guidance, np.where((t == 50) | (t == 120) | ((t > 50) & (t < 120)), 3, 1))
 
@@ -139,7 +141,7 @@ def test_classifier_adds_nothing_at_zero_snr():
 
 
 def test_samples_with_guidance_1_follow_their_class(reverse_steps):
-    plan = sampling.make_plan(SCHED, "dpm++", 100)
+    plan = sampling.make_plan(SCHED, Sampling("dpm++", 100))
     for steps, c in itertools.product(reverse_steps, (0, 1)):
         ends = [
             list(sampling.sample(steps, plan, seed, range(64), label=np.full(64, c + 1)))[-1][1] for seed in range(8)
@@ -156,10 +158,11 @@ def test_network_is_called_once_with_guidance_0_or_1():
         tf.py_function(lambda x_t: sizes.append(len(x_t)), [inputs[0]], [])
         return predict(inputs)
 
-    steps = ReverseSteps(Oracle(counting, SHAPE, labels=True), SCHED, 4, xla=False)
+    steps = ReverseSteps(TrainedModel(Oracle(counting, SHAPE, labels=True), SCHED), 4, xla=False)
     for g, images in (0.0, 4), (1.0, 4), (2.0, 8):
         sizes.clear()
-        list(sampling.sample(steps, sampling.make_plan(SCHED, "ddim", 5, guidance=g), 0, range(4), label=[1] * 4))
+        plan = sampling.make_plan(SCHED, Sampling("ddim", 5, label=0, guidance=g))
+        list(sampling.sample(steps, plan, 0, range(4), label=[1] * 4))
         assert sum(sizes) == 5 * images
 
 
@@ -197,11 +200,13 @@ def test_autoguidance_is_the_formula_for_different_targets(g):
 def test_autoguidance_sharpens_an_overestimated_gaussian():
     """Images with σ = 0.2; networks that believe 0.25 and 0.4. Beside DDIM in float64."""
     start = np.random.default_rng(0).standard_normal((64, *SHAPE)).astype(np.float32)
-    weaker = Oracle(gaussian(0.3, 0.4), SHAPE), "eps"
-    steps = ReverseSteps(Oracle(gaussian(0.3, 0.25), SHAPE), SCHED, 64, clip=False, xla=False, weaker=weaker)
+    weaker = TrainedModel(Oracle(gaussian(0.3, 0.4), SHAPE), SCHED)
+    steps = ReverseSteps(
+        TrainedModel(Oracle(gaussian(0.3, 0.25), SHAPE), SCHED), 64, clip=False, xla=False, weaker=weaker
+    )
     spreads = []
     for g in 1.0, 2.0:
-        plan = sampling.make_plan(SCHED, "ddim", guidance=g)
+        plan = sampling.make_plan(SCHED, Sampling("ddim", label=0, guidance=g))
         *_, (_, x_0) = sampling.sample(steps, plan, 0, range(64), tf.constant(start))
         x_t, ab = start.ravel().astype(np.float64), SCHED.alphabar
         for now in range(n_steps(SCHED), 0, -1):
@@ -224,9 +229,9 @@ def test_the_weaker_network_is_not_asked_where_guidance_is_1():
         tf.py_function(lambda t: asked.append(round(float(t[0, 0]) * n_steps(SCHED))), [inputs[1]], [])
         return gaussian(0.3, 0.4)(inputs)
 
-    weaker = Oracle(counting, SHAPE), "eps"
-    steps = ReverseSteps(Oracle(gaussian(0.3, 0.25), SHAPE), SCHED, 4, xla=False, weaker=weaker)
-    plan = sampling.make_plan(SCHED, "ddim", 10, guidance=2.0, guidance_interval=(50, 120))
+    weaker = TrainedModel(Oracle(counting, SHAPE), SCHED)
+    steps = ReverseSteps(TrainedModel(Oracle(gaussian(0.3, 0.25), SHAPE), SCHED), 4, xla=False, weaker=weaker)
+    plan = sampling.make_plan(SCHED, Sampling("ddim", 10, label=0, guidance=2.0, guidance_interval=(50, 120)))
     list(sampling.sample(steps, plan, 0, range(4)))
     assert list(dict.fromkeys(asked)) == [t for t in plan.times[:-1] if 50 <= t <= 120]
 
@@ -355,7 +360,8 @@ def test_a_model_without_metadata_takes_numbers_only():
 )
 def test_labels_are_positions_if_integers_and_names_if_text(names, label, number):
     count = len(label) if isinstance(label, list) else 1
-    np.testing.assert_array_equal(generate.as_labels(label, count, conditional((0,) * 9, names)), np.add(number, 1))
+    model = model_file.describe(conditional((0,) * 9, names))
+    np.testing.assert_array_equal(generate.as_labels(label, count, model), np.add(number, 1))
 
 
 def test_labels_that_are_text_are_never_positions():
@@ -374,9 +380,8 @@ def test_labels_that_are_text_are_never_positions():
         (None, "7", 7, ""),
     ],
 )
-def test_typed_digits_are_a_name_first_and_it_is_said(capsys, names, word, label, said):
-    assert rd.read_label(word, names) == label
-    assert capsys.readouterr().out.strip() == said
+def test_typed_digits_are_a_name_first_and_it_is_said(names, word, label, said):
+    assert generate.read_label(word, names) == (label, said or None)
 
 
 def test_the_script_takes_labels_of_the_classifier_that_guides(tmp_path):
@@ -384,8 +389,8 @@ def test_the_script_takes_labels_of_the_classifier_that_guides(tmp_path):
     unconditional(0.1).save(tmp_path / "u.keras")
     classifier_of(names=("2", "1")).save(tmp_path / "c.keras")
     model, other, guide = (str(tmp_path / name) for name in ("m.keras", "u.keras", "c.keras"))
-    assert rd.read_labels(["dog", "0"], model, None) == ["dog", 0]
-    assert rd.read_labels(["1"], other, guide) == 1
+    assert generate.read_labels(["dog", "0"], model, None)[0] == ["dog", 0]
+    assert generate.read_labels(["1"], other, guide) == (1, ["--label 1 is the class of that name, number 1"])
 
 
 @pytest.mark.parametrize(

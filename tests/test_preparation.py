@@ -32,7 +32,7 @@ def choose(book=None, path="model.keras", **options):
     """What a run makes of its options: the logbook that it would save, training images, held-out images."""
     book = copy.deepcopy(book or {})
     if book:
-        settings.complete(book)
+        settings.complete(book, learns_variance=False)
     book["settings"] = settings.choose_settings(options, book, path, lambda: "first")
     before = {name: book[name] for name in ("data", "validation", "progress", "classes") if name in book}
     images, held_out = choose_data(options, book["settings"], before, path)
@@ -95,7 +95,7 @@ def test_a_fraction_leaves_images_on_both_sides(folder, fraction):
 @pytest.mark.parametrize("text, fraction", [("0.25", 0.25), ("images.npy", None), (None, None)])
 def test_validation_of_a_file_that_knows_only_what_was_typed(text, fraction):
     book = {"settings": {"validation": text}, "progress": {"images": 17, "batch_size": 12}}
-    settings.complete(book)
+    settings.complete(book, learns_variance=False)
     expected = text and {"source": None if fraction else text, "fraction": fraction}
     assert book["validation"] == expected
     assert book["progress"] == {"images": 17, "epoch_steps": 2, "epoch": 0, "step": 0, "loss": 0.0, "seconds": 0.0}
@@ -132,7 +132,7 @@ def test_settings_marked_as_fixed_are_refused_and_others_are_not():
 @pytest.mark.parametrize("steps, sampler", [(None, "ddpm"), (20, "ddpm"), (19, "ddim")])
 def test_files_that_name_no_sampler_had_ddim_for_few_steps(steps, sampler):
     book = {"settings": {"T": 20, "sample_steps": steps}, "progress": {}}
-    settings.complete(book)
+    settings.complete(book, learns_variance=False)
     assert book["settings"]["sampler"] == sampler
 
 

@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 from conftest import TINY
 
+import ddpm
 import evaluate
 import figures
 import reverse_diffusion as rd
 from diffusion import model_file
+from diffusion.options import Sampling
 from training import preparation, publish, settings
 
 NOISE = {"n_sample": 2, "seed": 3, "verbose": 0}
@@ -20,7 +22,7 @@ NOISE = {"n_sample": 2, "seed": 3, "verbose": 0}
 def model(train_tiny):
     """A model of T = 20 that recommends seven steps of DDIM."""
     train_tiny(*TINY, "--n-epochs", "1", "--sampler", "ddim", "--sample-steps", "7")
-    return model_file.open_model("model.keras")
+    return model_file.open_model("model.keras").network
 
 
 def test_my_sample_follows_the_file_unless_told_otherwise(model):
@@ -35,29 +37,34 @@ def test_my_sample_follows_the_file_unless_told_otherwise(model):
 
 def test_recommended_sampler_has_defaults_and_at_most_T_steps(model):
     entries = model_file.metadata(model)
+
+    def choose(**asked):
+        return model_file.describe(model).choose(Sampling(**asked))
+
     entries["sampling"] = {"sampler": "ddpm", "steps": 10, "variance": "posterior"}
-    assert model_file.sampler_of(model) == {"sampler": "ddpm", "steps": 10, "variance": "posterior"}
-    beta_with_all_steps = {"sampler": "ddpm", "steps": None, "variance": "beta"}
-    assert model_file.sampler_of(model, "ddpm") == model_file.sampler_of(model, variance="beta") == beta_with_all_steps
+    assert choose() == Sampling("ddpm", 10, variance="posterior")
+    assert choose(steps=7, eta=0.0) == Sampling("ddpm", 7, variance="posterior")
+    assert choose(sampler="ddpm") == Sampling("ddpm") and choose(variance="beta") == Sampling("ddpm", variance="beta")
     entries["sampling"] = {"sampler": "dpm++", "steps": 50}  # of 20
-    assert model_file.sampler_of(model) == {"sampler": "dpm++", "steps": 20, "variance": "beta"}
+    assert choose() == Sampling("dpm++", 20)
+    entries["sampling"] = {"sampler": "ddim", "steps": 9, "variance": "posterior"}  # for the day when it is ddpm
+    assert choose(eta=0.5) == Sampling("ddim", 9, eta=0.5)
     entries["sampling"] = {"sampler": "ddpm", "steps": None}
-    assert model_file.sampler_of(model) == {"sampler": "ddpm", "steps": None, "variance": "beta"}
+    assert choose() == Sampling("ddpm", variance="beta")
     del entries["sampling"]
-    assert model_file.sampler_of(model) == {"sampler": "ddpm", "steps": None, "variance": "beta"}
-    assert model_file.sampler_of(model, "ddim") == {"sampler": "ddim", "steps": None, "variance": "beta"}
+    assert choose() == Sampling("ddpm", variance="beta") and choose(sampler="ddim") == Sampling("ddim")
 
 
 def test_the_recommendation_can_change_when_a_run_resumes(model, train_tiny):
     train_tiny("--n-epochs", "2", "--sampler", "dpm++", "--sample-steps", "5")
     recommended = {"sampler": "dpm++", "steps": 5, "variance": "beta"}
-    assert model_file.metadata(model_file.open_model("model.keras"))["sampling"] == recommended
+    assert model_file.open_model("model.keras").metadata["sampling"] == recommended
 
 
 @pytest.mark.parametrize("steps, sampler", [(None, "ddpm"), (20, "ddpm"), (7, "ddim")])
 def test_old_settings_without_a_sampler_keep_their_meaning(steps, sampler):
     book = {"settings": {"T": 20, "sample_steps": steps}, "progress": {}}
-    settings.complete(book)
+    settings.complete(book, learns_variance=False)
     assert book["settings"]["sampler"] == sampler
     slides = {"network": "naive", "target": "eps", "schedule": "linear", "patch": 1, "ema_warmup": False}
     assert {name: book["settings"][name] for name in slides} == slides
@@ -71,7 +78,7 @@ def publish_to(path, monkeypatch):
 def test_published_file_samples_alike_without_optimizer_or_path(model, monkeypatch, train_tiny):
     publish_to("small.keras", monkeypatch)
     np.testing.assert_array_equal(rd.my_sample(model="small.keras", **NOISE), rd.my_sample(**NOISE))
-    entries = model_file.metadata(model_file.open_model("small.keras", compile=True))
+    entries = model_file.open_model("small.keras", compile=True).metadata
     assert entries["data"]["source"] == "images.npy" and entries["progress"]["step"] == 2
     assert os.path.getsize("small.keras") < os.path.getsize("model.keras")
     with pytest.raises(ValueError, match="optimizer's state"):
@@ -106,9 +113,9 @@ def test_no_script_overwrites_its_model(tmp_path, monkeypatch, capsys):
     for script, words in (
         (publish, ("cats", "models/cats.keras")),
         (rd, ("--model", "cats", "--out", "link.png")),
-        (rd, ("--model", "own.keras", "--classifier", "models/cats.keras", "--out", "link.png")),
-        (rd, ("--model", "own.keras", "--weaker", "cats", "--npy", "link.npy")),
-        (rd, ("--model", "own.keras", "--out", "a.png", "--npy", "link.npy", "--weaker", "cats")),
+        (rd, ("--model", "own.keras", "--classifier", "models/cats.keras", "--label", "a", "--out", "link.png")),
+        (rd, ("--model", "own.keras", "--weaker", "cats", "--guidance", "2", "--npy", "link.npy")),
+        (rd, ("--npy", "link.npy", "--weaker", "cats", "--guidance", "2", "--out", "a.png")),
     ):
         monkeypatch.setattr(sys, "argv", ["script", *words])
         with pytest.raises(SystemExit) as leaving:
@@ -146,7 +153,7 @@ def test_a_training_starts_from_the_weights_of_another(model, train_tiny):
     start = ("--model", "b.keras", "--init", "model.keras")
     said = train_tiny(*TINY, *start, "--n-epochs", "1", "--learning-rate", "1e-12")
     assert "start     2 of 2 parameters from model.keras\n" in said
-    for ours, theirs in zip(model_file.open_model("b.keras").weights, model.weights, strict=True):
+    for ours, theirs in zip(model_file.open_model("b.keras").network.weights, model.weights, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-6)
     assert "parameters from" not in train_tiny(*start, "--n-epochs", "2")
 
@@ -183,18 +190,16 @@ def test_layers_are_found_by_kind_and_place_and_new_ones_named(tmp_path, capsys)
 def test_the_pretrained_model_knows_drawings_it_has_not_seen():
     import tensorflow as tf
 
-    import data
-    import ddpm
     from data import drawings
     from diffusion.denoiser import denoiser
 
     path = model_file.locate("drawings")
     assert os.path.getsize(path) < 6e6
-    model = model_file.open_model("drawings")
-    entries = model_file.metadata(model)
+    trained = model_file.open_model("drawings")
+    model, entries = trained.network, trained.metadata
     assert os.sep not in entries["data"]["source"] and entries["sampling"]["steps"] == 50
-    sched, target = model_file.diffusion_of(model)
-    x_0 = data.scaled(drawings.draw_cats(32, count=16, seed=1))
+    sched, target = trained.sched, trained.target
+    x_0 = ddpm.from_pixels(drawings.draw_cats(32, count=16, seed=1))
     t = tf.fill([16], 500)
     x_t = ddpm.q_sample(x_0, t, tf.random.stateless_normal(x_0.shape, [0, 1]), sched)
     guess = denoiser(lambda inputs: model(inputs), sched, target)(x_t, t).x_0

@@ -211,7 +211,7 @@ def test_non_finite_loss_stops_the_run_and_keeps_the_file(train_tiny, tmp_path, 
 def test_a_weight_that_is_not_finite_is_never_saved(model_folder, where):
     path = model_folder / "model.keras"
     before = path.read_bytes()
-    model = checkpoint.open_for_training(path)
+    model = checkpoint.open_for_training(path).network
     variable = model.trainable_variables[3] if where == "weight" else model.optimizer.variables[-1]
     variable.assign(np.full(variable.shape, np.inf))
     with pytest.raises(FloatingPointError, match="not finite"):
@@ -234,7 +234,7 @@ def test_temporary_file_of_keras_stays_in_the_private_folder(model_folder, monke
         seen.append("asked")
         return False
 
-    model = checkpoint.open_for_training(path)
+    model = checkpoint.open_for_training(path).network
     before = sorted(os.listdir(model_folder))
     with monkeypatch.context() as patch:
         patch.setattr(saving_lib, "is_memory_sufficient", no_memory)
@@ -242,7 +242,7 @@ def test_temporary_file_of_keras_stays_in_the_private_folder(model_folder, monke
         checkpoint.save(model, path)
     assert seen == ["asked", sorted([*before, ".model.keras.saving"])]
     assert sorted(os.listdir(model_folder)) == before
-    for a, b in zip(model.get_weights(), checkpoint.open_for_training(path).get_weights(), strict=True):
+    for a, b in zip(model.get_weights(), checkpoint.open_for_training(path).network.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
 
 

@@ -13,6 +13,8 @@ import ddpm
 import reverse_diffusion as rd
 from diffusion import denoiser, samplers, sampling
 from diffusion.layers import Logbook
+from diffusion.model_file import TrainedModel
+from diffusion.options import Sampling
 from diffusion.reverse import ReverseSteps
 from diffusion.schedules import SCHEDULES, make_schedule
 from diffusion.targets import TARGETS
@@ -57,7 +59,7 @@ def test_samplers_have_their_own_spacing_unless_asked():
     own = {"ddpm": "uniform", "ddim": "uniform", "dpm++": "logsnr", "langevin": "logsnr"}
     for (sampler, suits), asked in itertools.product(own.items(), (None, *samplers.SPACINGS)):
         expected = samplers.choose_times(SLIDES, 12, asked or suits, repeats=5 if sampler == "langevin" else 1)
-        np.testing.assert_array_equal(sampling.make_plan(SLIDES, sampler, 12, asked).times, expected)
+        np.testing.assert_array_equal(sampling.make_plan(SLIDES, Sampling(sampler, 12, asked)).times, expected)
 
 
 def test_langevin_steps_are_refused_where_noise_would_repeat():
@@ -66,10 +68,10 @@ def test_langevin_steps_are_refused_where_noise_would_repeat():
         sched = ddpm.ddpm_schedule(1e-9, 1e-5, T)
         for how in {"sampler": "langevin"}, {"corrector": 1}:
             if allowed:
-                sampling.make_plan(sched, steps=3, **how)
+                sampling.make_plan(sched, Sampling(steps=3, **how))
             else:
                 with pytest.raises(ValueError, match=f"need a T below {2**20 - 1}, got {2**20 - 1}"):
-                    sampling.make_plan(sched, steps=3, **how)
+                    sampling.make_plan(sched, Sampling(steps=3, **how))
 
 
 # --- a Gaussian's exact predictor -------------------------------------------------------------------------------------
@@ -91,7 +93,7 @@ def gaussian_predictor(sched, mean=MEAN, deviation=DEVIATION):
 @pytest.fixture(scope="module")
 def steps():
     """One compiled step, for all samplers, numbers of steps and spacings."""
-    return ReverseSteps(Oracle(gaussian_predictor(SLIDES), (32, 32, 1)), SLIDES, 64, clip=False, xla=False)
+    return ReverseSteps(TrainedModel(Oracle(gaussian_predictor(SLIDES), (32, 32, 1)), SLIDES), 64, False, xla=False)
 
 
 def moments_by_hand(times, sampler, variance, eta):
@@ -157,18 +159,18 @@ def langevin_step_sizes(times):
 SAMPLERS = [
     ("ddpm", "beta", 0.0),
     ("ddpm", "posterior", 0.0),
-    ("ddim", "beta", 0.0),
-    ("ddim", "beta", 0.6),
-    ("ddim", "beta", 1.0),
-    ("dpm++", "beta", 0.0),
-    ("langevin", "beta", 0.0),
+    ("ddim", None, 0.0),
+    ("ddim", None, 0.6),
+    ("ddim", None, 1.0),
+    ("dpm++", None, 0.0),
+    ("langevin", None, 0.0),
 ]
 
 
 @pytest.mark.parametrize("count, spacing", [(5, None), (10, "logsnr"), (50, "uniform"), (250, "quadratic")])
 @pytest.mark.parametrize("sampler, variance, eta", SAMPLERS)
 def test_mean_and_variance_match_the_formulas_of_the_papers(steps, sampler, variance, eta, count, spacing):
-    plan = sampling.make_plan(SLIDES, sampler, count, spacing, eta, variance)
+    plan = sampling.make_plan(SLIDES, Sampling(sampler, count, spacing, eta, variance))
     *_, (t, x_0) = sampling.sample(steps, plan, 3, range(64))
     mean, square = moments_by_hand([int(t) for t in plan.times], sampler, variance, eta)
     x_0 = x_0.numpy()
@@ -231,11 +233,11 @@ def test_each_step_is_one_network_call_without_a_new_trace(steps):
         return inputs[0]
 
     sched = ddpm.ddpm_schedule(0.01, 0.3, 20)
-    counting_steps = ReverseSteps(Oracle(counting, (2, 2, 1)), sched, 1, xla=False)
+    counting_steps = ReverseSteps(TrainedModel(Oracle(counting, (2, 2, 1)), sched), 1, xla=False)
     for count, sampler, eta in (5, "ddim", 0.5), (7, "dpm++", 0.0), (20, "ddpm", 0.0), (12, "langevin", 0.0):
         for corrector in (0,) if sampler == "langevin" else (0, 2):
             calls.clear()
-            plan = sampling.make_plan(sched, sampler, count, eta=eta, corrector=corrector)
+            plan = sampling.make_plan(sched, Sampling(sampler, count, eta=eta, corrector=corrector))
             list(sampling.sample(counting_steps, plan, 0, [0]))
             np.testing.assert_allclose(calls, plan.times[:-1] / 20, rtol=1e-6)
             assert len(calls) == count + corrector * (count - 1)  # no correction of x_0
@@ -281,7 +283,9 @@ def test_a_correction_is_a_langevin_step_along_the_score():
         expected = x_t[k] + epsilon * g[k] + (2 * epsilon) ** 0.5 * z[k]
         np.testing.assert_allclose(x_s[k], expected, rtol=1e-4, atol=1e-4)
     np.testing.assert_array_equal(memory, tensors[2])  # DPM-Solver++ goes on from the estimate of its own last step
-    plans = [sampling.make_plan(SLIDES, steps=4, corrector=1, **how) for how in ({}, {"snr": 0.16})]  # as in the paper
+    plans = [
+        sampling.make_plan(SLIDES, Sampling(steps=4, corrector=1, **how)) for how in ({}, {"snr": 0.16})
+    ]  # as in the paper
     np.testing.assert_array_equal(*(plan.coefficients for plan in plans))
 
 
@@ -305,7 +309,7 @@ def test_corrections_that_move_nothing_change_no_sampler(steps):
     for sampler in "ddpm", "ddim", "dpm++":
         ends = []
         for how in {}, {"corrector": 2, "snr": 1e-6}:
-            plan = sampling.make_plan(SLIDES, sampler, 8, **how)
+            plan = sampling.make_plan(SLIDES, Sampling(sampler, 8, **how))
             ends.append(list(sampling.sample(steps, plan, 0, range(64)))[-1][1].numpy())
         np.testing.assert_allclose(*ends, atol=2e-5)
 
@@ -313,7 +317,7 @@ def test_corrections_that_move_nothing_change_no_sampler(steps):
 @pytest.mark.parametrize("zero_snr", [False, True])
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_langevin_adds_noise_in_all_but_first_and_last_steps(schedule, zero_snr):
-    plan = sampling.make_plan(make_schedule(schedule=schedule, zero_snr=zero_snr), "langevin", 31)
+    plan = sampling.make_plan(make_schedule(schedule=schedule, zero_snr=zero_snr), Sampling("langevin", 31))
     assert len(plan.coefficients) == 31 and np.all(np.isfinite(plan.coefficients))
     np.testing.assert_array_equal(plan.coefficients[:, 2] > 0, [0] + 29 * [1] + [0])
 
@@ -341,10 +345,10 @@ def test_every_sampler_keeps_to_the_contract(target, schedule, zero_snr, clip):
     """For grey images that are not square."""
     sched = make_schedule(schedule, 0.01, 0.3, 20, zero_snr)
     oracle = Oracle(lambda inputs: tf.sin(3 * inputs[0] + inputs[1][:, None, None]), (8, 4, 1))
-    steps = ReverseSteps(oracle, sched, 3, target, clip, xla=False)
+    steps = ReverseSteps(TrainedModel(oracle, sched, target), 3, clip, xla=False)
 
     def end(index=(0, 1, 2), seed=1, **how):
-        *_, (t, x_0) = sampling.sample(steps, sampling.make_plan(sched, **how), seed, index)
+        *_, (t, x_0) = sampling.sample(steps, sampling.make_plan(sched, Sampling(**how)), seed, index)
         assert t == 0 and x_0.dtype == tf.float32
         return x_0.numpy()
 
@@ -361,7 +365,7 @@ def test_every_sampler_keeps_to_the_contract(target, schedule, zero_snr, clip):
 
     start = tf.random.stateless_normal((3, 8, 4, 1), (0, 1))
     for sampler in "ddim", "dpm++":  # without noise only x_T matters
-        plan = sampling.make_plan(sched, sampler, 6)
+        plan = sampling.make_plan(sched, Sampling(sampler, 6))
         ends = [list(sampling.sample(steps, plan, seed, range(3), start))[-1][1].numpy() for seed in (1, 2)]
         np.testing.assert_array_equal(*ends)
     posterior = end(variance="posterior")
@@ -387,9 +391,9 @@ def test_bfloat16_samples_are_near_float32_samples():
     sched, target, ends = ddpm.ddpm_schedule(0.01, 0.3, 20), "eps", {}
     for precision in "float32", "bfloat16":
         checkpoint.set_precision(model, precision)
-        model_steps = ReverseSteps(model, sched, 2, target)
+        model_steps = ReverseSteps(TrainedModel(model, sched, target), 2)
         for sampler in "ddpm", "ddim", "dpm++":
-            *_, (_, x_0) = sampling.sample(model_steps, sampling.make_plan(sched, sampler, 5), 0, range(2))
+            *_, (_, x_0) = sampling.sample(model_steps, sampling.make_plan(sched, Sampling(sampler, 5)), 0, range(2))
             assert x_0.dtype == tf.float32
             ends[precision, sampler] = x_0.numpy()
     for sampler in "ddpm", "ddim", "dpm++":
@@ -408,7 +412,7 @@ def test_an_inversion_leads_to_the_noise_that_leads_back():
     errors = []
     for count in 50, 400:
         asked.clear()
-        plan, back = sampling.make_inversion(SLIDES, count), sampling.make_plan(SLIDES, "ddim", count)
+        plan, back = sampling.make_inversion(SLIDES, count), sampling.make_plan(SLIDES, Sampling("ddim", count))
         *_, (t, x_T) = generate(recording, SLIDES, (16, 16, 1), 1, clip=False, plan=plan, start=tf.constant(x_0))
         assert t == 1000 and asked[0] == 1 and asked[1:] == list(plan.times[1:-1])
         *_, (_, again) = generate(predictor, SLIDES, (16, 16, 1), 1, clip=False, plan=back, start=tf.constant(x_T))
@@ -509,22 +513,28 @@ def test_images_of_0_to_1_are_warned_of_once(capsys):
     [
         ({"sampler": "euler"}, "ddpm, ddim, dpm\\+\\+, langevin, got 'euler'"),
         ({"steps": 21}, "1 … 20, .*got 21"),
-        ({"steps": 0}, "1 … 20, .*got 0"),
+        ({"steps": 0}, "steps must be an integer of at least 1, got 0"),
         ({"spacing": "uniform", "sampler": "ddpm"}, "spacing uniform needs a number of steps"),
         ({"spacing": "cubic", "steps": 5}, "uniform, quadratic, logsnr, got 'cubic'"),
-        ({"sampler": "ddim", "eta": 1.5}, "between 0 and 1, got 1.5"),
-        ({"sampler": "ddim", "eta": float("nan")}, "between 0 and 1, got nan"),
-        ({"sampler": "dpm++", "eta": 0.5}, "dpm\\+\\+ has none"),
-        ({"eta": 0.5}, "ddpm has none"),
+        ({"sampler": "ddim", "eta": 1.5}, "eta must be a number from 0 to 1, got 1.5"),
+        ({"sampler": "ddim", "eta": float("nan")}, "from 0 to 1, got nan"),
+        (
+            {"sampler": "dpm++", "eta": 0.5},
+            "eta applies only to sampler ddim, and the sampler is dpm\\+\\+; omit eta, or choose ddim",
+        ),
+        ({"eta": 0.5}, "the sampler is ddpm; omit eta"),
         ({"corrector": -1}, "corrector must be an integer from 0 to 4095, got -1"),
         ({"corrector": 1.5}, "got 1.5"),
-        ({"corrector": 1, "snr": 0}, "snr must be a number from 1e-6 to 10, got 0"),
-        ({"corrector": 1, "snr": "0.1"}, "got 0.1"),
+        ({"corrector": 1, "snr": 0}, "snr must be a number from 1e-06 to 10, got 0"),
+        ({"corrector": 1, "snr": "0.1"}, "got '0.1'"),
         ({"noise": np.zeros((1, 32, 32, 3), np.uint8)}, "finite floating-point numbers, got uint8"),
         ({"noise": np.full((1, 32, 32, 3), 1e300)}, "finite floating-point numbers, got float64"),
         ({"sampler": ""}, "langevin, got ''"),
         ({"corrector": 1, "snr": float("nan")}, "got nan"),
-        ({"corrector": 1, "sampler": "langevin"}, "langevin takes no corrector"),
+        (
+            {"corrector": 1, "sampler": "langevin"},
+            "corrector applies only to sampler ddpm, ddim or dpm.., and the sampler is langevin",
+        ),
         ({"noise": np.zeros((2, 32, 32, 1), np.float32)}, r"noise must be an array of shape \(n, 32, 32, 3\), .* \(2,"),
         ({"noise": np.zeros((32, 32, 3), np.float32)}, r"shape \(n, 32, 32, 3\), n at least 1, got \(32, 32, 3\)"),
         ({"noise": 3}, r"shape \(n, 32, 32, 3\), n at least 1, got \(\)"),
@@ -534,8 +544,8 @@ def test_images_of_0_to_1_are_warned_of_once(capsys):
         ),
         ({"noise": np.full((1, 32, 32, 3), "a")}, "array of finite floating-point numbers, got <U1"),
         ({"noise": np.full((1, 32, 32, 3), np.nan)}, "array of finite floating-point numbers, got float64"),
-        ({"steps": 2.5}, "1 … 20, .*got 2.5"),
-        ({"sampler": "ddim", "eta": None}, "between 0 and 1, got None"),
+        ({"steps": 2.5}, "integer of at least 1, got 2.5"),
+        ({"sampler": "ddim", "eta": None}, "from 0 to 1, got None"),
         ({"image_shape": 64}, "shape \\(32, 32, 3\\), not 64"),
         ({"model": None}, "a path, or a Keras model that has been built, got NoneType"),
         ({"model": "."}, "is a folder"),

@@ -55,13 +55,13 @@ def test_images_depend_neither_on_n_sample_nor_on_batches(model, monkeypatch):
 
 def test_compiled_step_is_cached_also_for_incomplete_batches(model, monkeypatch):
     monkeypatch.setattr(reverse, "LARGEST_BATCH", 4)
-    generate.reverse_steps.cache_clear()
+    generate.compiled_steps.cache_clear()
     sample(model, 6)
     sample(model, 5)
     loaded = generate.load(*generate.load_key(model))
-    _, steps_for = generate.reverse_steps(loaded, None, None)
-    steps = steps_for(True, 3)
-    assert steps_for.cache_info().misses == 1
+    compiled = generate.compiled_steps(loaded, None, None)
+    steps = compiled(True, 3)
+    assert compiled.cache_info().misses == 1
     assert steps._take.experimental_get_tracing_count() == 1
 
 
@@ -88,7 +88,7 @@ def test_a_loaded_model_does_as_well_as_its_path(model):
 
 def forget():
     generate.load.cache_clear()
-    generate.reverse_steps.cache_clear()
+    generate.compiled_steps.cache_clear()
 
 
 @pytest.fixture
@@ -264,9 +264,9 @@ def test_few_sizes_of_batches_are_compiled_and_few_models_kept(monkeypatch):
     """Each compilation costs memory that TensorFlow never gives back."""
     made, models = [], [light_model() for _ in range(3)]
 
-    def fake_steps(model, sched, batch_size, target, clip, classifier, weaker):
-        made.append((model, batch_size))
-        return model.inputs[0].shape[1:]
+    def fake_steps(trained, batch_size, clip, classifier, weaker):
+        made.append((trained.network, batch_size))
+        return trained.image_shape
 
     def fake_sample(shape, plan, seed, index, start, label):
         yield 0, np.zeros((len(index), *shape))
@@ -282,7 +282,7 @@ def test_few_sizes_of_batches_are_compiled_and_few_models_kept(monkeypatch):
         sample(model, 1)
     assert len(made) == len(generate.SIZES) + 1
     sample(models[2], 1)
-    assert generate.reverse_steps.cache_info().currsize == generate.MODELS
+    assert generate.compiled_steps.cache_info().currsize == generate.MODELS
     sample(models[0], 1)  # the latest two are still there
     assert len(made) == len(generate.SIZES) + 2
     forget()
@@ -292,12 +292,10 @@ def test_sampling_leaves_no_traces_behind_in_functions_that_stay(caplog):
     light = light_model()
     forget()
     sample(light, 3)
-    steps = generate.reverse_steps(light, None, None)[1](True, 3)
+    compiled = generate.compiled_steps(model_file.describe(light), None, None)
+    steps = compiled(True, 3)
     sample(light, 3, variance="posterior", seed=9)
-    assert (
-        generate.reverse_steps(light, None, None)[1](True, 3) is steps
-        and steps._take.experimental_get_tracing_count() == 1
-    )
+    assert compiled(True, 3) is steps and steps._take.experimental_get_tracing_count() == 1
     for n in 1, 2, 3, 4, 6, 8:
         sample(light, n)
     assert caplog.text == ""  # TensorFlow warns of functions that are traced again and again

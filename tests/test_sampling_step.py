@@ -6,13 +6,13 @@ import pytest
 import tensorflow as tf
 from conftest import generate
 
-import data
 import ddpm
 import diffusion_model
 import reverse_diffusion as rd
 import unet
 from diffusion import samplers, sampling
 from diffusion.denoiser import clipped, denoiser
+from diffusion.model_file import TrainedModel
 from evaluation import likelihood
 from training import checkpoint, validation
 
@@ -107,7 +107,7 @@ def test_t_over_T_is_equal_in_training_sampling_and_evaluation(eagerly, witness,
     rd.my_sample(n_sample=1, model=model, seed=0, verbose=0)
     asked["sampling"] = numbers()
     compile_with_ema(model)
-    validation.Validation(model, images, sched).measure()
+    validation.Validation(TrainedModel(model, sched), images).measure()
     asked["validation"] = numbers()
     likelihood.measure_denoising(denoiser(witness.predict, sched), sched, images[:2], 0, 2)
     asked["evaluation"] = numbers()
@@ -161,13 +161,13 @@ def test_seed_0_is_repeatable_and_seed_none_is_not(eagerly, model):
 def test_validation_spreads_t_evenly_with_noise_for_each_image(eagerly, witness, model):
     images = np.random.default_rng(0).integers(0, 256, (2 * T, *SHAPE)).astype(np.uint8)
     compile_with_ema(model)
-    measure = validation.Validation(model, images, ddpm.ddpm_schedule(**DIFFUSION)).measure
+    measure = validation.Validation(TrainedModel(model, ddpm.ddpm_schedule(**DIFFUSION)), images).measure
     loss, quarters = measure()["loss"]
     t, x_t = np.rint(np.array(witness.t[: 2 * T]) * T).astype(int), np.array(witness.x[: 2 * T], np.float64)
     assert sorted(t) == sorted([*range(1, T + 1)] * 2)
 
     ab = ALPHABAR[t][:, None, None, None]
-    eps = (x_t - ab**0.5 * data.scaled(images)) / (1 - ab) ** 0.5
+    eps = (x_t - ab**0.5 * ddpm.from_pixels(images)) / (1 - ab) ** 0.5
     assert_independent_noise(eps)
     errors = np.mean((0.5 * x_t + 0.1 - eps) ** 2, axis=(1, 2, 3))
     errors = errors * np.minimum(1, (1 - ALPHABAR[t]) / ALPHABAR[t])  # the smaller of the errors of x̂_0 and ε̂

@@ -11,7 +11,7 @@ import sys
 import keras
 import numpy as np
 import pytest
-from conftest import ROOT, SMALL, TINY, iterations, write_images
+from conftest import ROOT, SMALL, TINY, iterations, prepare_network, write_images
 from PIL import Image
 from tensorflow.compat.v1.train import summary_iterator
 
@@ -80,7 +80,7 @@ def test_the_model_is_one_compiled_keras_file_with_its_settings(trained):
 
 def test_file_holds_ema_weights_and_raw_weights_separately(trained):
     averages = keras.models.load_model(trained[0] / "model.keras").get_weights()
-    raw = checkpoint.open_for_training(str(trained[0] / "model.keras")).get_weights()
+    raw = checkpoint.open_for_training(str(trained[0] / "model.keras")).network.get_weights()
     assert any(np.any(a != r) for a, r in zip(averages, raw, strict=True))
 
 
@@ -175,7 +175,7 @@ def test_an_early_copy_replaces_no_other_file(train_tiny):
     os.remove("model.keras")  # trained once more, the copy may be replaced, wherever the images lie
     os.rename("images.npy", "moved.npy")
     train_tiny("--data", "moved.npy", *options[2:])
-    assert model_file.metadata(model_file.open_model("model-weaker.keras"))["data"]["source"].endswith("moved.npy")
+    assert model_file.open_model("model-weaker.keras").metadata["data"]["source"].endswith("moved.npy")
 
 
 @pytest.mark.parametrize(
@@ -229,7 +229,7 @@ def test_signal_at_the_step_of_the_early_copy_loses_nothing(train_tiny, monkeypa
     assert end.value.code == 128 + signal.SIGTERM
     assert locked == {"model-weaker.keras": True, "model.keras": True}
     for path in locked:
-        assert model_file.metadata(model_file.open_model(path))["progress"]["step"] == 3
+        assert model_file.open_model(path).metadata["progress"]["step"] == 3
 
 
 def test_muon_run_resumes_bit_exactly_and_keeps_its_optimizer(train_tiny):
@@ -279,8 +279,8 @@ def test_sampling_takes_schedule_and_target_from_the_file(train_tiny, options):
         del tiny[tiny.index("--beta2") : tiny.index("--beta2") + 2]
     train_tiny(*tiny, *options, "--n-epochs", "2", "--sample-every", "1", "--validation", "0.3")
     train_tiny("--n-epochs", "3")
-    model = model_file.open_model("model.keras")
-    sched, target = model_file.diffusion_of(model)
+    trained = model_file.open_model("model.keras")
+    model, sched, target = trained.network, trained.sched, trained.target
     typed = dict(zip(options[::2], options[1::2], strict=False)) if options[0] != "--zero-snr" else {"--target": "v"}
     assert target == typed["--target"] and (sched.alphabar[-1] == 0) == ("--zero-snr" in options)
     expected = make_schedule(typed.get("--schedule", "linear"), 1e-4, 0.5, 20, "--zero-snr" in options)
@@ -334,7 +334,7 @@ def test_finished_model_stores_new_sampling_settings(train_tiny):
     before, weights = read("samples.png"), state("model.keras")
     said = train_tiny("--sampler", "dpm++", "--sample-steps", "7")
     assert "model.keras keeps the new settings" in said and "has all its 2 epochs" in said
-    recommended = model_file.metadata(model_file.open_model("model.keras"))["sampling"]
+    recommended = model_file.open_model("model.keras").metadata["sampling"]
     assert (recommended["sampler"], recommended["steps"]) == ("dpm++", 7)
     assert read("samples.png") != before
     for now, then in zip(state("model.keras"), weights, strict=True):
@@ -345,7 +345,7 @@ def test_finished_model_stores_new_sampling_settings(train_tiny):
 def test_a_finished_model_of_an_earlier_version_stays_as_it_is(train_tiny):
     """It recommends no sampler, and a run that is only asked whether it has finished does not begin to."""
     train_tiny(*TINY, "--n-epochs", "1")
-    model = checkpoint.open_for_training("model.keras")
+    model = checkpoint.open_for_training("model.keras").network
     del model_file.metadata(model)["sampling"]
     checkpoint.save(model, "model.keras")
     os.utime("samples.png")
@@ -363,7 +363,7 @@ def test_resumed_run_says_which_options_it_ignores(train_tiny):
     assert read("model.keras") == before
     train_tiny("--n-epochs", "3", "--keep", "1", "--save-every", "0")
     shutil.copy("model.keras", "unfinished.keras")
-    model = checkpoint.open_for_training("unfinished.keras")
+    model = checkpoint.open_for_training("unfinished.keras").network
     model_file.metadata(model)["settings"]["n_epochs"] = 9
     checkpoint.save(model, "unfinished.keras")
     with pytest.raises(ValueError, match="has 3 epochs done, more than --n-epochs 1; omit it to train on to 9"):
@@ -413,7 +413,7 @@ def test_a_file_older_than_some_settings_takes_their_defaults(model_folder, monk
     book = model_file.metadata(model)
     del book["settings"]["flip"], book["progress"]["seconds"]
     model.save("older.keras")
-    model, *_ = preparation.prepare({"n_epochs": 3}, "older.keras")
+    model, *_ = prepare_network({"n_epochs": 3}, "older.keras")
     book = model_file.metadata(model)
     assert not book["settings"]["flip"] and book["settings"]["n_epochs"] == 3
     assert book["progress"]["seconds"] == 0 and book["progress"]["step"] == 6
@@ -463,7 +463,7 @@ def test_loss_falls_well_below_the_loss_of_predicting_no_noise(run, tmp_path):
         (("--epochs", "3"), ("--epochs",)),
         (("--preset", "second"), ("--preset", "second")),
         (("--model", "model.h5"), (".keras", "model.h5")),
-        (("--seed", "-1"), ("--seed", "at most 4294967295")),
+        (("--seed", "-1"), ("--seed", "from 0 to 4294967295")),
         (("--data", ""), ("--data is empty",)),
         (("--beta1", "abc"), ("--beta1", "a number", "'abc'")),
         (("--model", "nowhere/model.keras"), ("nowhere",)),
@@ -548,7 +548,7 @@ def test_held_out_images_are_measured_and_not_trained_on(train_tiny, tmp_path):
     assert np.mean(quarters) == pytest.approx(float(rows[3]["held_out_loss"]), rel=1e-5)  # 4 images in each
     assert held_out_lines[1][1].split() == [f"{q:.4f}" for q in quarters]
 
-    model, *halves = preparation.prepare({"n_epochs": 5}, "model.keras")  # divided as before
+    model, *halves = prepare_network({"n_epochs": 5}, "model.keras")  # divided as before
     for half, expected in zip(halves, splits.split_held_out(images[..., None], 0.25, seed=0), strict=True):
         np.testing.assert_array_equal(half.images, expected)
 
@@ -556,7 +556,7 @@ def test_held_out_images_are_measured_and_not_trained_on(train_tiny, tmp_path):
         with pytest.raises(ValueError, match="pip install tensorboard"):
             train_tiny("--n-epochs", "5", "--tensorboard", "board")
         return
-    tensorboard.Board("board", model, ddpm.ddpm_schedule(1e-4, 0.5, 20)).epoch(4, {"loss": 1.0})  # resumes
+    tensorboard.Board("board", model_file.describe(model)).epoch(4, {"loss": 1.0})  # resumes
     events = [event for path in (tmp_path / "board").iterdir() for event in summary_iterator(str(path))]
     tags = {value.tag for event in events for value in event.summary.value}
     assert {"loss", "learning rate", "held-out/all", "held-out/q4", "samples"} <= tags
@@ -568,7 +568,7 @@ def test_tensorboard_folder_that_is_a_file_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)  # as if TensorBoard were installed
     (tmp_path / "board").write_text("")
     with pytest.raises(ValueError, match="--tensorboard must name a folder, and .*board is a file"):
-        tensorboard.Board(str(tmp_path / "board"), None, None)
+        tensorboard.Board(str(tmp_path / "board"), None)
 
 
 @pytest.mark.filterwarnings("error::RuntimeWarning")
@@ -592,7 +592,9 @@ def test_the_held_out_loss_is_the_loss_of_the_ema_weights():
         average.assign(average * 0)  # such weights predict 0, whose error is the mean square of the noise
     model.layers[-1].bias.assign(model.layers[-1].bias + 5)
     sched = ddpm.ddpm_schedule(1e-4, 0.02, 1000)
-    loss, quarters = validation.Validation(model, np.zeros((70, 32, 32, 3), np.uint8), sched).measure()["loss"]
+    loss, quarters = validation.Validation(
+        model_file.TrainedModel(model, sched), np.zeros((70, 32, 32, 3), np.uint8)
+    ).measure()["loss"]
     ab = sched.alphabar[1:]
     expected = np.minimum(1, (1 - ab) / ab).reshape(4, 250).mean(axis=1)
     assert loss == pytest.approx(expected.mean(), abs=0.02) and quarters == pytest.approx(expected, abs=0.03)

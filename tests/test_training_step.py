@@ -13,7 +13,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import environment, tiny_network
+from conftest import environment, prepare_network, tiny_network
 from PIL import Image
 
 import data
@@ -22,6 +22,7 @@ import diffusion_model
 import unet
 from data import drawings
 from diffusion import model_file, reverse, sampling
+from diffusion.options import Sampling
 from support import device, files, lock
 from training import checkpoint, history, preparation, train_step, training_run
 from training.images import Images
@@ -176,7 +177,7 @@ def begun(tmp_path, monkeypatch):
     folder.mkdir()
     path, images = str(folder / "model.keras"), str(folder / "images.npy")
     np.save(images, random_images(48))
-    model, *_ = preparation.prepare(new_options(images, n_epochs=4), path)
+    model, *_ = prepare_network(new_options(images, n_epochs=4), path)
     take_step(model)
     book = model_file.metadata(model)
     book["progress"].update(step=1, images=16, epoch_steps=1, loss=1.25, seconds=2.5)
@@ -233,7 +234,7 @@ def steps_of(model, images):
         return 1.0
 
     model.train_on_batch = train_on_batch
-    diffusion_model.train(model, Images(images), Counting(model_file.metadata(model)["progress"]))
+    diffusion_model.train(model_file.describe(model), Images(images), Counting(model_file.metadata(model)["progress"]))
     return steps
 
 
@@ -317,12 +318,12 @@ def test_training_is_adam_on_the_squared_error_with_ema(begun, n_parts):
     book = model_file.metadata(model)
     book["progress"].update(epoch=0, images=0, step=0, loss=0.0)
     counting = Counting(book["progress"])
-    diffusion_model.train(model, Images(images), counting)
+    diffusion_model.train(model_file.describe(model), Images(images), counting)
 
     noisy, weights, m, v = noising(book["settings"]["seed"]), np.array([0.3, -0.2]), np.zeros(2), np.zeros(2)
     average, losses = weights.copy(), []
-    for step, (x_0, _) in enumerate(data.batches(images, 8, book["settings"]["seed"], 0)):
-        x_t, t_input, eps = (a.astype(np.float64) for a in noisy(x_0, step))
+    for step, (batch, _) in enumerate(data.batches(images, 8, book["settings"]["seed"], 0)):
+        x_t, t_input, eps = (a.astype(np.float64) for a in noisy(ddpm.from_pixels(batch), step))
         x = x_t + t_input[:, :, None, None]
         error = weights[0] * x + weights[1] - eps
         losses.append(np.mean(error**2))
@@ -411,7 +412,7 @@ def flat(model):
 def test_ema_weights_use_the_requested_momentum(begun, tmp_path, resumed, typed, momentum):
     typed = {} if typed is None else {"ema": typed}
     options = typed if resumed else new_options(begun.images, **typed)
-    model, *_ = preparation.prepare(options, begun.path if resumed else str(tmp_path / "model.keras"))
+    model, *_ = prepare_network(options, begun.path if resumed else str(tmp_path / "model.keras"))
     expected = ema_weights(model)
     for step in range(4):
         model.optimizer.learning_rate = 0.1 * (step + 1)
@@ -429,7 +430,7 @@ def ema_weights(model):
 
 
 def settings_of(options, path):
-    return model_file.metadata(preparation.prepare(options, str(path))[0])["settings"]
+    return model_file.metadata(prepare_network(options, str(path))[0])["settings"]
 
 
 def write_photographs(folder):
@@ -461,14 +462,14 @@ def test_flip_is_on_by_default_for_photographs_only(tmp_path, monkeypatch, sourc
 def test_new_data_restart_the_epoch_and_choose_flip_again(begun, tmp_path):
     write_photographs(tmp_path / "photographs")
     assert not begun.book["settings"]["flip"]
-    model, *_ = preparation.prepare({"data": str(tmp_path / "photographs"), "new_data": True}, begun.path)
+    model, *_ = prepare_network({"data": str(tmp_path / "photographs"), "new_data": True}, begun.path)
     book = model_file.metadata(model)
     assert book["progress"] == {"epoch": 0, "step": 1, "images": 0, "epoch_steps": 0, "loss": 0.0, "seconds": 0.0}
     assert book["settings"]["flip"] is True and book["data"]["count"] == 6
 
 
 def test_the_same_data_resume_inside_the_epoch(begun):
-    model, *_ = preparation.prepare({"data": begun.images, "new_data": True}, begun.path)
+    model, *_ = prepare_network({"data": begun.images, "new_data": True}, begun.path)
     progress = model_file.metadata(model)["progress"]
     assert (progress["images"], progress["loss"], progress["seconds"]) == (16, 1.25, 2.5)
 
@@ -506,11 +507,11 @@ def test_a_first_run_has_4100_steps_and_a_grid_half_way(tmp_path, count, typed, 
 def test_a_gpu_gets_xla_unless_the_run_is_to_be_deterministic(begun, monkeypatch, typed, xla):
     monkeypatch.setattr(device, "has_gpu", lambda: True)
     monkeypatch.setattr(device, "large_gpu", lambda: False)
-    assert preparation.prepare(typed, begun.path)[0].jit_compile is xla
+    assert prepare_network(typed, begun.path)[0].jit_compile is xla
 
 
 def test_resumed_float16_run_keeps_its_loss_scale_and_counter(begun):
-    model, *_ = preparation.prepare({"precision": "float16"}, begun.path)
+    model, *_ = prepare_network({"precision": "float16"}, begun.path)
     scaler = model.optimizer
     scaler.dynamic_scale.assign(2.0**11)
     scaler.step_counter.assign(7)
@@ -518,7 +519,7 @@ def test_resumed_float16_run_keeps_its_loss_scale_and_counter(begun):
     assert (
         model.optimizer is scaler and model.dtype_policy.compute_dtype == "float16"
     )  # the run itself continues with it
-    scaler = preparation.prepare({}, begun.path)[0].optimizer
+    scaler = prepare_network({}, begun.path)[0].optimizer
     assert float(scaler.dynamic_scale) == 2.0**11 and int(scaler.step_counter) == 7
     assert float(scaler.scale_loss(1.0)) == 2.0**11
 
@@ -528,7 +529,7 @@ def test_resumed_float16_run_keeps_its_loss_scale_and_counter(begun):
 )
 def test_a_file_resumes_if_float16_skipped_all_its_steps(begun, precision, halvings, resumes):
     """Each halves the scale, and Adam has taken none; else Adam has lost its state."""
-    model, *_ = preparation.prepare({"precision": precision}, begun.path)
+    model, *_ = prepare_network({"precision": precision}, begun.path)
     checkpoint._adam(model).iterations.assign(0)
     if precision == "float16":
         model.optimizer.dynamic_scale.assign(2.0 ** (15 - halvings))
@@ -551,7 +552,7 @@ def clock(monkeypatch):
 def new_keeper(model, folder, save_every=1e9, keep=0):
     """A keeper of an uninterrupted run."""
     nobody = types.SimpleNamespace(stop=None, save_asked=False, busy=contextlib.nullcontext())
-    return training_run.TrainingRun(model, str(folder / "model.keras"), save_every, keep, nobody)
+    return training_run.TrainingRun(model_file.describe(model), str(folder / "model.keras"), save_every, keep, nobody)
 
 
 def count_step(run, seconds=0.0, clock=None):
@@ -643,7 +644,7 @@ def test_grids_are_sampled_as_the_file_recommends(begun, tmp_path):
     for count, sampler, variance in (None, "ddpm", "beta"), (T, "ddpm", "posterior"), (5, "dpm++", "beta"):
         recommended = {"sampler": sampler, "steps": count, "variance": variance}
         plan = new_keeper(new_run(begun, sampling=recommended), tmp_path).grids.plan
-        expected = sampling.make_plan(sched, sampler, count, variance=variance)
+        expected = sampling.make_plan(sched, Sampling(sampler, count, variance=variance if sampler == "ddpm" else None))
         np.testing.assert_array_equal(plan.times, expected.times)
         np.testing.assert_array_equal(plan.coefficients, expected.coefficients)
 

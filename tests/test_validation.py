@@ -6,9 +6,8 @@ import tensorflow as tf
 from conftest import Oracle
 from test_guidance import CONSTANTS, conditional
 
-import data
 import ddpm
-from diffusion import model_file
+from diffusion.model_file import TrainedModel
 from diffusion.sampling import standard_normal
 from diffusion.targets import TARGETS
 from support import device
@@ -34,7 +33,7 @@ def test_held_out_loss_means_the_same_for_every_target(monkeypatch, target):
         eps = (x_t - tf.sqrt(ab) * x_0) / tf.sqrt(1 - ab)
         return {"eps": eps, "x0": x_0 + 0 * x_t, "v": tf.sqrt(ab) * eps - tf.sqrt(1 - ab) * x_0}[target]
 
-    measured = validation.Validation(Oracle(predict, (2, 2, 1)), images, sched, target).measure()["loss"]
+    measured = validation.Validation(TrainedModel(Oracle(predict, (2, 2, 1)), sched, target), images).measure()["loss"]
     np.testing.assert_allclose([measured[0], *measured[1]], 0.01, rtol=1e-3)
 
 
@@ -45,13 +44,13 @@ def test_each_held_out_image_has_its_own_step_and_noise(monkeypatch):
         ddpm.ddpm_schedule(1e-3, 0.3, 20),
         np.random.default_rng(0).integers(0, 256, (70, 4, 4, 1), np.uint8),
     )
-    measured = validation.Validation(Oracle(lambda inputs: inputs[0], (4, 4, 1)), images, sched)
+    measured = validation.Validation(TrainedModel(Oracle(lambda inputs: inputs[0], (4, 4, 1)), sched), images)
     assert set(np.bincount(measured.t, minlength=21)[1:]) == {3, 4} and measured.t.min() == 1
     expected = 1 + np.random.default_rng(0).permutation(70) * 20 // 70  # as in every version, so that rows compare
     np.testing.assert_array_equal(measured.t, expected)
 
     eps = standard_normal(0, 0, tf.range(70), (4, 4, 1))
-    x_t = ddpm.q_sample(tf.constant(data.scaled(images)), tf.constant(measured.t), eps, sched)
+    x_t = ddpm.q_sample(tf.constant(ddpm.from_pixels(images)), tf.constant(measured.t), eps, sched)
     errors = np.mean((x_t - eps) ** 2, axis=(1, 2, 3)) * smaller_by(sched, measured.t)
     assert len(np.unique(errors)) == 70
     mean, quarters = measured.measure()["loss"]
@@ -67,9 +66,9 @@ def test_each_image_is_measured_with_its_own_class(monkeypatch):
     for given in labels, None:  # -1 is no class
         model = conditional(CONSTANTS)
         model.parts = 2
-        measured = validation.Validation(model, images, sched, labels=given)
+        measured = validation.Validation(TrainedModel(model, sched), images, given)
         eps = standard_normal(0, 0, tf.range(24), (2, 2, 1))
-        x_t = ddpm.q_sample(tf.constant(data.scaled(images)), tf.constant(measured.t), eps, sched)
+        x_t = ddpm.q_sample(tf.constant(ddpm.from_pixels(images)), tf.constant(measured.t), eps, sched)
         constants = np.array(CONSTANTS)[labels + 1] if given is not None else np.full(24, CONSTANTS[0])
         errors = np.mean((x_t / 2 + constants[:, None, None, None] - eps) ** 2, axis=(1, 2, 3))
         expected = np.mean(errors * smaller_by(sched, measured.t))
@@ -89,22 +88,22 @@ def test_held_out_batches_have_the_parts_of_training(monkeypatch, parts, sizes):
 
     network = Oracle(recording, (2, 2, 1))
     network.parts = parts
-    validation.Validation(network, np.zeros((70, 2, 2, 1), np.uint8), ddpm.ddpm_schedule()).measure()
+    validation.Validation(TrainedModel(network, ddpm.ddpm_schedule()), np.zeros((70, 2, 2, 1), np.uint8)).measure()
     assert asked == sizes
 
 
 def test_classifier_is_measured_on_images_that_have_a_class(monkeypatch):
     """What it says of the others is neither right nor wrong."""
     monkeypatch.setattr(checkpoint, "swap_ema_weights", lambda model: None)
-    monkeypatch.setattr(model_file, "is_classifier", lambda model: True)
     sched, images = ddpm.ddpm_schedule(1e-3, 0.3, 20), np.zeros((6, 2, 2, 1), np.uint8)
     sure_of_1 = Oracle(lambda inputs: tf.tile([[0.0, 9.0]], (tf.shape(inputs[0])[0], 1)), (2, 2, 1))
+    sure_of_1.outputs = [np.empty((1, 2))]
     labels = np.array([-1, 1, -1, 1, 1, 0])
-    measured = validation.Validation(sure_of_1, images, sched, labels=labels).measure()
+    measured = validation.Validation(TrainedModel(sure_of_1, sched), images, labels).measure()
     assert measured["accuracy"][0] == pytest.approx(3 / 4)
     assert measured["loss"][0] == pytest.approx(9 / 4, rel=1e-2)
     with pytest.raises(ValueError, match="none of the held-out images has a class"):
-        validation.Validation(sure_of_1, images, sched, labels=np.full(6, -1))
+        validation.Validation(TrainedModel(sure_of_1, sched), images, np.full(6, -1))
 
 
 @pytest.mark.parametrize("T, count, measured", [(1, 9, [0]), (2, 9, [0, 2]), (20, 3, [0, 1, 2])])
@@ -113,7 +112,9 @@ def test_a_quarter_without_images_has_no_loss(monkeypatch, T, count, measured):
     monkeypatch.setattr(checkpoint, "swap_ema_weights", lambda model: None)
     silent, images = Oracle(lambda inputs: 0 * inputs[0], (16, 16, 1)), np.zeros((count, 16, 16, 1), np.uint8)
     with np.errstate(all="raise"):
-        measure = validation.Validation(silent, images, ddpm.ddpm_schedule(0.6, 0.6, T)).measure  # SNR below 1
+        measure = validation.Validation(
+            TrainedModel(silent, ddpm.ddpm_schedule(0.6, 0.6, T)), images
+        ).measure  # SNR below 1
         mean, quarters = measure()["loss"]
     assert [q for q in range(4) if quarters[q] is not None] == measured
     assert [mean, *(quarters[q] for q in measured)] == pytest.approx([1] * (1 + len(measured)), abs=0.4)

@@ -44,10 +44,10 @@ MEASURED = {  # mean loss of a step by the epoch, of `diffusion_model.py --data 
     "cpu-hour": {0: 0.447, 1: 0.205, 2: 0.147, 4: 0.112, 8: 0.0935, 16: 0.0804, 32: 0.0707},
 }
 EPOCH = 128  # steps, of the 2,048 drawings
-OF_LOSS = (
+LOSS_SETTINGS = (
     *("image_size", "channels", "network", "n_feat", "widths", "blocks", "attention", "patch", "classes"),
     *("batch_size", "optimizer", "learning_rate", "lr_decay", "warmup"),
-    *("T", "schedule", "zero_snr", "target", "weighting", "t_sampling"),
+    *("T", "schedule", "zero_snr", "target", "weighting", "t_sampling", "learn_variance"),
 )
 HIGH = 1.2  # times the measured loss; seeds differ by a few percent
 
@@ -65,7 +65,7 @@ def on_loss(settings: dict, source: str, epoch: int, loss: float) -> str | None:
         return None
     for preset, losses in MEASURED.items():
         as_measured = settings["n_epochs"] == STEPS[preset] // EPOCH and epoch in losses
-        if as_measured and all(settings[name] == PRESETS[preset][name] for name in OF_LOSS):
+        if as_measured and all(settings[name] == PRESETS[preset][name] for name in LOSS_SETTINGS):
             higher = ": it should be lower" if loss > HIGH * losses[epoch] else ""
             return f"loss of a step {loss:.3g}; expected {losses[epoch]:.3g}{higher}"
     return None

@@ -13,7 +13,7 @@ import zipfile
 import keras
 
 from diffusion.layers import ClassLayer, Logbook
-from diffusion.model_file import first_not_finite, is_classifier, metadata, open_model
+from diffusion.model_file import TrainedModel, describe, first_not_finite, metadata, open_model, output_layer
 from support import files
 from training.train_step import divide_training
 from unet import TimeLayer
@@ -21,26 +21,25 @@ from unet import TimeLayer
 FIRST_LOSS_SCALE = 2.0**15  # of training in float16
 
 
-def open_for_training(path: str) -> keras.Model:
+def open_for_training(path: str) -> TrainedModel:
     """Loads a model that `save` has written, with its optimizer and the raw weights in place.
 
     Raises:
         FileNotFoundError, ValueError: as `open_model`, and if it was not written by this program.
     """
-    model = open_model(path, compile=True, classifier=None)
-    book = metadata(model)
-    if {"diffusion", "data", "settings", "progress"} - book.keys():
+    trained = open_model(path, compile=True, classifier=None)
+    if {"diffusion", "data", "settings", "progress"} - trained.metadata.keys():
         raise ValueError(f"{path} has no training metadata, so training cannot resume from it; choose another --model")
-    optimizer, progress = getattr(model, "optimizer", None), book["progress"]
-    # In float16 a step that overflows is none of Adam's, and halves the scale: perhaps none was one so far.
+    optimizer, progress = getattr(trained.network, "optimizer", None), trained.metadata["progress"]
+    # Overflowing float16 steps are skipped and halve the loss scale; possibly every step so far.
     skipped = math.log2(FIRST_LOSS_SCALE / progress.get("loss_scale", {"scale": FIRST_LOSS_SCALE})["scale"])
     none_taken = progress["step"] in (0, skipped)
     if not getattr(optimizer, "use_ema", False) or (int(optimizer.iterations) == 0) != none_taken:
         raise ValueError(
             f"{path} has lost its optimizer's state, so training cannot resume from it; choose another --model"
         )
-    swap_ema_weights(model)
-    return model
+    swap_ema_weights(trained.network)
+    return trained
 
 
 def compile_for_run(
@@ -55,7 +54,7 @@ def compile_for_run(
 
     In float16 the loss is scaled up, so that small gradients do not vanish; `save` notes the scale.
     """
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True) if is_classifier(model) else "mse"
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True) if describe(model).is_classifier else "mse"
     model.compile(loss=loss, optimizer=optimizer)  # for the file; the rest belongs to this run
     model.jit_compile = xla
     if precision == "float16":
@@ -105,8 +104,9 @@ def set_precision(model: keras.Model, precision: str) -> None:
         precision: 'float32', 'bfloat16' or 'float16'.
     """
     model.dtype_policy = keras.DTypePolicy("float32" if precision == "float32" else f"mixed_{precision}")
-    for layer in model.layers[:-1]:
-        if not isinstance(layer, (TimeLayer, ClassLayer, Logbook)):
+    unchanged = output_layer(model)
+    for layer in model.layers:
+        if layer is not unchanged and not isinstance(layer, (TimeLayer, ClassLayer, Logbook)):
             for part in layer._flatten_layers():
                 part.dtype_policy = model.dtype_policy
 

@@ -11,7 +11,8 @@ import numpy as np
 import data
 from data.classes import describe_classes
 from diffusion import model_file
-from diffusion.networks import Classifier, Unet
+from diffusion.model_file import TrainedModel
+from diffusion.networks import NETWORKS
 from diffusion.schedules import make_schedule
 from diffusion.targets import TARGETS
 from support import device, files
@@ -19,13 +20,12 @@ from support.console import say
 from training import advice, checkpoint
 from training.images import Images, choose_data
 from training.saving import copied_epoch, copy_name
-from training.settings import DIFFUSION, NOTHING_DONE, PRESETS, choose_settings, complete
+from training.settings import DIFFUSION, NETWORK_OPTIONS, NOTHING_DONE, PRESETS, choose_settings, complete
 from training.training_run import TrainingRun, copies_early, is_early_copy
 from training.transfer import start_from
-from unet import NaiveUnet
 
 
-def prepare(options: dict, path: str) -> tuple[keras.Model, Images, Images | None]:
+def prepare(options: dict, path: str) -> tuple[TrainedModel, Images, Images | None]:
     """A compiled model with settings and progress in its metadata, its training images, and held-out ones or None.
 
     Args:
@@ -33,16 +33,18 @@ def prepare(options: dict, path: str) -> tuple[keras.Model, Images, Images | Non
         path: of the model's file.
 
     Returns:
-        The model, whose attribute `unsaved` says whether its file lacks settings that were typed, and both sets.
+        The model, whose network's attribute `unsaved` says whether its file lacks settings that were typed, and both
+        sets.
 
     Raises:
         ValueError, OSError: if something cannot be used, or contradicts the file.
     """
     resuming = os.path.exists(path)
-    model = checkpoint.open_for_training(path) if resuming else None
-    metadata = model_file.metadata(model) if resuming else {}
+    trained, metadata = None, {}
     if resuming:
-        complete(metadata)
+        trained = checkpoint.open_for_training(path)
+        metadata = trained.metadata
+        complete(metadata, trained.learns_variance)
         if "init" in options:
             say(f"--init is ignored, as {path} exists and resumes; choose another --model to start a new run")
     in_file = copy.deepcopy(metadata)
@@ -52,12 +54,12 @@ def prepare(options: dict, path: str) -> tuple[keras.Model, Images, Images | Non
     check_effects(settings, options)
     images, held_out = choose_data(options, settings, metadata, path)
 
-    if not resuming:
+    if resuming:
+        model = trained.network
+    else:
         keras.utils.set_random_seed(settings["seed"])
         model = build_network(settings, len(metadata["classes"]))
         metadata["progress"] = dict(NOTHING_DONE)
-    if settings["variance"] == "learned":
-        model_file.check_variance(model)
     metadata["diffusion"] = {name: settings[name] for name in DIFFUSION}
     metadata["sampling"] = {
         "sampler": settings["sampler"],
@@ -84,9 +86,10 @@ def prepare(options: dict, path: str) -> tuple[keras.Model, Images, Images | Non
     parts = options.get("parts", 1 if xla else device.parts_for(settings["batch_size"]))
     parts = min(parts, settings["batch_size"])
     checkpoint.compile_for_run(model, optimizer, settings["precision"], xla, parts, settings["ema_warmup"])
-    if copies_early(model):
-        check_early_copy(model, files.weaker_name(path), typed_inputs(options))
-    return model, images, held_out
+    trained = model_file.describe(model)
+    if copies_early(trained):
+        check_early_copy(trained, files.weaker_name(path), typed_inputs(options))
+    return trained, images, held_out
 
 
 def lacks_settings(in_file: dict, metadata: dict, typed: dict) -> bool:
@@ -118,11 +121,11 @@ def check_files(options: dict, path: str) -> None:
     files.check_distinct(outputs, [*inputs, path, options.get("tensorboard")])
 
 
-def check_early_copy(model: keras.Model, weaker: str, inputs: Sequence[str] = ()) -> None:
+def check_early_copy(trained: TrainedModel, weaker: str, inputs: Sequence[str] = ()) -> None:
     """Raises ValueError or OSError if the early copy of a model cannot be saved, or would replace another file."""
     files.check_distinct([("the early copy", weaker)], inputs)
     files.check_writable(weaker)
-    if os.path.exists(weaker) and not is_early_copy(weaker, model):
+    if os.path.exists(weaker) and not is_early_copy(weaker, trained):
         raise ValueError(
             f"{weaker} exists, and is no early copy of this training, which would replace it; move it, or add "
             "--weaker-after 0"
@@ -165,21 +168,22 @@ def check_network_options(settings: dict, typed: dict) -> None:
         raise ValueError("--network classifier learns classes; add --classes")
     if typed.get("variance") == "learned" and settings["network"] != "unet":
         raise ValueError("--variance learned requires --network unet; add that, or choose another variance")
-    for name in ("widths", "blocks", "attention", "patch") if settings["network"] == "naive" else ():
-        if name in typed:
-            raise ValueError(f"--{name} requires --network unet or classifier; add one of them, or omit --{name}")
+    if settings["variance"] == "learned" and not settings["learn_variance"]:
+        raise ValueError("--variance learned needs a new network that learns it, with --network unet --learn-variance")
+    for name in NETWORK_OPTIONS["unet"]:  # which takes all of them
+        others = [network for network, options in NETWORK_OPTIONS.items() if name in options]
+        if settings["network"] not in others and typed.get(name, False) is not False:
+            flag = "--" + name.replace("_", "-")
+            raise ValueError(f"{flag} requires --network {' or '.join(others)}; add that, or omit {flag}")
 
 
 def build_network(settings: dict, classes: int) -> keras.Model:
     """A new network for images of so many classes."""
-    shape = (settings["image_size"], settings["image_size"], settings["channels"])
-    if settings["network"] == "naive":
-        return NaiveUnet(shape, settings["n_feat"], classes)
-    widths = [int(width) for width in settings["widths"].split(",")]
-    more = {"widths": widths, **{name: settings[name] for name in ("blocks", "attention", "patch")}}
-    if settings["network"] == "classifier":
-        return Classifier(shape, settings["n_feat"], classes, **more)
-    return Unet(shape, settings["n_feat"], classes, **more, learn_variance=settings["variance"] == "learned")
+    shape, network = (settings["image_size"], settings["image_size"], settings["channels"]), settings["network"]
+    own = {name: settings[name] for name in NETWORK_OPTIONS[network]}
+    if "widths" in own:
+        own["widths"] = [int(width) for width in own["widths"].split(",")]
+    return NETWORKS[network](shape, settings["n_feat"], classes, **own)
 
 
 def check_schedule(settings: dict, new: bool) -> None:
@@ -219,9 +223,9 @@ def finished(run: TrainingRun) -> bool:
     return True
 
 
-def describe(model: keras.Model, path: str, labels: np.ndarray | None = None) -> None:
+def describe(trained: TrainedModel, path: str, labels: np.ndarray | None = None) -> None:
     """Prints what the run is about to do. `labels` belong to the training images."""
-    metadata = model_file.metadata(model)
+    model, metadata = trained.network, trained.metadata
     s, d, done = metadata["settings"], metadata["data"], metadata["progress"]
     steps = math.ceil(d["count"] / s["batch_size"])
     xla = ", XLA" if model.jit_compile else ""
@@ -236,15 +240,15 @@ def describe(model: keras.Model, path: str, labels: np.ndarray | None = None) ->
     say(f"data      {d['source']}: {d['count']:,} images, {s['image_size']}×{s['image_size']}×{s['channels']}")
     if metadata["classes"]:
         say(f"classes   {describe_classes(labels, metadata['classes'])}")
-        for sentence in advice.on_classes(labels, metadata["classes"]), model_file.warn_of_no_class(metadata):
+        for sentence in advice.on_classes(labels, metadata["classes"]), model_file.warn_of_no_class(trained):
             if sentence:
                 say(sentence)
     say(f"network   {s['network']}, n_feat {s['n_feat']}, {model.count_params():,} parameters")
     say(f"training  {s['n_epochs']} epochs of {steps:,} steps of {s['batch_size']} images, {rate}")
-    grid = [] if model_file.is_classifier(model) else [files.grid_name(path)]
-    copy = [files.weaker_name(path)] if copies_early(model) else []
+    grid = [] if trained.is_classifier else [files.grid_name(path)]
+    copy = [files.weaker_name(path)] if copies_early(trained) else []
     say(f"files     {', '.join([path, *grid, *copy])}")
-    if grid and s["weaker_after"] and not copy and not is_early_copy(files.weaker_name(path), model):
+    if grid and s["weaker_after"] and not copy and not is_early_copy(files.weaker_name(path), trained):
         say(f"no early copy is saved: step {s['weaker_after']:,} of --weaker-after is not among the steps to come")
     if done["step"]:
         say(f"resuming after {done['epoch']} epochs, {done['step']:,} steps")

@@ -24,8 +24,8 @@ def main() -> None:
         from diffusion import model_file
 
         files.check_outputs([("NEW.keras", options.out)], [model_file.locate(options.model)])
-        model = model_file.open_model(options.model, classifier=None)
-        metadata = model_file.metadata(model)
+        trained = model_file.open_model(options.model, classifier=None)
+        model, metadata = trained.network, trained.metadata
         for images in filter(None, (metadata.get("data"), metadata.get("validation"))):
             images["source"] = images["source"] and os.path.basename(images["source"])  # no path of this machine
         with files.replacing(options.out) as draft:

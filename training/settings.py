@@ -33,6 +33,8 @@ PRESETS = {
     "gpu-16gb": {**ON_GPU, "n_feat": 128, "warmup": 1000, "ema": 0.9995, "weaker_after": 6000},
     "slides": {},
 }
+SHAPE = ("widths", "blocks", "attention", "patch")
+NETWORK_OPTIONS = {"naive": (), "unet": (*SHAPE, "learn_variance"), "classifier": SHAPE}  # what each network takes
 FOR_GPU = ("gpu-16gb", "slides")  # which train on the slides' cats, where those are prepared
 STEPS = {"first": 4100, "cpu-hour": 50_000, "gpu-16gb": 100_000}  # of which an automatic number of epochs is made
 
@@ -106,7 +108,7 @@ OPTIONS = (
     setting("channels", "1 for grey, 3 for colour", 3, fixed=True, type=int, choices=(1, 3)),
     setting("network", "naive: the network of the slides; unet: time in every block, and attention; classifier: what "
             "guides a model towards a class, see --classifier of reverse_diffusion.py", "naive", fixed=True,
-            choices=("naive", "unet", "classifier")),
+            choices=tuple(NETWORK_OPTIONS)),
     setting("n_feat", "width of the network, a multiple of 8", 512, fixed=True, type=integer(1), metavar="N"),
     setting("widths", "of unet and classifier: width of each level in multiples of --n-feat, with commas between them",
             "1,2,2", fixed=True, type=integers(1), metavar="N,N,…"),
@@ -116,6 +118,8 @@ OPTIONS = (
             type=integer(0), metavar="N"),
     setting("patch", "of unet and classifier: height and width of the patches of pixels that it sees as one", 1,
             fixed=True, type=int, choices=(1, 2, 4)),
+    setting("learn_variance", "of unet: learn the variance of a step too, which --variance learned uses", False,
+            fixed=True, action=YES_OR_NO),
     setting("classes", "learn the classes of the images: sub-folders, the array labels of a .npz file, the furs of "
             "drawings", False, fixed=True, action=YES_OR_NO),
     setting("drop_label", "fraction of the images that are trained without their class, for guidance", 0.1,
@@ -164,7 +168,7 @@ OPTIONS = (
     setting("sampler", "sampler of the grids, and of my_sample where no other is asked for", "ddpm",
             choices=tuple(name for name in SAMPLERS if name != "langevin")),
     setting("variance", "of the noise in a step of the sampler ddpm: β, posterior for few steps, or learned, "
-            "which a new unet then learns", "beta", choices=VARIANCES),
+            "which needs --learn-variance and is its default", "beta", choices=VARIANCES),
     setting("sample_steps", "its number of steps", default="T", type=integer(1), metavar="N"),
     setting("weaker_after", "steps after which a copy NAME-weaker.keras is saved, which guides the finished model away "
             "from early mistakes, see --weaker of reverse_diffusion.py; 0 for none", 0, type=integer(0),
@@ -259,6 +263,10 @@ def choose_settings(options: dict, metadata: dict, path: str, automatic: Callabl
         if other_target and "weighting" not in typed and chosen["weighting"] != "none":
             say(f"weighting none, as {chosen['weighting']} of the preset belongs to its own target")
             chosen["weighting"] = "none"
+        if typed.get("variance") == "learned":  # which was the only way to ask for it in earlier versions
+            chosen["learn_variance"] = typed.get("learn_variance", True)
+        elif chosen["learn_variance"] and "variance" not in typed:
+            chosen["variance"] = "learned"
         return chosen
 
     before = metadata["settings"]
@@ -283,11 +291,16 @@ def choose_settings(options: dict, metadata: dict, path: str, automatic: Callabl
     return settings
 
 
-def complete(metadata: dict) -> None:
-    """Adds to the metadata what files of earlier versions lack, so that nothing else asks whether it is there."""
+def complete(metadata: dict, learns_variance: bool) -> None:
+    """Adds to the metadata what files of earlier versions lack, so that nothing else asks whether it is there.
+
+    Args:
+        learns_variance: whether the network in the file learns the variance of a step.
+    """
     settings = metadata["settings"] = {**PRESETS["slides"], **DEFAULTS_OF_OLD_FILES, **metadata["settings"]}
     if settings["sampler"] is None:
         settings["sampler"] = "ddim" if (settings["sample_steps"] or settings["T"]) < settings["T"] else "ddpm"
+    settings["learn_variance"] = learns_variance
     progress = metadata["progress"] = {**NOTHING_DONE, **metadata["progress"]}
     if batch_size := progress.pop("batch_size", None):  # until steps were counted, all of an epoch had one size
         progress["epoch_steps"] = -(-progress["images"] // batch_size)

@@ -7,12 +7,12 @@ import contextlib
 import importlib.util
 import os
 
-import keras
 import numpy as np
 import tensorflow as tf
 from PIL import Image
 
-from ddpm import Schedule, n_steps
+from ddpm import n_steps
+from diffusion.model_file import TrainedModel
 from support import files
 
 
@@ -21,15 +21,14 @@ class Board:
 
     Args:
         folder: what `tensorboard --logdir` is given.
-        model: the network, whose graph is shown.
-        sched: the noise schedule.
+        trained: the model, whose graph and schedule are shown.
 
     Raises:
         ValueError: if the package `tensorboard` is not installed, without which TensorFlow writes nothing, or a file is
             in the place of the folder.
     """
 
-    def __init__(self, folder: str, model: keras.Model, sched: Schedule):
+    def __init__(self, folder: str, trained: TrainedModel):
         if importlib.util.find_spec("tensorboard") is None:
             raise ValueError("--tensorboard needs the package tensorboard: pip install tensorboard")
         files.make_folder("--tensorboard", folder)
@@ -37,6 +36,7 @@ class Board:
         events = [os.path.join(folder, name) for name in os.listdir(folder) if name.startswith("events")]
         if any(os.path.getsize(name) > 1000 for name in events):
             return
+        model, sched = trained.network, trained.sched
         with self.writer.as_default():
             inputs = [tf.TensorSpec((1, *tensor.shape[1:]), tensor.dtype) for tensor in model.inputs]
             network = tf.function(lambda *inputs: model(list(inputs), training=False), autograph=False)

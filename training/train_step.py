@@ -13,8 +13,8 @@ import keras
 import tensorflow as tf
 
 from ddpm import n_steps
-from diffusion.learned_variance import hybrid_loss, learns_variance, split_output
-from diffusion.model_file import diffusion_of, is_classifier
+from diffusion.learned_variance import hybrid_loss, split_output
+from diffusion.model_file import TrainedModel, describe
 from diffusion.reverse import split
 
 NARROWEST = 16  # rows and columns of a kernel that Muon trains
@@ -99,18 +99,17 @@ def _fused(optimizer, ema_warmup):
             delattr(optimizer, name)
 
 
-def choose_loss(model: keras.Model) -> Callable[..., tf.Tensor]:
+def choose_loss(trained: TrainedModel) -> Callable[..., tf.Tensor]:
     """The loss of a network: a function of its inputs, its output, the target and the weights (batch, 1, 1, 1).
 
     Of images the weighted squared error of every value, with the variational bound beside it where the network learns
     the variance of a step; of a classifier the weighted cross entropy of every image.
     """
-    if is_classifier(model):
+    if trained.is_classifier:
         return lambda inputs, output, target, weight: weight * cross_entropies(output, target)
-    if not learns_variance(model):
+    if not trained.learns_variance:
         return lambda inputs, output, target, weight: weight * tf.square(output - target)
-    sched, predicts = diffusion_of(model)
-    hybrid, T = hybrid_loss(sched, predicts), n_steps(sched)
+    hybrid, T = hybrid_loss(trained.sched, trained.target), n_steps(trained.sched)
 
     def loss(inputs, output, target, weight):
         predicted, u = split_output(output, target.shape[-1])
@@ -139,11 +138,11 @@ def divide_training(model: keras.Model, parts: int, ema_warmup: bool = False) ->
         parts: how many.
         ema_warmup: whether their momentum rises as `ema_momentum` computes it, instead of being constant.
     """
-    model.parts = parts
+    model.parts, trained = parts, describe(model)
     optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)  # in float16 it is wrapped
     inputs = [tf.TensorSpec([None, *tensor.shape[1:]], tensor.dtype) for tensor in model.inputs]
-    target = tf.TensorSpec([None], tf.int32) if is_classifier(model) else inputs[0]
-    signature, errors = [*inputs, target, tf.TensorSpec([None, 1, 1, 1])], choose_loss(model)
+    target = tf.TensorSpec([None], tf.int32) if trained.is_classifier else inputs[0]
+    signature, errors = [*inputs, target, tf.TensorSpec([None, 1, 1, 1])], choose_loss(trained)
 
     @tf.function(reduce_retracing=True, autograph=False)  # traced once for all parts
     def differentiate(*part):

@@ -6,12 +6,10 @@ import shlex
 import statistics
 import time
 
-import keras
 import numpy as np
 
 from ddpm import to_pixels
-from diffusion import model_file
-from diffusion.learned_variance import learns_variance
+from diffusion.model_file import TrainedModel, open_model
 from diffusion.reverse import ReverseSteps
 from diffusion.sampling import make_plan, sample
 from support import console, files
@@ -30,7 +28,7 @@ class TrainingRun:
     """Progress output, checkpoints, sample grids and signal handling around the training loop, which calls it.
 
     Args:
-        model: compiled by `checkpoint.compile_for_run`, with complete metadata.
+        trained: the model, compiled by `checkpoint.compile_for_run`, with complete metadata.
         path: of its file.
         save_every: minutes between saves.
         keep: how many copies to keep, each of the first save after the end of an epoch.
@@ -41,7 +39,7 @@ class TrainingRun:
 
     def __init__(
         self,
-        model: keras.Model,
+        trained: TrainedModel,
         path: str,
         save_every: float,
         keep: int,
@@ -49,13 +47,14 @@ class TrainingRun:
         validation: Validation | None = None,
         board: Board | None = None,
     ):
-        self.model, self.path, self.validation, self.board = model, path, validation, board
-        metadata = model_file.metadata(model)
+        self.trained, self.model = trained, trained.network
+        self.path, self.validation, self.board = path, validation, board
+        metadata = trained.metadata
         self.settings, self.progress, self.count = metadata["settings"], metadata["progress"], metadata["data"]["count"]
         self.table = History(files.table_name(path), self.progress["epoch"])
-        self.steps = Steps(steps_to_go(self.settings, self.progress, self.count))
-        self.checkpoints = Checkpoints(model, path, self.table, save_every, keep, self.steps.bar.warn)
-        self.grids = None if model_file.is_classifier(model) else Grids(model, interruption)  # which has no images
+        self.bar = StepBar(steps_to_go(self.settings, self.progress, self.count))
+        self.checkpoints = Checkpoints(self.model, path, self.table, save_every, keep, self.bar.warn)
+        self.grids = None if trained.is_classifier else Grids(trained, interruption)  # a classifier samples nothing
         self.started, self.warned = time.monotonic(), False
         self.interruption = interruption
         interruption.nothing_to_lose = self.checkpoints.nothing_to_lose
@@ -66,7 +65,7 @@ class TrainingRun:
         epoch, every = self.progress["epoch"], self.settings["sample_every"]
         name = files.grid_name(self.path, f"epoch{epoch:04d}")
         due = self.grids and every and epoch and epoch % every == 0 and self.progress["images"] == 0
-        if due and (self.steps.done or not os.path.exists(name)):
+        if due and (self.bar.done or not os.path.exists(name)):
             self.make_grid(name)
 
     def after_step(self, loss: float) -> None:
@@ -76,11 +75,11 @@ class TrainingRun:
             FloatingPointError: if its loss is not finite, or a weight is not when the model is saved.
         """
         progress = self.progress
-        seconds = self.steps.lap()
+        seconds = self.bar.lap()
         progress["seconds"] += seconds
         if not math.isfinite(loss):
             raise FloatingPointError(f"the loss is {loss}")
-        self.steps.show(seconds, progress["loss"] / progress["epoch_steps"])
+        self.bar.show(seconds, progress["loss"] / progress["epoch_steps"])
         if self.grids and progress["step"] == self.settings["weaker_after"]:
             self.save_weaker()
         if self.interruption.stop:
@@ -91,14 +90,13 @@ class TrainingRun:
     def after_epoch(self) -> None:
         """Prints the line of the slides, measures held-out loss if due, and adds a row to the table."""
         progress = self.progress
-        self.steps.say(f"Epoch :{progress['epoch']} loss :{progress['loss']}")
+        self.bar.say(f"Epoch :{progress['epoch']} loss :{progress['loss']}")
         seconds, mean = progress["seconds"], progress["loss"] / progress["epoch_steps"]
         speed, rate = self.count / max(seconds, 1e-9), float(self.model.optimizer.learning_rate)
         row = progress["epoch"], progress["step"], progress["loss"], mean, f"{seconds:.3f}", f"{speed:.1f}", rate
-        source = model_file.metadata(self.model)["data"]["source"]
-        sentence = advice.on_loss(self.settings, source, progress["epoch"], mean)
-        if sentence and not learns_variance(self.model):  # whose loss has another part
-            self.steps.say(sentence)
+        source = self.trained.metadata["data"]["source"]
+        if sentence := advice.on_loss(self.settings, source, progress["epoch"], mean):
+            self.bar.say(sentence)
         held_out = self.validate()
         self.table.rows.append((*row, *(held_out or [""] * 5)))
         self.warn_of_overfitting()
@@ -118,10 +116,10 @@ class TrainingRun:
         if not self.validation or (self.progress["epoch"] + 1) % self.settings["validate_every"]:
             return None
         measured = self.validation.measure()
-        self.steps.lap()  # the time it took belongs to no step
+        self.bar.lap()  # the time it took belongs to no step
         for name, (mean, quarters) in measured.items():
             by_quarters = " ".join("-" if loss is None else f"{loss:.4f}" for loss in quarters)
-            self.steps.say(f"held-out {name} {mean:.4f}; by quarters of t: {by_quarters}")
+            self.bar.say(f"held-out {name} {mean:.4f}; by quarters of t: {by_quarters}")
         mean, quarters = measured["loss"]
         return mean, *quarters
 
@@ -129,7 +127,7 @@ class TrainingRun:
         """Says once that the network begins to overfit."""
         sentence = None if self.warned or not self.validation else overfitting_warning(self.table.held_out())
         if sentence:
-            self.steps.say(sentence)
+            self.bar.say(sentence)
             self.warned = True
 
     def at_the_end(self) -> None:
@@ -149,10 +147,10 @@ class TrainingRun:
             console.say(f"{all_done}; their images: {files.grid_name(self.path)}")
             console.say(f"more: {sample_more} --model {self.path} --n-sample 64 --out more.png")
             weaker = files.weaker_name(self.path)
-            if is_early_copy(weaker, self.model):
+            if is_early_copy(weaker, self.trained):
                 console.say(f"guided: {sample_more} --model {self.path} --weaker {weaker} --guidance 1.5")
         else:
-            first = shlex.quote(model_file.classes_of(self.model)[0])
+            first = shlex.quote(self.trained.classes[0])
             console.say(f"{all_done}; it guides: {sample_more} --classifier {self.path} --label={first}")
 
     def save(self, last: bool = False) -> None:
@@ -160,7 +158,7 @@ class TrainingRun:
         with self.interruption.busy:
             saved = self.checkpoints.save()
         self.interruption.save_asked = False
-        self.steps.lap()
+        self.bar.lap()
         if last and not saved:
             lost = f"all steps after {self.checkpoints.saved[0]:,} are lost"
             console.leave(f"diffusion_model.py: {self.path} is not saved; {lost}", 1)
@@ -170,23 +168,23 @@ class TrainingRun:
         path = files.weaker_name(self.path)
         with self.interruption.busy:
             self.checkpoints.attempt(path, lambda: checkpoint.save(self.model, path), again=False)
-        self.steps.lap()
+        self.bar.lap()
 
     def make_grid(self, name: str) -> None:
         """Samples a grid of images from the EMA weights into a file."""
-        if not self.grids.steps.compiled:
+        if not self.grids.reverse.compiled:
             self.save()  # a signal during compilation can only end the process, which must lose nothing
         try:
             images = self.grids.sample()
         except FloatingPointError as error:
-            self.steps.bar.warn(f"diffusion_model.py: {name} is not written: {error}")
+            self.bar.warn(f"diffusion_model.py: {name} is not written: {error}")
             return
         if self.interruption.stop:
             self.save_and_end()
         if self.checkpoints.attempt(name, lambda: files.save_grid(images, name)) and self.board:
             epoch = self.progress["epoch"]
             self.checkpoints.attempt(self.board.folder, lambda: self.board.grid(epoch, name))
-        self.steps.lap()
+        self.bar.lap()
 
     def save_and_end(self) -> None:
         """Ends the program as a signal asked for."""
@@ -195,16 +193,16 @@ class TrainingRun:
 
     def say_where_it_stopped(self) -> None:
         """The last line of an interrupted run."""
-        self.steps.say(f"stopped after {self.checkpoints.saved[0]:,} steps; the same command resumes {self.path}")
+        self.bar.say(f"stopped after {self.checkpoints.saved[0]:,} steps; the same command resumes {self.path}")
 
 
-class Steps:
+class StepBar:
     """Progress of this run on the screen: a bar, the time that is left, and how long a step takes."""
 
     def __init__(self, count: int):
         self.count, self.done, self.first = count, 0, []
         self.bar = console.Bar(count, "step")
-        self.say = self.bar.say
+        self.say, self.warn = self.bar.say, self.bar.warn
         self.lap_at = time.monotonic()
 
     def lap(self) -> float:
@@ -232,28 +230,27 @@ def steps_to_go(settings: dict, progress: dict, count: int) -> int:
     return this_epoch + later_epochs * math.ceil(count / settings["batch_size"])
 
 
-def copies_early(model: keras.Model) -> bool:
+def copies_early(trained: TrainedModel) -> bool:
     """Whether the steps to come include the one after which the early copy is saved."""
-    metadata = model_file.metadata(model)
-    settings, progress = metadata["settings"], metadata["progress"]
-    last = progress["step"] + steps_to_go(settings, progress, metadata["data"]["count"])
-    return not model_file.is_classifier(model) and progress["step"] < settings["weaker_after"] <= last
+    settings, progress = trained.metadata["settings"], trained.metadata["progress"]
+    last = progress["step"] + steps_to_go(settings, progress, trained.metadata["data"]["count"])
+    return not trained.is_classifier and progress["step"] < settings["weaker_after"] <= last
 
 
-def is_early_copy(path: str, model: keras.Model) -> bool:
+def is_early_copy(path: str, trained: TrainedModel) -> bool:
     """Whether a file is the early copy of this training, or of an earlier one of the same images in the same way.
 
     That is with the same pixels, labels and classes, wherever the images lie, and the same fixed settings.
     """
     try:
-        other = model_file.metadata(model_file.open_model(path))
+        other = open_model(path)
     except (OSError, ValueError):
         return False
-    if {"data", "settings", "progress"} - other.keys():
+    if {"data", "settings", "progress"} - other.metadata.keys():
         return False
-    complete(other)
-    metadata, step = model_file.metadata(model), other["progress"]["step"]
-    return step == metadata["settings"]["weaker_after"] and what_is_fixed(other) == what_is_fixed(metadata)
+    complete(other.metadata, other.learns_variance)
+    right_step = other.metadata["progress"]["step"] == trained.metadata["settings"]["weaker_after"]
+    return right_step and what_is_fixed(other.metadata) == what_is_fixed(trained.metadata)
 
 
 def what_is_fixed(metadata: dict) -> list:
@@ -265,15 +262,14 @@ def what_is_fixed(metadata: dict) -> list:
 class Grids:
     """Samples from a model in training, always from the same noise, so that grids can be compared."""
 
-    def __init__(self, model: keras.Model, interruption: Interruption):
-        self.model, self.interruption = model, interruption
-        self.seed = model_file.metadata(model)["settings"]["seed"]
-        sched, target = model_file.diffusion_of(model)
-        self.plan = make_plan(sched, **model_file.sampler_of(model))
-        classes = len(model_file.classes_of(model))
+    def __init__(self, trained: TrainedModel, interruption: Interruption):
+        self.model, self.interruption = trained.network, interruption
+        self.seed = trained.metadata["settings"]["seed"]
+        self.plan = make_plan(trained.sched, trained.recommended)
+        classes = len(trained.classes)
         self.label = [1 + (k * classes // N_SAMPLES if classes <= N_SAMPLES else k) for k in range(N_SAMPLES)]
         self.label = self.label if classes else None
-        self.steps = ReverseSteps(model, sched, N_SAMPLES, target)
+        self.reverse = ReverseSteps(trained, N_SAMPLES)
 
     def sample(self) -> np.ndarray:
         """Images sampled with the EMA weights, int16 (16, height, width, channels); unfinished if a signal came.
@@ -281,7 +277,7 @@ class Grids:
         With classes they come in the order of these.
         """
         checkpoint.swap_ema_weights(self.model)
-        for _, x_t in sample(self.steps, self.plan, self.seed, range(N_SAMPLES), label=self.label):
+        for _, x_t in sample(self.reverse, self.plan, self.seed, range(N_SAMPLES), label=self.label):
             if self.interruption.stop:
                 break
         checkpoint.swap_ema_weights(self.model)

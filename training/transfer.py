@@ -7,6 +7,7 @@ import numpy as np
 
 from diffusion import model_file
 from diffusion.layers import ClassLayer
+from diffusion.model_file import TrainedModel
 from support.console import say
 
 
@@ -23,30 +24,28 @@ def start_from(model: keras.Model, path: str) -> None:
     Raises:
         FileNotFoundError, ValueError: if the file cannot be loaded, or nothing in it fits.
     """
-    trained = model_file.open_model(path, classifier=None)
-    ours, theirs = name_layers(model), name_layers(trained)
-    differences = compare_meaning(model, trained)
-    taken, new = 0, []
+    new, trained = model_file.describe(model), model_file.open_model(path, classifier=None)
+    ours, theirs = name_layers(model), name_layers(trained.network)
+    differences = compare_meaning(new, trained)
+    taken, untrained = 0, []
     for name, layer in ours.items():
         values = theirs[name].get_weights() if name in theirs else []
         if isinstance(layer, ClassLayer) and values:
-            values = [
-                embeddings_by_name(layer, values[0], model_file.classes_of(model), model_file.classes_of(trained))
-            ]
+            values = [embeddings_by_name(layer, values[0], new.classes, trained.classes)]
         fits = [value.shape for value in values] == [tuple(weight.shape) for weight in layer.weights]
-        if fits and not (differences and layer is model.layers[-1]):
+        if fits and not (differences and layer is model_file.output_layer(model)):
             layer.set_weights(values)
             taken += layer.count_params()
         else:
-            new.append(name)
+            untrained.append(name)
     if not taken:
         raise ValueError(f"--init {path} has no layer of the same shape; choose the same --network and --n-feat")
-    rest = f"; new are {', '.join(new[:5])}{' and more' * (len(new) > 5)}" if new else ""
+    rest = f"; new are {', '.join(untrained[:5])}{' and more' * (len(untrained) > 5)}" if untrained else ""
     say(f"start     {taken:,} of {model.count_params():,} parameters from {path}{rest}")
     if differences:
         say(f"the output layer is new, as {path} was trained with {' and '.join(differences)}")
-    unknown = set(model_file.classes_of(model) or []) - set(model_file.classes_of(trained) or [])
-    if unknown and len(trained.inputs) == 3:
+    unknown = set(new.classes or []) - set(trained.classes or [])
+    if unknown and trained.takes_labels:
         say(f"the embeddings of classes that {path} does not know are new: {', '.join(sorted(unknown))}")
 
 
@@ -61,14 +60,13 @@ def name_layers(network: keras.Model) -> dict[str, keras.layers.Layer]:
     return named
 
 
-def compare_meaning(model: keras.Model, trained: keras.Model) -> list[str]:
+def compare_meaning(new: TrainedModel, trained: TrainedModel) -> list[str]:
     """In words, why the output of a trained model means something else than the output of a new one."""
-    if model_file.is_classifier(model):
-        classes = model_file.classes_of(trained)
-        return [] if classes == model_file.classes_of(model) else [f"the classes {', '.join(classes or [])}"]
-    (sched, target), (their_sched, their_target) = (model_file.diffusion_of(each) for each in (model, trained))
-    differences = [f"--target {their_target}, not {target}"] if target != their_target else []
-    if not np.array_equal(sched.alphabar, their_sched.alphabar):
+    if new.is_classifier:
+        classes = trained.classes
+        return [] if classes == new.classes else [f"the classes {', '.join(classes or [])}"]
+    differences = [f"--target {trained.target}, not {new.target}"] if trained.target != new.target else []
+    if not np.array_equal(new.sched.alphabar, trained.sched.alphabar):
         differences.append("another noise schedule")
     return differences
 

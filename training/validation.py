@@ -1,12 +1,10 @@
 """Held-out images during training: whether the network generalises or overfits."""
 
-import keras
 import numpy as np
 import tensorflow as tf
 
-import data
-from ddpm import Schedule, n_steps, network_time, q_sample
-from diffusion import model_file
+from ddpm import from_pixels, n_steps, network_time, q_sample
+from diffusion.model_file import TrainedModel
 from diffusion.reverse import denoiser_of, predictor
 from diffusion.sampling import standard_normal
 from diffusion.targets import comparable_weights
@@ -22,23 +20,15 @@ class Validation:
     """The loss on held-out images, always at the same t and with the same ε; see `targets.comparable_weights`.
 
     Args:
-        model: the network in training, compiled by `training.checkpoint.compile_for_run`.
+        trained: the model in training, compiled by `training.checkpoint.compile_for_run`.
         images: uint8 (N, height, width, channels), not trained on. Each gets one t; together they cover 1 … T evenly.
-        sched: the noise schedule.
-        target: what the network predicts.
         labels: (N,) int, the class of each image, or None.
     """
 
-    def __init__(
-        self,
-        model: keras.Model,
-        images: np.ndarray,
-        sched: Schedule,
-        target: str = "eps",
-        labels: np.ndarray | None = None,
-    ):
+    def __init__(self, trained: TrainedModel, images: np.ndarray, labels: np.ndarray | None = None):
+        model, sched = trained.network, trained.sched
         labels = np.full(len(images), -1) if labels is None else labels
-        if model_file.is_classifier(model):  # as in training
+        if trained.is_classifier:  # as in training
             images, labels = images[labels >= 0], labels[labels >= 0]
             if not len(images):
                 raise ValueError("none of the held-out images has a class, which --validation of a classifier needs")
@@ -46,7 +36,7 @@ class Validation:
         self.t = (1 + np.random.default_rng(0).permutation(len(images)) * T // len(images)).astype(np.int32)
         self.quarter = (self.t - 1) * QUARTERS // T
         parts = min(model.parts, BATCH)  # as in training, whatever the number of cores
-        classify, denoise = predictor(model, parts), denoiser_of(model, sched, target, parts)
+        classify, denoise = predictor(model, parts), denoiser_of(trained, parts)
 
         weights = comparable_weights(sched.alphabar)
 
@@ -62,7 +52,7 @@ class Validation:
         @tf.function(autograph=False)
         def measures(x_0, t, label, index):
             eps = standard_normal(0, 0, index, x_0.shape[1:])
-            measure = measure_classifying if model_file.is_classifier(model) else measure_denoising
+            measure = measure_classifying if trained.is_classifier else measure_denoising
             return measure(q_sample(x_0, t, eps, sched), t, eps, label)
 
         self.measures = measures
@@ -76,7 +66,7 @@ class Validation:
         checkpoint.swap_ema_weights(self.model)
         for first in range(0, n, BATCH):
             index = np.arange(first, first + BATCH) % n  # the last batch is filled up
-            x_0 = data.scaled(self.images[index])
+            x_0 = from_pixels(self.images[index])
             label = self.labels[index].astype(np.int32)
             parts.append(self.measures(tf.constant(x_0), self.t[index], label, index.astype(np.int64)))
         checkpoint.swap_ema_weights(self.model)

@@ -13,7 +13,7 @@ def measure_losses(size, precision):
 
     import data
     import diffusion_model
-    from ddpm import ddpm_schedule
+    from ddpm import ddpm_schedule, from_pixels
     from training import checkpoint
     from unet import NaiveUnet
 
@@ -27,7 +27,7 @@ def measure_losses(size, precision):
     noisy, losses = diffusion_model.noising(ddpm_schedule(1e-4, 0.02, 1000), 0), []
     while len(losses) < size.steps:
         for image_batch, _ in data.batches(images, size.batch, 0, 0):
-            x_t, t_input, target, weight = noisy(image_batch, tf.constant(len(losses), tf.int64))
+            x_t, t_input, target, weight = noisy(from_pixels(image_batch), tf.constant(len(losses), tf.int64))
             losses.append(model.train_on_batch([x_t, t_input], target, sample_weight=weight))
             if len(losses) == size.steps:
                 break
