@@ -123,7 +123,7 @@ def test_what_is_not_asked_for_is_as_the_file_recommends():
         Sampling(spacing="quadratic").resolve()
 
 
-def test_my_sample_and_the_scripts_have_all_options_with_their_defaults():
+def test_my_sample_and_scripts_have_all_options_and_defaults():
     defaults = {field.name: field.default for field in dataclasses.fields(Sampling)}
     parameters = inspect.signature(rd.my_sample).parameters
     assert {name: parameters[name].default for name in defaults} == defaults
