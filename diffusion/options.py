@@ -8,38 +8,39 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 from diffusion.samplers import SAMPLERS, SPACINGS, VARIANCES
 from support import console
-from support.checks import LARGEST, check_choice, check_number
+from support.checks import LARGEST, MOST, check_choice, check_number
 
 MOST_CORRECTOR_STEPS = 4095  # whose draws of noise have a key, see `sampling.standard_normal`
 
 
-def number_option(default: Any, help: str, low: float, high: float = math.inf, **parser: Any) -> Any:
-    """A field of `Sampling`: a number from `low` to `high`."""
-    parser["type"] = console.number(low, high)
-    return any_option(default, help, lambda name, value: check_number(name, value, low, high), **parser)
+def option(
+    default: Any,
+    help: str,
+    choices: Collection[str] | None = None,
+    integers: tuple[int, int] | None = None,
+    numbers: tuple[float, float] | None = None,
+    **parser: Any,
+) -> Any:
+    """A field of `Sampling`: its default, what it means, what it may be, and how a parser reads it.
 
-
-def integer_option(default: Any, help: str, low: int, high: int = 2**63 - 1, **parser: Any) -> Any:
-    """A field of `Sampling`: an integer from `low` to `high`."""
-    parser["type"] = console.integer(low, high)
-    return any_option(default, help, lambda name, value: check_number(name, value, low, high, integer=True), **parser)
-
-
-def choice_option(choices: Collection[str], help: str) -> Any:
-    """A field of `Sampling`: one of a few names."""
-    check = lambda name, value: check_choice(name, value, choices)  # noqa: E731
-    return any_option(None, help, check, choices=tuple(choices))
-
-
-def any_option(default: Any, help: str, check: Callable[[str, Any], None] = lambda *_: None, **parser: Any) -> Any:
-    """A field of `Sampling`: its default, what it means, its check, and how a parser reads it."""
-    return dataclasses.field(default=default, metadata={"help": help, "check": check, "parser": parser})
+    Args:
+        choices: the names of which it is one.
+        integers, numbers: the smallest and the largest value.
+        parser: further arguments of `ArgumentParser.add_argument`.
+    """
+    checks = {}
+    if choices:
+        checks, parser["choices"] = {check_choice: (choices,)}, tuple(choices)
+    if integers:
+        checks, parser["type"] = {check_number: (*integers, True)}, console.integer(*integers)
+    if numbers:
+        checks, parser["type"] = {check_number: numbers}, console.number(*numbers)
+    return dataclasses.field(default=default, metadata={"help": help, "checks": checks, "parser": parser})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,27 +52,31 @@ class Sampling:
             depends on the model is checked by `model_file.TrainedModel.choose` and `sampling.make_plan`.
     """
 
-    sampler: str | None = choice_option(
-        SAMPLERS, "how images are sampled (what the model's file recommends, else ddpm)"
+    sampler: str | None = option(
+        None, "how images are sampled (what the model's file recommends, else ddpm)", choices=SAMPLERS
     )
-    steps: int | None = integer_option(
+    steps: int | None = option(
         None,
         "number of steps, at most T; 20 to 50 do for ddim and dpm++ (what the file recommends with its sampler, else "
         "all)",
-        1,
+        integers=(1, MOST),
         metavar="N",
     )
-    spacing: str | None = choice_option(SPACINGS, "how the steps are spaced (dpm++ and langevin logsnr, else uniform)")
-    eta: float = number_option(0.0, "noise of ddim, 0 to 1 (0)", 0, 1)
-    variance: str | None = choice_option(
-        VARIANCES, "variance of the noise in a step of ddpm (what the file recommends with its sampler, else beta)"
+    spacing: str | None = option(
+        None, "how the steps are spaced (dpm++ and langevin logsnr, else uniform)", choices=SPACINGS
     )
-    clip: bool = any_option(
+    eta: float = option(0.0, "noise of ddim, 0 to 1 (0)", numbers=(0, 1))
+    variance: str | None = option(
+        None,
+        "variance of the noise in a step of ddpm (what the file recommends with its sampler, else beta)",
+        choices=VARIANCES,
+    )
+    clip: bool = option(
         True, "clip estimates of the image to the range of pixels (yes)", action=argparse.BooleanOptionalAction
     )
-    corrector: int = integer_option(0, "Langevin steps after each step (0)", 0, MOST_CORRECTOR_STEPS, metavar="N")
-    snr: float = number_option(0.16, "how large those are (0.16)", 1e-6, 10, metavar="RATIO")
-    label: Any = any_option(
+    corrector: int = option(0, "Langevin steps after each step (0)", integers=(0, MOST_CORRECTOR_STEPS), metavar="N")
+    snr: float = option(0.16, "how large those are (0.16)", numbers=(1e-6, 10), metavar="RATIO")
+    label: Any = option(
         None,
         "class of the images, by name or number from 0, or one for each; one that begins with a dash as --label=CLASS "
         "(all kinds)",
@@ -79,25 +84,24 @@ class Sampling:
         action="extend",
         metavar="CLASS",
     )
-    guidance: float = number_option(
+    guidance: float = option(
         1.0,
         "how strongly the class guides: 0 ignores it, 1 follows it, 2 to 4 exaggerate it; or how far to lead away from "
         "--weaker, 1.5 to 2 (1)",
-        -LARGEST,
-        LARGEST,
+        numbers=(-LARGEST, LARGEST),
         metavar="G",
     )
-    guidance_interval: tuple[int, int] | None = any_option(
+    guidance_interval: tuple[int, int] | None = option(
         None,
         "the first and the last t where --guidance holds, else 1 (all)",
         type=console.integer(0),
         nargs=2,
         metavar=("FIRST", "LAST"),
     )
-    classifier: Any = any_option(
+    classifier: Any = option(
         None, "a model of --network classifier that guides to the class (none)", metavar="FILE.keras"
     )
-    weaker: Any = any_option(
+    weaker: Any = option(
         None,
         "a smaller or less trained model of the same images, which guides away from its own mistakes (none)",
         metavar="FILE.keras",
@@ -107,10 +111,11 @@ class Sampling:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if value is not None or field.default is not None:
-                field.metadata["check"](field.name, value)
+                for check, more in field.metadata["checks"].items():
+                    check(field.name, value, *more)
         for contradicts, sentence in CONTRADICTIONS:
             if contradicts(self):
-                raise ValueError(sentence(self))
+                raise ValueError(sentence.format(**self.arguments()))
 
     @classmethod
     def among(cls, named: Mapping[str, Any]) -> Sampling:
@@ -145,7 +150,7 @@ class Sampling:
 
         The fingerprints of models that guide are not part of it.
         """
-        words = dict(sampler=self.sampler, variance=self.variance)  # first, as in names of earlier versions
+        words = {"sampler": self.sampler, "variance": self.variance}  # first, as in names of earlier versions
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if value != field.default and field.name not in ("classifier", "weaker"):
@@ -158,51 +163,48 @@ class Sampling:
         )
 
 
-def _takes(option):
-    """A row of the table: `option` changes nothing unless the sampler takes it."""
-    samplers = [name for name, sampler in SAMPLERS.items() if option in sampler.takes]
-    default = Sampling.__dataclass_fields__[option].default
-    only = " or ".join([", ".join(samplers[:-1]), samplers[-1]] if samplers[1:] else samplers)
+def _only_for_its_samplers(option):
+    """A row of the table: the option changes nothing unless the sampler takes it."""
+    *others, last = (name for name, sampler in SAMPLERS.items() if option in sampler.takes)
+    only = f"{', '.join(others)} or {last}" if others else last
     return (
-        lambda s: getattr(s, option) != default and s.sampler not in (None, *samplers),
-        lambda s: (
-            f"{option} applies only to sampler {only}, and the sampler is {s.sampler}; omit {option}, or choose {only}"
-        ),
+        lambda s: getattr(s, option) != getattr(Sampling, option) and s.sampler not in (None, *others, last),
+        f"{option} applies only to sampler {only}, and the sampler is {{sampler}}; omit {option}, or choose {only}",
     )
 
 
 # Options that contradict each other or would have no effect: when, and the sentence that says so.
-CONTRADICTIONS: Iterable[tuple[Callable[[Sampling], bool], Callable[[Sampling], str]]] = (
-    _takes("eta"),
-    _takes("variance"),
-    _takes("corrector"),
+CONTRADICTIONS: Iterable[tuple[Callable[[Sampling], bool], str]] = (
+    _only_for_its_samplers("eta"),
+    _only_for_its_samplers("variance"),
+    _only_for_its_samplers("corrector"),
     (
         lambda s: s.snr != Sampling.snr and not s.corrector,
-        lambda s: "snr is the size of the corrector's steps, and there is no corrector; add one, or omit snr",
+        "snr is the size of the corrector's steps, and there is no corrector; add one, or omit snr",
     ),
     (
         lambda s: s.spacing and s.steps is None and (s.sampler or s.variance),
-        lambda s: f"spacing {s.spacing} needs a number of steps; add steps, or omit spacing",
+        "spacing {spacing} needs a number of steps; add steps, or omit spacing",
     ),
     (
         lambda s: s.guidance_interval is not None and s.guidance == 1,
-        lambda s: "guidance_interval has no effect with guidance 1; choose another guidance, or omit it",
+        "guidance_interval has no effect with guidance 1; choose another guidance, or omit it",
     ),
     (
         lambda s: s.classifier is not None and s.weaker is not None,
-        lambda s: "classifier and weaker both guide; choose one",
+        "classifier and weaker both guide; choose one",
     ),
     (
         lambda s: s.weaker is not None and s.guidance == 1,
-        lambda s: "with guidance 1 a weaker model has no effect; 1.5 to 2 is usual",
+        "with guidance 1 a weaker model has no effect; 1.5 to 2 is usual",
     ),
     (
         lambda s: s.classifier is not None and s.label is None,
-        lambda s: "a classifier needs a label to guide to",
+        "a classifier needs a label to guide to",
     ),
     (
         lambda s: s.guidance != 1 and s.label is None and s.weaker is None,
-        lambda s: f"guidance {s.guidance} needs a label to guide to, or a weaker model to lead away from",
+        "guidance {guidance} needs a label to guide to, or a weaker model to lead away from",
     ),
 )
 
