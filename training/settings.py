@@ -166,7 +166,7 @@ OPTIONS = (
     setting("sample_every", "epochs from one grid of samples to the next, 0 for none", 10,
             default="once, half-way", type=integer(0), metavar="EPOCHS"),
     setting("sampler", "sampler of the grids, and of my_sample where no other is asked for", "ddpm",
-            choices=tuple(name for name in SAMPLERS if name != "langevin")),
+            choices=tuple(name for name, sampler in SAMPLERS.items() if sampler.repeats == 1)),
     setting("variance", "of the noise in a step of the sampler ddpm: β, posterior for few steps, or learned, "
             "which needs --learn-variance and is its default", "beta", choices=VARIANCES),
     setting("sample_steps", "its number of steps", default="T", type=integer(1), metavar="N"),
