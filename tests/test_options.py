@@ -133,3 +133,27 @@ def test_my_sample_and_scripts_have_all_options_and_defaults():
     typed = ["--sampler", "ddpm", "--steps", "9", "--no-clip", "--guidance-interval", "3", "9", "--guidance", "2"]
     asked = Sampling.among(vars(rd.parse_options([*typed, "--label", "cat", "dog"])))
     assert asked == Sampling("ddpm", 9, clip=False, label=["cat", "dog"], guidance=2, guidance_interval=[3, 9])
+
+
+def test_an_entry_of_a_table_reaches_parsers_and_errors(run):
+    """So a new schedule, target, sampler or spacing is code in one file."""
+    process = run(
+        "-c",
+        "from diffusion import samplers, schedules, targets\n"
+        "schedules.SCHEDULES['toy'], targets.TARGETS['toy'] = schedules.cosine, targets.TARGETS['v']\n"
+        "samplers.SAMPLERS['toy'], samplers.SPACINGS['toy'] = samplers.SAMPLERS['ddim'], samplers.SPACINGS['uniform']\n"
+        "import evaluate, reverse_diffusion as rd\n"
+        "from diffusion.options import Sampling\n"
+        "from training import settings\n"
+        "typed = ['--schedule', 'toy', '--target', 'toy', '--sampler', 'toy']\n"
+        "assert settings.parse_options('', typed)['target'] == 'toy'\n"
+        "typed = ['--sampler', 'toy', '--spacing', 'toy', '--steps', '5', '--eta', '0.5']\n"
+        "for options in rd.parse_options(typed), evaluate.parse_options([*typed, '--data', 'drawings']):\n"
+        "    assert Sampling.among(vars(options)).file_name() == 'toy-5-toy-eta0.5-'\n"
+        "try:\n"
+        "    Sampling('ddpm', eta=0.5)\n"
+        "except ValueError as error:\n"
+        "    print(error)\n",
+    )
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.startswith("eta applies only to sampler ddim or toy, and the sampler is ddpm; omit eta")
