@@ -148,7 +148,7 @@ def schedules(T=1000):
     for name, colour in zip(SCHEDULES, itertools.cycle(COLOURS), strict=False):
         for zero_snr, style in (False, "-"), (True, ":"):
             ab = make_schedule(name, T=T, zero_snr=zero_snr).alphabar
-            known = slice(1, T if zero_snr else T + 1)
+            known = np.isfinite(log_snr(ab))
             left.plot(t, ab, style, color=colour)
             right.plot(t[known], log_snr(ab[known]), style, color=colour, label=None if zero_snr else name)
     right.legend()

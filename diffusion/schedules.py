@@ -36,7 +36,17 @@ def sigmoid(T: int, beta1: float, beta2: float, start: float = -3.0, end: float 
     return clip_betas(logistic - logistic[-1])
 
 
-SCHEDULES = {"linear": linear, "cosine": cosine, "sigmoid": sigmoid}
+def flow(T: int, beta1: float, beta2: float) -> np.ndarray:
+    """ᾱ_t = (1 - s)² / ((1 - s)² + s²), s = t/T, so that x_t / (√ᾱ_t + √(1 - ᾱ_t)) is (1 - s) x_0 + s ε; ᾱ_T = 0.
+
+    The straight path of flow matching (Lipman et al. 2022, arXiv 2210.02747) and rectified flow (Liu et al. 2022, arXiv
+    2209.03003), scaled to keep variances.
+    """
+    s = np.arange(T + 1) / T
+    return (1 - s) ** 2 / ((1 - s) ** 2 + s**2)
+
+
+SCHEDULES = {"linear": linear, "cosine": cosine, "sigmoid": sigmoid, "flow": flow}
 
 
 def make_schedule(
@@ -48,7 +58,7 @@ def make_schedule(
         schedule: a name in `SCHEDULES`.
         beta1, beta2: the variances of the first and the last step of the linear schedule; the others have none.
         T: number of steps, an integer.
-        zero_snr: whether ᾱ_T becomes 0, so that x_T is pure noise, for networks that predict x_0 or v.
+        zero_snr: whether ᾱ_T becomes 0, so that x_T is pure noise, for targets other than ε.
 
     Raises:
         ValueError: if there is no such schedule, or for what `ddpm.ddpm_schedule` refuses.

@@ -55,6 +55,13 @@ TARGETS = {
         estimates=lambda x_t, v, a, b: (a * x_t - b * v, b * x_t + a * v),
         error=lambda alphabar: alphabar / (1 - alphabar) + 1,
     ),
+    # The velocity ε - x_0 of the straight path y = x_t / (a + b) = (1 - s) x_0 + s ε, s = b / (a + b), of flow matching
+    # (Lipman et al. 2022, arXiv 2210.02747): x̂_0 = y - s û and ε̂ = y + (1 - s) û, whatever the schedule.
+    "flow": Target(
+        wanted=lambda x_0, eps, a, b: eps - x_0,
+        estimates=lambda x_t, u, a, b: ((x_t - b * u) / (a + b), (x_t + a * u) / (a + b)),
+        error=lambda alphabar: (1 + (alphabar / (1 - alphabar)) ** 0.5) ** 2,  # 1 / s²
+    ),
 }
 
 

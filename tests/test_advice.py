@@ -61,8 +61,10 @@ def test_schedule_advice_is_given_only_to_new_models(model_folder, monkeypatch, 
 
 
 def test_weighting_that_leaves_pure_noise_untrained_gets_advice():
-    assert "--weighting none" in advice.on_weighting(True, "min-snr")
-    assert advice.on_weighting(True, "none") is None and advice.on_weighting(False, "snr") is None
+    assert "where --schedule flow leaves no signal; try --weighting none" in advice.on_weighting(
+        "--schedule flow", "min-snr"
+    )
+    assert advice.on_weighting("--zero-snr", "none") is None and advice.on_weighting(None, "snr") is None
 
 
 @pytest.mark.parametrize("capability, has", [((7, 5), False), ((8, 0), True), ((9, 0), True), (None, True)])

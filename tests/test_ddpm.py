@@ -1,5 +1,6 @@
 """The mathematics against independent computations: closed forms, Bayes' rule on a grid, simulation."""
 
+import itertools
 import os
 import shutil
 
@@ -9,10 +10,10 @@ import tensorflow as tf
 from conftest import ROOT, generate, wanted_output
 
 import ddpm
-from diffusion import reverse, targets
+from diffusion import reverse, samplers, targets
 from diffusion.denoiser import denoiser
 from diffusion.sampling import standard_normal
-from diffusion.schedules import make_schedule
+from diffusion.schedules import SCHEDULES, make_schedule
 
 BETA1, BETA2, T = 1e-4, 0.02, 1000
 
@@ -430,13 +431,13 @@ def test_cosine_and_sigmoid_schedules_match_the_papers():
         assert 1 - got[-1] / got[-2] == pytest.approx(0.999)
 
 
-@pytest.mark.parametrize("schedule", ["linear", "cosine", "sigmoid"])
+@pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("zero_snr", [False, True])
 @pytest.mark.parametrize("T", [1, 2, 20, 1000])
 def test_schedules_fall_from_1_and_all_tables_are_finite(schedule, zero_snr, T):
     sched = make_schedule(schedule, 0.01, 0.01 if T == 1 else 0.02, T, zero_snr)
     assert sched.alphabar[0] == 1 and np.all(np.diff(sched.alphabar) < 0) and ddpm.n_steps(sched) == T
-    assert (sched.alphabar[-1] == 0) == zero_snr
+    assert (sched.alphabar[-1] == 0) == (zero_snr or schedule == "flow")
     for name, table in sched.items():
         assert table.shape == (T + 1,) and np.all(np.isfinite(table)), name
 
@@ -449,15 +450,15 @@ def test_zero_terminal_snr_moves_the_end_and_not_the_beginning():
 
 
 def test_unknown_schedule_target_or_weighting_lists_the_choices(sched):
-    with pytest.raises(ValueError, match="linear, cosine, sigmoid, got 'cubic'"):
+    with pytest.raises(ValueError, match="linear, cosine, sigmoid, flow, got 'cubic'"):
         make_schedule(schedule="cubic")
-    with pytest.raises(ValueError, match="eps, x0, v, got 'image'"):
+    with pytest.raises(ValueError, match="eps, x0, v, flow, got 'image'"):
         targets.find_target("image")
     with pytest.raises(ValueError, match="none, min-snr, snr, got 'p2'"):
         targets.loss_weights(sched.alphabar, "eps", "p2")
 
 
-KINDS = [("linear", False), ("cosine", False), ("sigmoid", False), ("linear", True), ("cosine", True)]
+KINDS = [*itertools.product(("linear", "cosine"), (False, True)), ("sigmoid", False), ("flow", True)]
 
 
 def some_pairs(schedule, zero_snr, n=40):
@@ -470,7 +471,7 @@ def some_pairs(schedule, zero_snr, n=40):
     return sched, t, x_0, eps, ab**0.5 * x_0 + (1 - ab) ** 0.5 * eps
 
 
-@pytest.mark.parametrize("target", ["eps", "x0", "v"])
+@pytest.mark.parametrize("target", targets.TARGETS)
 @pytest.mark.parametrize("schedule, zero_snr", KINDS)
 def test_perfect_network_gives_image_and_noise_for_every_target(target, schedule, zero_snr):
     if target == "eps" and zero_snr:
@@ -495,7 +496,8 @@ def test_weighted_error_of_an_estimate_is_equal_for_all_targets(weighting, sched
     guess = x_0 + 0.1 * np.random.default_rng(1).standard_normal(x_0.shape)
     guess_eps = (x_t - ab**0.5 * guess) / (1 - ab) ** 0.5
     guesses = {"eps": guess_eps, "x0": guess, "v": ab**0.5 * guess_eps - (1 - ab) ** 0.5 * guess}
-    wanted = {"eps": eps, "x0": x_0, "v": ab**0.5 * eps - (1 - ab) ** 0.5 * x_0}
+    guesses["flow"] = guess_eps - guess
+    wanted = {"eps": eps, "x0": x_0, "v": ab**0.5 * eps - (1 - ab) ** 0.5 * x_0, "flow": eps - x_0}
     expected = (np.minimum(snr, 5) if weighting == "min-snr" else snr) * (guess - x_0) ** 2
     for target in wanted:
         weight = targets.loss_weights(sched.alphabar, target, weighting)[t][:, None, None, None]
@@ -504,6 +506,47 @@ def test_weighted_error_of_an_estimate_is_equal_for_all_targets(weighting, sched
         np.testing.assert_allclose(error[inside], expected[inside], rtol=1e-5, atol=1e-12)
     for target in wanted:
         assert np.all(targets.loss_weights(sched.alphabar, target, "none") == 1)
+
+
+# --- flow matching ----------------------------------------------------------------------------------------------------
+
+
+def test_flow_schedule_is_the_straight_path_scaled():
+    """x_t / (a + b) = (1 - s) x_0 + s ε with s = t/T, as far as 1 - ᾱ_t is exact."""
+    for T in 1, 2, 7, 1000:
+        ab, s = make_schedule("flow", T=T).alphabar, np.arange(T + 1) / T
+        a, b = ab**0.5, (1 - ab) ** 0.5
+        np.testing.assert_allclose(a / (a + b), 1 - s, atol=1e-15)
+        np.testing.assert_allclose(b / (a + b), s, rtol=1e-10)
+        assert ab[0] == 1 and ab[-1] == 0
+
+
+@pytest.mark.parametrize("schedule, zero_snr", KINDS)
+def test_flow_is_the_velocity_of_a_straight_path(schedule, zero_snr):
+    """Estimates, squared error and one Euler step of dy/ds = û, y = x_t / (a + b), in float64."""
+    _, t, x_0, eps, x_t = some_pairs(schedule, zero_snr)
+    sched, flow = make_schedule(schedule=schedule, zero_snr=zero_snr), targets.TARGETS["flow"]
+    ab = sched.alphabar[t][:, None, None, None]
+    a, b = ab**0.5, (1 - ab) ** 0.5
+    s, y = b / (a + b), x_t / (a + b)
+    got_x_0, got_eps = flow.estimates(x_t, flow.wanted(x_0, eps, a, b), a, b)
+    np.testing.assert_allclose(got_x_0, x_0, atol=1e-13)
+    np.testing.assert_allclose(got_eps, eps, atol=1e-13)
+
+    u = flow.wanted(x_0, eps, a, b) + np.random.default_rng(1).standard_normal(x_0.shape)  # an imperfect network
+    got_x_0, got_eps = flow.estimates(x_t, u, a, b)
+    np.testing.assert_allclose(got_x_0, y - s * u, atol=1e-13)
+    np.testing.assert_allclose(got_eps, y + (1 - s) * u, atol=1e-13)
+    np.testing.assert_allclose((u - flow.wanted(x_0, eps, a, b)) ** 2, flow.error(ab) * (x_0 - got_x_0) ** 2, rtol=1e-8)
+
+    earlier = sched.alphabar[t - 1][:, None, None, None]
+    a_s, b_s = earlier**0.5, (1 - earlier) ** 0.5
+    euler = y + (b_s / (a_s + b_s) - s) * u
+    ddim = a_s * got_x_0 + b_s * got_eps
+    np.testing.assert_allclose(ddim / (a_s + b_s), euler, atol=1e-13)
+    rows = samplers.coefficients(sched, np.array([1000, 600, 250, 1, 0]), "ddim")  # which are DDIM's
+    later = sched.alphabar[[600, 250, 1, 0]]
+    np.testing.assert_allclose(rows[:, :2], np.stack([later**0.5, (1 - later) ** 0.5], axis=1), atol=1e-7)
 
 
 @pytest.mark.parametrize("schedule, zero_snr", KINDS)
@@ -530,7 +573,7 @@ def test_an_unknown_name_is_refused_wherever_it_is_given(sched):
         (targets.find_target, ("velocity",)),
         (denoiser, (None, sched, "velocity")),
     ):
-        with pytest.raises(ValueError, match="target must be one of eps, x0, v, got 'velocity'"):
+        with pytest.raises(ValueError, match="target must be one of eps, x0, v, flow, got 'velocity'"):
             function(*arguments)
     with pytest.raises(ValueError, match="variance must be one of beta, posterior, got 'small'"):
         ddpm.bound_decoder(x, x, x, sched, "small")

@@ -270,6 +270,7 @@ def rows_of(path):
     [
         ("--schedule", "cosine", "--target", "v", "--weighting", "min-snr"),
         ("--schedule", "sigmoid", "--target", "x0", "--t-sampling", "logsnr", "--precision", "bfloat16"),
+        ("--schedule", "flow", "--target", "flow", "--sampler", "ddim", "--t-sampling", "logsnr"),
         ("--zero-snr", "--target", "v", "--weighting", "snr", "--parts", "2"),
     ],
 )
@@ -282,7 +283,7 @@ def test_sampling_takes_schedule_and_target_from_the_file(train_tiny, options):
     trained = model_file.open_model("model.keras")
     model, sched, target = trained.network, trained.sched, trained.target
     typed = dict(zip(options[::2], options[1::2], strict=False)) if options[0] != "--zero-snr" else {"--target": "v"}
-    assert target == typed["--target"] and (sched.alphabar[-1] == 0) == ("--zero-snr" in options)
+    assert target == typed["--target"] and (sched.alphabar[-1] == 0) == ("--zero-snr" in options or "flow" in options)
     expected = make_schedule(typed.get("--schedule", "linear"), 1e-4, 0.5, 20, "--zero-snr" in options)
     np.testing.assert_array_equal(sched.alphabar, expected.alphabar)
 
@@ -483,6 +484,7 @@ def test_wrong_options_get_one_sentence_at_once(run, options, words):
         ({"data": "text.txt"}, ("text.txt",)),
         ({"beta1": 0.5}, ("beta1", "0.5")),
         ({"zero_snr": True, "target": "eps"}, ("--zero-snr", "--target v")),
+        ({"schedule": "flow", "preset": "slides"}, ("--schedule flow leaves nothing", "--target eps", "--target flow")),
         ({"beta2": float("nan")}, ("beta2",)),
         ({"image_size": 48, "data": "grays.npy", "network": "naive"}, ("48", "multiples of 32")),
         ({"n_feat": 12, "data": "grays.npy"}, ("n_feat", "multiple of 8", "12")),

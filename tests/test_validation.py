@@ -31,7 +31,8 @@ def test_held_out_loss_means_the_same_for_every_target(monkeypatch, target):
         off = tf.where(ab > 0.5, 0.1, 0.1 * tf.sqrt((1 - ab) / ab))
         x_0 = 1 - off  # of images that are white
         eps = (x_t - tf.sqrt(ab) * x_0) / tf.sqrt(1 - ab)
-        return {"eps": eps, "x0": x_0 + 0 * x_t, "v": tf.sqrt(ab) * eps - tf.sqrt(1 - ab) * x_0}[target]
+        v = tf.sqrt(ab) * eps - tf.sqrt(1 - ab) * x_0
+        return {"eps": eps, "x0": x_0 + 0 * x_t, "v": v, "flow": eps - x_0}[target]
 
     measured = validation.Validation(TrainedModel(Oracle(predict, (2, 2, 1)), sched, target), images).measure()["loss"]
     np.testing.assert_allclose([measured[0], *measured[1]], 0.01, rtol=1e-3)

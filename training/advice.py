@@ -106,8 +106,12 @@ def on_precision(precision: str, has_bfloat16: bool) -> str | None:
     return "this GPU is no faster in bfloat16 than in float32; try --precision float16"
 
 
-def on_weighting(zero_snr: bool, weighting: str) -> str | None:
-    """The sentence to say when nothing is learnt at t = T, where sampling starts, else None."""
-    if not zero_snr or weighting == "none":
+def on_weighting(pure_noise: str | None, weighting: str) -> str | None:
+    """The sentence to say when nothing is learnt at t = T, where sampling starts, else None.
+
+    Args:
+        pure_noise: the option that makes x_T pure noise, if one does.
+    """
+    if not pure_noise or weighting == "none":
         return None
-    return f"--weighting {weighting} gives t = T no weight, where --zero-snr leaves no signal; try --weighting none"
+    return f"--weighting {weighting} gives t = T no weight, where {pure_noise} leaves no signal; try --weighting none"

@@ -188,17 +188,18 @@ def build_network(settings: dict, classes: int) -> keras.Model:
 
 def check_schedule(settings: dict, new: bool) -> None:
     """Raises ValueError for an invalid schedule, and gives advice on one of a new model that is hardly intended."""
-    if settings["zero_snr"] and TARGETS[settings["target"]].needs_signal:
+    sched = make_schedule(**{name: settings[name] for name in DIFFUSION if name != "target"})
+    flag = "--zero-snr" if settings["zero_snr"] else f"--schedule {settings['schedule']}"
+    if sched.alphabar[-1] == 0 and TARGETS[settings["target"]].needs_signal:
         others = " or ".join(f"--target {name}" for name in TARGETS if not TARGETS[name].needs_signal)
         raise ValueError(
-            f"--zero-snr leaves nothing of the image in x_T, and --target {settings['target']} tells nothing of it; "
+            f"{flag} leaves nothing of the image in x_T, and --target {settings['target']} tells nothing of it; "
             f"add {others}"
         )
-    make_schedule(**{name: settings[name] for name in DIFFUSION if name != "target"})
     linear = settings["schedule"] == "linear" and not settings["zero_snr"]
     if new and linear and (sentence := advice.on_schedule(settings["beta1"], settings["beta2"], settings["T"])):
         say(sentence)
-    if new and (sentence := advice.on_weighting(settings["zero_snr"], settings["weighting"])):
+    if new and (sentence := advice.on_weighting(sched.alphabar[-1] == 0 and flag, settings["weighting"])):
         say(sentence)
 
 

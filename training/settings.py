@@ -146,11 +146,12 @@ OPTIONS = (
     setting("beta2", "variance of the linear schedule's last step", 0.02, fixed=True, type=number(0, 1),
             metavar="VARIANCE"),
     setting("T", "steps from image to noise", 1000, fixed=True, type=integer(1), metavar="STEPS"),
-    setting("schedule", "how the noise grows: linear in its variance as on the slides, cosine or sigmoid", "linear",
-            fixed=True, choices=tuple(SCHEDULES)),
-    setting("zero_snr", "let x_T be pure noise; needs --target x0 or v", False, fixed=True, action=YES_OR_NO),
-    setting("target", "what the network predicts: the noise, the image, or v, which is between them", "eps", fixed=True,
-            choices=tuple(TARGETS)),
+    setting("schedule", "how the noise grows: linear in its variance as on the slides, cosine, sigmoid, or flow, the "
+            "straight path of flow matching, which ends in pure noise", "linear", fixed=True,
+            choices=tuple(SCHEDULES)),
+    setting("zero_snr", "let x_T be pure noise; needs another --target than eps", False, fixed=True, action=YES_OR_NO),
+    setting("target", "what the network predicts: eps, the noise; x0, the image; v, between them; or flow, the noise "
+            "minus the image", "eps", fixed=True, choices=tuple(TARGETS)),
     setting("weighting", "weight of the loss by t: none; snr: the error of the noise whatever the target; min-snr: "
             "the error of the image times the signal-to-noise ratio, but at most times 5", "none",
             choices=WEIGHTINGS),
