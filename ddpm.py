@@ -263,10 +263,10 @@ def bound_decoder(x_0, x_1, estimate, sched, variance="beta"):
     t = tf.ones(tf.shape(x_0)[:1], tf.int32)
     smallest = sched["posterior_variance"][2] if n_steps(sched) > 1 else sched["beta_t"][1]
     sigma = np.sqrt(smallest) * tf.exp(log_variance_ratio(x_1, t, variance, sched) / 2)
-    return _bits(-_log_probability_of_pixel(x_0, q_mean(estimate, x_1, t, sched), tf.cast(sigma, tf.float64)))
+    return _bits(-log_probability_of_pixel(x_0, q_mean(estimate, x_1, t, sched), tf.cast(sigma, tf.float64)))
 
 
-def _log_probability_of_pixel(x, mean, sigma):
+def log_probability_of_pixel(x, mean, sigma):
     """log of the mass of N(mean, σ²) in a pixel's bin: half-way to the neighbouring values, or to infinity."""
     x, mean = tf.cast(x, tf.float64), tf.cast(mean, tf.float64)
     infinity = tf.constant(np.inf, tf.float64)

@@ -111,6 +111,7 @@ def train(trained, images, run):
         trained.target,
         weighting=settings["weighting"],
         t_sampling=settings["t_sampling"],
+        learned=trained.schedule_layer is not None,
     )
     for i in range(progress["epoch"], settings["n_epochs"]):
         run.before_epoch()
@@ -141,7 +142,7 @@ def train(trained, images, run):
     run.at_the_end()
 
 
-def noising(sched, seed, target="eps", weighting="none", t_sampling="uniform"):
+def noising(sched, seed, target="eps", weighting="none", t_sampling="uniform", learned=False):
     """The noise of a training step: a function of the images x_0 and the step → x_t, t/T, target, weight of each image.
 
     Draws depend on the seed and the step alone, so that a resumed run draws what it would have drawn.
@@ -149,6 +150,8 @@ def noising(sched, seed, target="eps", weighting="none", t_sampling="uniform"):
     Args:
         target, weighting: see `diffusion/targets.py`.
         t_sampling: `'uniform'` as on the slides, `'logsnr'` for `targets.log_snr_probabilities`.
+        learned: whether the schedule is learned, so that the noise is added within the step, see
+            `training/learned_schedule.py`: the function then returns x_0, t/T of a continuous t, ε, and weight 1.
     """
     import tensorflow as tf
 
@@ -170,6 +173,9 @@ def noising(sched, seed, target="eps", weighting="none", t_sampling="uniform"):
         # Two keys a step, one for ε and one for t; negative, as the keys of sampling are positive.
         key = tf.stack([tf.constant(seed, tf.int64), -1 - 2 * step])
         eps = tf.random.stateless_normal(this_size, key)
+        if learned:
+            t = 1 + (T - 1) * tf.random.stateless_uniform(this_size[:1], key - [0, 1])
+            return image_batch, t[:, None] / T, eps, tf.ones_like(t)[:, None, None, None]
         t_ind = draw_t(this_size[:1], key - [0, 1])
         x_t = q_sample(image_batch, t_ind, eps, sched)
         wanted_output = wanted(image_batch, eps, *signal_and_noise(t_ind, image_batch, sched))

@@ -9,6 +9,7 @@ import types
 
 import keras.layers as kl
 import keras.saving as ks
+import numpy as np
 from keras import ops
 
 CHANNELS_LAST = {"data_format": "channels_last"}  # whatever the user has set Keras to
@@ -228,3 +229,66 @@ class Logbook(kl.Layer):
 
     def get_config(self):
         return {**super().get_config(), "entries": copy.deepcopy(self.entries)}
+
+
+@ks.register_keras_serializable(package="MyLayers")
+class LearnedSchedule(kl.Layer):
+    """An identity layer that carries a noise schedule to learn: γ(τ) = -log(ᾱ / (1 - ᾱ)), τ from 0 to 1.
+
+    γ(τ) = γ_0 + (γ_1 - γ_0) (g(τ) - g(0)) / (g(1) - g(0)) with a monotone network g of one hidden layer, as in VDM
+    (Kingma et al. 2021, arXiv 2107.00630, appendix H); so a change of g moves no end. It is computed in float32 and
+    begins as a straight line.
+
+    Args:
+        first, last: γ_0 and γ_1 at first, first < last.
+        units: of the hidden layer.
+    """
+
+    def __init__(self, first, last, units=32, **kwargs):
+        super().__init__(**{**kwargs, "dtype": "float32"})
+        self.first, self.last, self.units = first, last, units
+
+    def build(self, input_shape):
+        def weight(name, values):
+            values = np.asarray(values, "float32")
+            return self.add_weight(name=name, shape=values.shape, initializer=lambda *_, **__: values)
+
+        def before_softplus(value):
+            return np.log(np.expm1(value))
+
+        steepness, centres = np.linspace(4, 16, self.units), np.linspace(0, 1, self.units)
+        self.start = weight("start", self.first)
+        self.width = weight("width", before_softplus(self.last - self.first))
+        self.line = weight("line", before_softplus(1.0))
+        self.heights = weight("heights", np.full(self.units, before_softplus(1e-3)))
+        self.steepness = weight("steepness", before_softplus(steepness))
+        self.centres = weight("centres", centres)
+
+    def call(self, inputs):
+        return inputs
+
+    def ends(self):
+        """γ_0 and γ_1 - γ_0."""
+        return 1.0 * self.start, ops.softplus(self.width)
+
+    def shape_and_slope(self, tau):
+        """(g(τ) - g(0)) / (g(1) - g(0)) and its derivative, like τ, (n,) float32."""
+        line, heights, steepness = (ops.softplus(weight) for weight in (self.line, self.heights, self.steepness))
+
+        def g(tau):
+            return line * tau + ops.sum(heights * ops.sigmoid(steepness * (tau[:, None] - self.centres)), axis=1)
+
+        bend = ops.sigmoid(steepness * (tau[:, None] - self.centres))
+        slope = line + ops.sum(heights * steepness * bend * (1 - bend), axis=1)
+        low, high = ops.split(g(ops.convert_to_tensor([0.0, 1.0])), 2)
+        return (g(tau) - low) / (high - low), slope / (high - low)
+
+    def alphabar(self, T):
+        """ᾱ_0 … ᾱ_T, NumPy float64 (T + 1,): 1, and σ(-γ(τ)) at τ = (t - 1) / (T - 1) for t ≥ 1."""
+        start, width = (ops.convert_to_numpy(value).astype("float64") for value in self.ends())
+        shape = self.shape_and_slope(ops.convert_to_tensor(np.linspace(0, 1, T, dtype="float32")))[0]
+        gamma = start + width * ops.convert_to_numpy(shape).astype("float64")
+        return np.append(1.0, 1 / (1 + np.exp(gamma)))
+
+    def get_config(self):
+        return {**super().get_config(), "first": self.first, "last": self.last, "units": self.units}

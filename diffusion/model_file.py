@@ -24,8 +24,8 @@ import keras
 import numpy as np
 
 import unet  # noqa: F401 (registers the layers that files hold)
-from ddpm import Schedule, n_steps
-from diffusion.layers import Logbook
+from ddpm import Schedule, n_steps, schedule_tables
+from diffusion.layers import LearnedSchedule, Logbook
 from diffusion.options import Sampling
 from diffusion.schedules import make_schedule
 from support import files
@@ -69,6 +69,11 @@ class TrainedModel:
         return len(inputs) == 2 and len(inputs[0].shape) == 4 and len(outputs[0].shape) == 2
 
     @property
+    def schedule_layer(self) -> LearnedSchedule | None:
+        """The layer of a network whose schedule is learned."""
+        return find_layer(self.network, LearnedSchedule)
+
+    @property
     def learns_variance(self) -> bool:
         """Whether it also says how much noise a step adds, see `diffusion/learned_variance.py`."""
         image, output = self.network.inputs[0].shape, self.network.outputs[0].shape
@@ -93,7 +98,8 @@ def describe(network: keras.Model) -> TrainedModel:
     """A network with what its metadata say of it; without any, with the slides' schedule and ε."""
     entries = metadata(network)
     settings = {"target": "eps", **entries.get("diffusion", SLIDES)}
-    target, sched = settings.pop("target"), make_schedule(**settings)
+    target, layer = settings.pop("target"), find_layer(network, LearnedSchedule)
+    sched = make_schedule(**settings) if layer is None else schedule_tables(layer.alphabar(settings["T"]))
     sampling = {"sampler": "ddpm", "steps": None, "variance": "beta", **entries.get("sampling", {})}
     if sampling["steps"]:
         sampling["steps"] = min(sampling["steps"], n_steps(sched))
@@ -105,7 +111,9 @@ def describe(network: keras.Model) -> TrainedModel:
 
 def output_layer(network: keras.Model) -> keras.layers.Layer:
     """The layer whose output is the prediction."""
-    return next(layer for layer in network.layers if layer.output is network.outputs[0])
+    layer = find_layer(network, LearnedSchedule)
+    output = network.outputs[0] if layer is None else layer.input
+    return next(layer for layer in network.layers if layer.output is output)
 
 
 SLIDES = {"beta1": 1e-4, "beta2": 0.02, "T": 1000}
@@ -113,10 +121,13 @@ SLIDES = {"beta1": 1e-4, "beta2": 0.02, "T": 1000}
 
 def metadata(network: keras.Model) -> dict:
     """The metadata that a network carries; empty for one without any."""
-    for layer in network.layers:
-        if isinstance(layer, Logbook):
-            return layer.entries
-    return {}
+    layer = find_layer(network, Logbook)
+    return {} if layer is None else layer.entries
+
+
+def find_layer(network: keras.Model, kind: type) -> keras.layers.Layer | None:
+    """The first layer of a kind, or None."""
+    return next((layer for layer in network.layers if isinstance(layer, kind)), None)
 
 
 def warn_of_no_class(trained: TrainedModel) -> str | None:

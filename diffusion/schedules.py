@@ -46,7 +46,18 @@ def flow(T: int, beta1: float, beta2: float) -> np.ndarray:
     return (1 - s) ** 2 / ((1 - s) ** 2 + s**2)
 
 
-SCHEDULES = {"linear": linear, "cosine": cosine, "sigmoid": sigmoid, "flow": flow}
+LEARNED_FROM = -13.3, 5.0  # γ = -log-SNR at t = 1 and t = T, as in VDM
+
+
+def learned(T: int, beta1: float, beta2: float) -> np.ndarray:
+    """Where a learned schedule begins: log-SNR falls as a straight line (VDM, Kingma et al. 2021, arXiv 2107.00630).
+
+    What it has become is in the model's file, see `layers.LearnedSchedule`.
+    """
+    return np.append(1.0, 1 / (1 + np.exp(np.linspace(*LEARNED_FROM, T))))
+
+
+SCHEDULES = {"linear": linear, "cosine": cosine, "sigmoid": sigmoid, "flow": flow, "learned": learned}
 
 
 def make_schedule(

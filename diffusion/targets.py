@@ -86,13 +86,22 @@ def loss_weights(alphabar: np.ndarray, target: str = "eps", weighting: str = "no
         ValueError: for another target or weighting.
     """
     check_choice("weighting", weighting, WEIGHTINGS)
-    error = find_target(target).error
-    weights = np.zeros(len(alphabar)) if weighting != "none" else np.ones(len(alphabar))
-    if weighting != "none":
-        known = (alphabar < 1) & (alphabar > 0)  # SNR is infinite at t = 0, and 0 at ᾱ_T = 0
-        snr = alphabar[known] / (1 - alphabar[known])
-        weights[known] = (np.minimum(snr, gamma) if weighting == "min-snr" else snr) / error(alphabar[known])
+    find_target(target)
+    weights, known = np.zeros(len(alphabar)), (alphabar < 1) & (alphabar > 0)  # SNR is infinite at t = 0, 0 at ᾱ_T = 0
+    if weighting == "none":
+        return weights + 1
+    weights[known] = loss_weight(alphabar[known], target, weighting, gamma)
     return weights
+
+
+def loss_weight(
+    alphabar: Array, target: str, weighting: str, gamma: float = 5.0, minimum: Callable = np.minimum
+) -> Array:
+    """The weight at 0 < ᾱ < 1, see `loss_weights`; arrays, or tensors with `minimum` a function of them."""
+    if weighting == "none":
+        return 1 + 0 * alphabar
+    snr = alphabar / (1 - alphabar)
+    return (minimum(snr, gamma) if weighting == "min-snr" else snr) / find_target(target).error(alphabar)
 
 
 def comparable_weights(alphabar: np.ndarray) -> np.ndarray:

@@ -450,7 +450,7 @@ def test_zero_terminal_snr_moves_the_end_and_not_the_beginning():
 
 
 def test_unknown_schedule_target_or_weighting_lists_the_choices(sched):
-    with pytest.raises(ValueError, match="linear, cosine, sigmoid, flow, got 'cubic'"):
+    with pytest.raises(ValueError, match="linear, cosine, sigmoid, flow, learned, got 'cubic'"):
         make_schedule(schedule="cubic")
     with pytest.raises(ValueError, match="eps, x0, v, flow, got 'image'"):
         targets.find_target("image")

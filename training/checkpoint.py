@@ -12,7 +12,7 @@ import zipfile
 
 import keras
 
-from diffusion.layers import ClassLayer, Logbook
+from diffusion.layers import ClassLayer, LearnedSchedule, Logbook
 from diffusion.model_file import TrainedModel, describe, first_not_finite, metadata, open_model, output_layer
 from support import files
 from training.train_step import divide_training
@@ -106,7 +106,7 @@ def set_precision(model: keras.Model, precision: str) -> None:
     model.dtype_policy = keras.DTypePolicy("float32" if precision == "float32" else f"mixed_{precision}")
     unchanged = output_layer(model)
     for layer in model.layers:
-        if layer is not unchanged and not isinstance(layer, (TimeLayer, ClassLayer, Logbook)):
+        if layer is not unchanged and not isinstance(layer, (TimeLayer, ClassLayer, LearnedSchedule, Logbook)):
             for part in layer._flatten_layers():
                 part.dtype_policy = model.dtype_policy
 

@@ -11,9 +11,10 @@ import numpy as np
 import data
 from data.classes import describe_classes
 from diffusion import model_file
+from diffusion.layers import LearnedSchedule
 from diffusion.model_file import TrainedModel
 from diffusion.networks import NETWORKS
-from diffusion.schedules import make_schedule
+from diffusion.schedules import LEARNED_FROM, make_schedule
 from diffusion.targets import TARGETS
 from support import device, files
 from support.console import say
@@ -147,9 +148,13 @@ def check_effects(settings: dict, typed: dict) -> None:
     """
     if "variance" in typed and settings["variance"] != "learned" and settings["sampler"] != "ddpm":
         say(f"--variance {settings['variance']} has no effect with --sampler {settings['sampler']}, only with ddpm")
+    if settings["schedule"] == "learned":
+        refuse_with_learned_schedule(settings)
     without_effect = {
         "beta1": settings["schedule"] != "linear" and "belongs to --schedule linear",
         "beta2": settings["schedule"] != "linear" and "belongs to --schedule linear",
+        "t_sampling": settings["schedule"] == "learned" and "is for schedules that are not learned",
+        "weaker_after": settings["schedule"] == "learned" and "is for schedules that are not learned",
         "drop_label": not settings["classes"] and "needs --classes",
         "validate_every": settings["validation"] is None and "validation" not in typed and "needs --validation",
     }
@@ -160,6 +165,18 @@ def check_effects(settings: dict, typed: dict) -> None:
         if why and name in typed:
             flag = "--" + name.replace("_", "-")
             raise ValueError(f"{flag} {why}, and has no effect here; change that, or omit {flag}")
+
+
+def refuse_with_learned_schedule(settings: dict) -> None:
+    """Raises ValueError for settings that a learned schedule cannot have."""
+    wrong = {
+        "--network classifier, which generates nothing": settings["network"] == "classifier",
+        "--learn-variance, whose bound needs a fixed schedule": settings["learn_variance"],
+        "--zero-snr, as it learns where the schedule ends": settings["zero_snr"],
+        "--T 1, as a single step has no shape": settings["T"] == 1,
+    }
+    for why in (why for why, applies in wrong.items() if applies):
+        raise ValueError(f"--schedule learned does not go with {why}; change one of them")
 
 
 def check_network_options(settings: dict, typed: dict) -> None:
@@ -183,7 +200,10 @@ def build_network(settings: dict, classes: int) -> keras.Model:
     own = {name: settings[name] for name in NETWORK_OPTIONS[network]}
     if "widths" in own:
         own["widths"] = [int(width) for width in own["widths"].split(",")]
-    return NETWORKS[network](shape, settings["n_feat"], classes, **own)
+    built = NETWORKS[network](shape, settings["n_feat"], classes, **own)
+    if settings["schedule"] != "learned":
+        return built
+    return keras.Model(built.inputs, LearnedSchedule(*LEARNED_FROM, name="schedule")(built.outputs[0]))
 
 
 def check_schedule(settings: dict, new: bool) -> None:

@@ -146,9 +146,9 @@ OPTIONS = (
     setting("beta2", "variance of the linear schedule's last step", 0.02, fixed=True, type=number(0, 1),
             metavar="VARIANCE"),
     setting("T", "steps from image to noise", 1000, fixed=True, type=integer(1), metavar="STEPS"),
-    setting("schedule", "how the noise grows: linear in its variance as on the slides, cosine, sigmoid, or flow, the "
-            "straight path of flow matching, which ends in pure noise", "linear", fixed=True,
-            choices=tuple(SCHEDULES)),
+    setting("schedule", "how the noise grows: linear in its variance as on the slides, cosine, sigmoid; flow, the "
+            "straight path of flow matching, which ends in pure noise; or learned beside the network", "linear",
+            fixed=True, choices=tuple(SCHEDULES)),
     setting("zero_snr", "let x_T be pure noise; needs another --target than eps", False, fixed=True, action=YES_OR_NO),
     setting("target", "what the network predicts: eps, the noise; x0, the image; v, between them; or flow, the noise "
             "minus the image", "eps", fixed=True, choices=tuple(TARGETS)),
@@ -260,6 +260,8 @@ def choose_settings(options: dict, metadata: dict, path: str, automatic: Callabl
         if {"beta1", "beta2"} & typed.keys() and "schedule" not in typed and chosen["schedule"] != "linear":
             say("schedule  linear, as --beta1 and --beta2 belong to it")
             chosen["schedule"] = "linear"
+        if chosen["schedule"] == "learned" and "weaker_after" not in typed:
+            chosen["weaker_after"] = 0  # an early copy has an earlier schedule, and so cannot guide
         other_target = chosen["target"] != PRESETS[preset]["target"]
         if other_target and "weighting" not in typed and chosen["weighting"] != "none":
             say(f"weighting none, as {chosen['weighting']} of the preset belongs to its own target")

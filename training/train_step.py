@@ -16,6 +16,7 @@ from ddpm import n_steps
 from diffusion.learned_variance import hybrid_loss, split_output
 from diffusion.model_file import TrainedModel, describe
 from diffusion.reverse import split
+from training.learned_schedule import schedule_gradients
 
 NARROWEST = 16  # rows and columns of a kernel that Muon trains
 
@@ -143,10 +144,13 @@ def divide_training(model: keras.Model, parts: int, ema_warmup: bool = False) ->
     inputs = [tf.TensorSpec([None, *tensor.shape[1:]], tensor.dtype) for tensor in model.inputs]
     target = tf.TensorSpec([None], tf.int32) if trained.is_classifier else inputs[0]
     signature, errors = [*inputs, target, tf.TensorSpec([None, 1, 1, 1])], choose_loss(trained)
+    with_schedule = trained.schedule_layer and schedule_gradients(trained)
 
     @tf.function(reduce_retracing=True, autograph=False)  # traced once for all parts
     def differentiate(*part):
         *inputs, target, sample_weight, factor = part
+        if with_schedule:
+            return with_schedule(inputs, target, factor, model.optimizer.scale_loss)
         with tf.GradientTape() as tape:
             output = model(inputs, training=True)
             loss = tf.reduce_sum(errors(inputs, output, target, sample_weight)) * factor

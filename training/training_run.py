@@ -9,7 +9,7 @@ import time
 import numpy as np
 
 from ddpm import to_pixels
-from diffusion.model_file import TrainedModel, open_model
+from diffusion.model_file import TrainedModel, describe, open_model
 from diffusion.reverse import ReverseSteps
 from diffusion.sampling import make_plan, sample
 from support import console, files
@@ -172,7 +172,7 @@ class TrainingRun:
 
     def make_grid(self, name: str) -> None:
         """Samples a grid of images from the EMA weights into a file."""
-        if not self.grids.reverse.compiled:
+        if self.trained.schedule_layer or not self.grids.reverse.compiled:
             self.save()  # a signal during compilation can only end the process, which must lose nothing
         try:
             images = self.grids.sample()
@@ -234,7 +234,8 @@ def copies_early(trained: TrainedModel) -> bool:
     """Whether the steps to come include the one after which the early copy is saved."""
     settings, progress = trained.metadata["settings"], trained.metadata["progress"]
     last = progress["step"] + steps_to_go(settings, progress, trained.metadata["data"]["count"])
-    return not trained.is_classifier and progress["step"] < settings["weaker_after"] <= last
+    guides = not trained.is_classifier and trained.schedule_layer is None  # a later schedule is another one
+    return guides and progress["step"] < settings["weaker_after"] <= last
 
 
 def is_early_copy(path: str, trained: TrainedModel) -> bool:
@@ -263,13 +264,16 @@ class Grids:
     """Samples from a model in training, always from the same noise, so that grids can be compared."""
 
     def __init__(self, trained: TrainedModel, interruption: Interruption):
-        self.model, self.interruption = trained.network, interruption
+        self.trained, self.model, self.interruption = trained, trained.network, interruption
         self.seed = trained.metadata["settings"]["seed"]
-        self.plan = make_plan(trained.sched, trained.recommended)
         classes = len(trained.classes)
         self.label = [1 + (k * classes // N_SAMPLES if classes <= N_SAMPLES else k) for k in range(N_SAMPLES)]
         self.label = self.label if classes else None
-        self.reverse = ReverseSteps(trained, N_SAMPLES)
+        self.follow(trained)
+
+    def follow(self, trained: TrainedModel) -> None:
+        """Samples with the schedule of a model from now on; the next grid compiles."""
+        self.plan, self.reverse = make_plan(trained.sched, trained.recommended), ReverseSteps(trained, N_SAMPLES)
 
     def sample(self) -> np.ndarray:
         """Images sampled with the EMA weights, int16 (16, height, width, channels); unfinished if a signal came.
@@ -277,6 +281,8 @@ class Grids:
         With classes they come in the order of these.
         """
         checkpoint.swap_ema_weights(self.model)
+        if self.trained.schedule_layer:
+            self.follow(describe(self.model))
         for _, x_t in sample(self.reverse, self.plan, self.seed, range(N_SAMPLES), label=self.label):
             if self.interruption.stop:
                 break

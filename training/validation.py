@@ -1,10 +1,12 @@
 """Held-out images during training: whether the network generalises or overfits."""
 
+from collections.abc import Callable
+
 import numpy as np
 import tensorflow as tf
 
 from ddpm import from_pixels, n_steps, network_time, q_sample
-from diffusion.model_file import TrainedModel
+from diffusion.model_file import TrainedModel, describe
 from diffusion.reverse import denoiser_of, predictor
 from diffusion.sampling import standard_normal
 from diffusion.targets import comparable_weights
@@ -26,15 +28,19 @@ class Validation:
     """
 
     def __init__(self, trained: TrainedModel, images: np.ndarray, labels: np.ndarray | None = None):
-        model, sched = trained.network, trained.sched
         labels = np.full(len(images), -1) if labels is None else labels
         if trained.is_classifier:  # as in training
             images, labels = images[labels >= 0], labels[labels >= 0]
             if not len(images):
                 raise ValueError("none of the held-out images has a class, which --validation of a classifier needs")
-        self.model, self.images, self.labels, T = model, images, labels, n_steps(sched)
+        self.trained, self.images, self.labels, T = trained, images, labels, n_steps(trained.sched)
         self.t = (1 + np.random.default_rng(0).permutation(len(images)) * T // len(images)).astype(np.int32)
         self.quarter = (self.t - 1) * QUARTERS // T
+        self.measures = self.prepare(trained)
+
+    def prepare(self, trained: TrainedModel) -> Callable[..., dict[str, tf.Tensor]]:
+        """The function that measures a batch of images with the schedule of a model."""
+        model, sched = trained.network, trained.sched
         parts = min(model.parts, BATCH)  # as in training, whatever the number of cores
         classify, denoise = predictor(model, parts), denoiser_of(trained, parts)
 
@@ -55,7 +61,7 @@ class Validation:
             measure = measure_classifying if trained.is_classifier else measure_denoising
             return measure(q_sample(x_0, t, eps, sched), t, eps, label)
 
-        self.measures = measures
+        return measures
 
     def measure(self) -> dict[str, tuple[float, list[float | None]]]:
         """The mean `loss` of the EMA weights, over all t and in each quarter of t (None for a quarter without images).
@@ -63,13 +69,15 @@ class Validation:
         Of a classifier also the `accuracy`, the fraction of the images whose class it tells.
         """
         n, parts = len(self.images), []
-        checkpoint.swap_ema_weights(self.model)
+        network = self.trained.network
+        checkpoint.swap_ema_weights(network)
+        measures = self.prepare(describe(network)) if self.trained.schedule_layer else self.measures
         for first in range(0, n, BATCH):
             index = np.arange(first, first + BATCH) % n  # the last batch is filled up
             x_0 = from_pixels(self.images[index])
             label = self.labels[index].astype(np.int32)
-            parts.append(self.measures(tf.constant(x_0), self.t[index], label, index.astype(np.int64)))
-        checkpoint.swap_ema_weights(self.model)
+            parts.append(measures(tf.constant(x_0), self.t[index], label, index.astype(np.int64)))
+        checkpoint.swap_ema_weights(network)
         return {name: self._by_quarters(np.concatenate([part[name] for part in parts])[:n]) for name in parts[0]}
 
     def _by_quarters(self, values):
