@@ -47,12 +47,14 @@ def train(trainer, results):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", metavar="FOLDER", help="training images")
-    parser.add_argument("--image-size", type=int, default=32, metavar="PIXELS", help="height and width (32)")
-    parser.add_argument("--train", type=int, default=1000, metavar="N", help="training steps (1000)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of training, and again of sampling (0)")
-    parser.add_argument("--n-sample", type=int, default=1000, metavar="N", help="samples (1000)")
-    parser.add_argument("--steps", type=int, default=50, metavar="N", help="steps of DDIM (50)")
-    parser.add_argument("--out", default="samples.npy", metavar="FILE.npy", help="samples, uint8 (samples.npy)")
+    parser.add_argument("--image-size", type=int, default=32, metavar="PIXELS", help="height and width in pixels (32)")
+    parser.add_argument("--train", type=int, default=1000, metavar="N", help="number of training steps (1000)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of training and of sampling (0)")
+    parser.add_argument("--n-sample", type=int, default=1000, metavar="N", help="number of samples (1000)")
+    parser.add_argument("--steps", type=int, default=50, metavar="N", help="number of DDIM steps (50)")
+    parser.add_argument(
+        "--out", default="samples.npy", metavar="FILE.npy", help="file for the samples, uint8 (samples.npy)"
+    )
     parser.add_argument("--time", action="store_true", help="only measure the time of a training step")
     options = parser.parse_args()
     import torch

@@ -24,7 +24,7 @@ SAVE_EVERY = 1.0  # seconds, in the runs that do not save after every step
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=50, help="number of kills (50)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the random moments (0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random times of the kills (0)")
     options = parser.parse_args()
     chance = random.Random(options.seed)
     with tempfile.TemporaryDirectory() as folder:

@@ -90,7 +90,7 @@ def largest_batches(results):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", metavar="FILE.png", help="draw the plot into this file")
+    parser.add_argument("--out", metavar="FILE.png", help="image file for the plot (none)")
     parser.add_argument("--setting", nargs=3, type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.setting:

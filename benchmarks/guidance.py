@@ -71,11 +71,13 @@ def sample(trained, classifier, label, g, options):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="model.keras", help="a model trained with --classes (model.keras)")
-    parser.add_argument("--classifier", help="a model of --network classifier, for a second table")
-    parser.add_argument("--n-sample", type=int, default=256, help="samples of each class (256)")
-    parser.add_argument("--steps", type=int, default=50, help="steps of DDIM with eta 1 (50)")
-    parser.add_argument("--features", default="efficientnet", help="see evaluate.py (efficientnet)")
+    parser.add_argument("--model", default="model.keras", help="model trained with --classes (model.keras)")
+    parser.add_argument("--classifier", help="classifier for a second table (none)")
+    parser.add_argument("--n-sample", type=int, default=256, help="number of samples per class (256)")
+    parser.add_argument("--steps", type=int, default=50, help="number of DDIM steps, with eta 1 (50)")
+    parser.add_argument(
+        "--features", default="efficientnet", help="feature extractor, as for evaluate.py (efficientnet)"
+    )
     options = parser.parse_args()
     print(common.machine("tensorflow", "keras"))
     device.start_tensorflow(parts=device.MOST_PARTS)

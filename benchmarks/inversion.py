@@ -16,9 +16,9 @@ from support import device
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="model.keras", help="a model (model.keras)")
+    parser.add_argument("--model", default="model.keras", help="trained model (model.keras)")
     parser.add_argument("--data", default="new-drawings", help="held-out images (new-drawings)")
-    parser.add_argument("--count", type=int, default=32, help="images (32)")
+    parser.add_argument("--count", type=int, default=32, help="number of images (32)")
     parser.add_argument("--steps", type=int, nargs="+", default=[20, 50, 100], help="numbers of steps (20 50 100)")
     options = parser.parse_args()
     device.start_tensorflow(parts=device.MOST_PARTS)

@@ -67,9 +67,9 @@ def seconds(function, *arguments):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", metavar="FOLDER", help="photographs, without sub-folders (generated ones)")
-    parser.add_argument("--count", type=int, default=10_000, help="how many to generate (10,000)")
-    parser.add_argument("--rounds", type=int, default=3, help="how often everything is read (3)")
+    parser.add_argument("--data", metavar="FOLDER", help="folder of photographs, without sub-folders (generated)")
+    parser.add_argument("--count", type=int, default=10_000, help="number of photographs to generate (10,000)")
+    parser.add_argument("--rounds", type=int, default=3, help="number of times that everything is read (3)")
     options = parser.parse_args()
     print(common.machine("pillow", "numpy"))
     folder = options.data or tempfile.mkdtemp()

@@ -97,10 +97,12 @@ def find_the_device(report, options):
 
 def parse_options(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=25, help="time for everything (25)")
-    parser.add_argument("--out", default="on-gpu", metavar="DIR", help="folder of the report; again: continue (on-gpu)")
-    parser.add_argument("--only", metavar="PARTS", help=f"some of {','.join(PARTS)}, or names of checks (all)")
-    parser.add_argument("--again", action="store_true", help="also repeat what has failed before")
+    parser.add_argument("--minutes", type=float, default=25, help="minutes for all checks (25)")
+    parser.add_argument(
+        "--out", default="on-gpu", metavar="DIR", help="folder of the report; an existing one is continued (on-gpu)"
+    )
+    parser.add_argument("--only", metavar="PARTS", help=f"parts to run, of {','.join(PARTS)}, or names of checks (all)")
+    parser.add_argument("--again", action="store_true", help="also repeat checks that failed before")
     parser.add_argument("--tiny", action="store_true", help="small sizes, for a computer without a GPU")
     parser.add_argument("--check", choices=CHECKS, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)

@@ -254,32 +254,32 @@ def main():
     add = parser.add_argument
     add("--data", required=True, metavar="SOURCE", help="training images")
     add("--test", metavar="SOURCE", help="held-out images to compare samples with (a tenth of --data)")
-    add("--recipes", metavar="NAMES", help="recipes, separated by commas (unet with each change alone)")
-    add("--seeds", default="0", help="seeds, separated by commas: a row for each (0)")
-    add("--minutes", type=float, default=8, help="training time (8)")
-    add("--epochs", type=int, metavar="N", help="train our recipes for N epochs instead")
-    add("--image-size", type=int, default=32, metavar="PIXELS", help="height and width (32)")
+    add("--recipes", metavar="NAMES", help="recipes, separated by commas (unet, and unet with one change each)")
+    add("--seeds", default="0", help="seeds, separated by commas, each for a row of its own (0)")
+    add("--minutes", type=float, default=8, help="training time of each row in minutes (8)")
+    add("--epochs", type=int, metavar="N", help="train our recipes for N epochs instead of --minutes (none)")
+    add("--image-size", type=int, default=32, metavar="PIXELS", help="height and width in pixels (32)")
     precisions = "float32", "bfloat16", "float16"
     add(
         "--precision",
         choices=precisions,
         default="float32",
-        help="of our layers; bfloat16 if the processor has it (float32)",
+        help="precision of our layers; bfloat16 only if the processor supports it (float32)",
     )
-    add("--n-sample", type=int, default=1000, metavar="N", help="samples of each row, and images to compare (1000)")
+    add("--n-sample", type=int, default=1000, metavar="N", help="number of samples per row, and of real images (1000)")
     samplers = "ddim", "ddpm", "dpm++"
-    add("--sampler", choices=samplers, default="ddim", help="ddpm has variance β̃, or the learned one (ddim)")
-    add("--steps", type=int, default=50, metavar="N", help="sampling steps (50)")
+    add("--sampler", choices=samplers, default="ddim", help="sampler; ddpm with variance β̃, or a learned one (ddim)")
+    add("--steps", type=int, default=50, metavar="N", help="number of sampling steps (50)")
     add(
         "--guidance",
         type=float,
         default=1.0,
         metavar="G",
-        help="guidance of our models by their weaker copies (1: none)",
+        help="guidance scale of our models, away from their weaker copies; 1 for none (1)",
     )
-    add("--features", default="efficientnet", help="see evaluate.py (efficientnet)")
-    add("--rounds", type=int, default=3, help="turns in which the time of a step is measured (3)")
-    add("--time-only", action="store_true", help="only measure the times of steps, which later calls use")
+    add("--features", default="efficientnet", help="feature extractor, as for evaluate.py (efficientnet)")
+    add("--rounds", type=int, default=3, help="number of rounds in which the time of a step is measured (3)")
+    add("--time-only", action="store_true", help="only measure the time of a step, and store it for later runs")
     add("--out", default="recipes", metavar="FOLDER", help="folder for models, samples and numbers (recipes)")
     options = parser.parse_args()
     options.recipes = options.recipes.split(",") if options.recipes else SCREENED + ["ddpp"] * (not options.epochs)

@@ -146,8 +146,8 @@ def compare_samplers(setting, rounds):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=9, help="turns of each contender (9)")
-    parser.add_argument("--network", choices=common.NETWORKS, help="only this network (all)")
+    parser.add_argument("--rounds", type=int, default=9, help="number of rounds, each with all contenders (9)")
+    parser.add_argument("--network", choices=common.NETWORKS, help="measure only this network (both)")
     options = parser.parse_args()
     import peer
 

@@ -31,9 +31,11 @@ BATCH = 50
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="model.keras", metavar="FILE.keras", help="a model (model.keras)")
+    parser.add_argument("--model", default="model.keras", metavar="FILE.keras", help="trained model (model.keras)")
     parser.add_argument("--data", default="new-drawings", metavar="SOURCE", help="held-out images (new-drawings)")
-    parser.add_argument("--count", type=int, default=250, metavar="N", help="images of each kind (250)")
+    parser.add_argument(
+        "--count", type=int, default=250, metavar="N", help="number of held-out images, and of samples per row (250)"
+    )
     parser.add_argument("--out", default="samplers", metavar="FOLDER", help="folder for the results (samplers)")
     options = parser.parse_args()
     device.start_tensorflow(parts=device.MOST_PARTS)

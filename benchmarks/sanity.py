@@ -33,10 +33,10 @@ def noisy(images, rng, fraction=0.3):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="drawings", help="real images (drawings)")
-    parser.add_argument("--other", help="images of another kind, half of one row (--data upside down)")
-    parser.add_argument("--image-size", type=int, default=32, help="height and width (32)")
-    parser.add_argument("--count", type=int, default=500, help="images in each set (500)")
-    parser.add_argument("--features", default="pixels", help="see evaluate.py (pixels)")
+    parser.add_argument("--other", help="images of another kind, which make up half of one row (--data upside down)")
+    parser.add_argument("--image-size", type=int, default=32, help="height and width in pixels (32)")
+    parser.add_argument("--count", type=int, default=500, help="number of images per set (500)")
+    parser.add_argument("--features", default="pixels", help="feature extractor, as for evaluate.py (pixels)")
     options = parser.parse_args()
     device.start_tensorflow()
     rng, n = np.random.default_rng(0), options.count

@@ -45,9 +45,9 @@ def shares(events):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--network", choices=common.NETWORKS, default="unet", help="the network (unet)")
-    parser.add_argument("--n-feat", type=int, default=32, help="its width (32)")
-    parser.add_argument("--image-size", type=int, default=32, help="height and width of the images (32)")
-    parser.add_argument("--batch-size", type=int, default=16, help="images in a step (16)")
+    parser.add_argument("--n-feat", type=int, default=32, help="width of the network (32)")
+    parser.add_argument("--image-size", type=int, default=32, help="height and width of the images in pixels (32)")
+    parser.add_argument("--batch-size", type=int, default=16, help="images per step (16)")
     options = parser.parse_args()
     import training_step
 

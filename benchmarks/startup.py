@@ -74,7 +74,7 @@ def start(code, folder):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5, help="starts of each (5)")
+    parser.add_argument("--rounds", type=int, default=5, help="number of starts of each case (5)")
     options = parser.parse_args()
     print(common.machine("tensorflow", "keras"))
     with tempfile.TemporaryDirectory() as folder:

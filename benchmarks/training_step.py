@@ -125,14 +125,14 @@ def make_contenders(*setting):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=9, help="turns of each contender (9)")
+    parser.add_argument("--rounds", type=int, default=9, help="number of rounds, each with all contenders (9)")
     parser.add_argument(
         "--precision", choices=("float32", "bfloat16"), default="float32", help="precision of the layers (float32)"
     )
-    parser.add_argument("--network", choices=common.NETWORKS, help="only this network (all)")
-    parser.add_argument("--n-feat", type=int, help="measure only this width, of --network (naive) at --image-size")
-    parser.add_argument("--image-size", type=int, default=64, help="height and width of the images, with --n-feat (64)")
-    parser.add_argument("--batch-size", type=int, default=16, help="images in a step (16)")
+    parser.add_argument("--network", choices=common.NETWORKS, help="measure only this network (both)")
+    parser.add_argument("--n-feat", type=int, help="measure only this width, with --network (naive) and --image-size")
+    parser.add_argument("--image-size", type=int, default=64, help="with --n-feat: height and width in pixels (64)")
+    parser.add_argument("--batch-size", type=int, default=16, help="images per step (16)")
     options = parser.parse_args()
     settings = {title: setting for title, setting in SETTINGS.items() if options.network in (None, setting[0])}
     if options.n_feat:
