@@ -25,34 +25,43 @@ PARTS = ("bits", "loss", "overfitting", "kid", "frechet", "precision", "recall",
 def parse_options(arguments=None):
     parser = console.Parser(description=__doc__)
     add = parser.add_argument
-    add("--model", default="model.keras", metavar="FILE.keras", help="the model to evaluate (model.keras)")
+    add(
+        "--model",
+        default="model.keras",
+        metavar="FILE.keras",
+        help="trained model, or drawings for the pretrained one (model.keras)",
+    )
     add(
         "--data",
         required=True,
         metavar="SOURCE",
-        help="images that the model was not trained on: held-out (what training held out), new-drawings, a folder, "
-        ".npy or .npz",
+        help="images that the model was not trained on: held-out (those that training held out), new-drawings, a "
+        "folder, or a .npy or .npz file (required)",
     )
     add(
         "--train",
         metavar="SOURCE",
-        help="the training images, for overfitting, copies and --figure (where they were when the model was trained)",
+        help="training images of the model, for overfitting, copies and --figure (where they were during training)",
     )
-    add("--samples", metavar="FILE.npy", help="samples of the model (by default they are generated and cached)")
-    add("--n-sample", type=integer(20), default=500, metavar="N", help="number of samples (500)")
+    add(
+        "--samples",
+        metavar="FILE.npy",
+        help="samples of the model, as from reverse_diffusion.py --npy (generated now, and cached beside the model)",
+    )
+    add("--n-sample", type=integer(20), default=500, metavar="N", help="number of samples, at least 20 (500)")
     add(
         "--only",
         type=console.some_of(PARTS),
         default=PARTS,
         metavar="PARTS",
-        help=f"what to measure, for example bits,loss: some of {', '.join(PARTS)} (all)",
+        help=f"what to measure, separated by commas: {', '.join(PARTS)} (all)",
     )
     add(
         "--features",
         default="inception",
         metavar="NAME",
-        help="features of images, in which distances are measured: inception (downloads its weights), efficientnet "
-        "(see requirements-optional.txt), pixels, a model FILE.keras or a function module:function (inception)",
+        help="extractor of the features that images are compared in: inception (downloads its weights), efficientnet "
+        "(see requirements-optional.txt), pixels, a Keras model FILE.keras or a function module:function (inception)",
     )
     add_sampling_options(parser, omit=("label", "classifier"))  # samples have no class
     add(
@@ -60,17 +69,21 @@ def parse_options(arguments=None):
         type=integer(0),
         default=20,
         metavar="N",
-        help="steps t for each image in bits, loss and overfitting; 0 for every t (20)",
+        help="number of t at which each image is measured for bits, loss and overfitting; 0 for all t (20)",
     )
     add(
         "--count",
         type=integer(20),
         default=1000,
         metavar="N",
-        help="use at most this many held-out images, chosen at random (1000)",
+        help="largest number of held-out images, at least 20; of more a random subset is used (1000)",
     )
-    add("--figure", metavar="FILE.png", help="draw samples, and below each its nearest training and held-out image")
-    add("--out", metavar="FILE.json", help="file for the numbers (beside the model: model-evaluation.json)")
+    add(
+        "--figure",
+        metavar="FILE.png",
+        help="image file for 8 samples, each above its nearest training and held-out image (none)",
+    )
+    add("--out", metavar="FILE.json", help="file for the results (NAME-evaluation.json beside the model NAME.keras)")
     options = parser.parse_args(arguments)
     options.out = options.out or os.path.splitext(options.model)[0] + "-evaluation.json"
     if options.figure:

@@ -223,20 +223,31 @@ def prepare_sampling(model, batch_size, classifier=None):
 def parse_options(arguments=None):
     parser = console.Parser(description=__doc__)
     add = parser.add_argument
-    add("--model", default="model.keras", metavar="FILE.keras", help="trained model, or drawings (model.keras)")
     add(
-        "--data", metavar="SOURCE", help="where the image in forward comes from, such as a folder (the training images)"
+        "--model",
+        default="model.keras",
+        metavar="FILE.keras",
+        help="trained model, or drawings for the pretrained one (model.keras)",
     )
-    add("--out", default="figures", metavar="FOLDER", help="folder to write the files to (figures)")
-    names = f"figures to draw, with commas between them: {', '.join(ALL)} (all that the model has)"
+    add(
+        "--data",
+        metavar="SOURCE",
+        help="images for the figure forward: drawings, a folder, or a .npy or .npz file (the training images)",
+    )
+    add("--out", default="figures", metavar="FOLDER", help="folder for the figures (figures)")
+    names = f"figures to draw, separated by commas: {', '.join(ALL)} (all that fit the model)"
     add("--only", type=console.some_of(ALL), metavar="NAMES", help=names)
-    add("--classifier", metavar="FILE.keras", help="classifier that guides the figure classes (the model itself)")
+    add(
+        "--classifier",
+        metavar="FILE.keras",
+        help="classifier that guides in the figure classes (none: the model itself)",
+    )
     add(
         "--seed",
         type=console.integer(0),
         default=0,
         metavar="N",
-        help="of all noise; number of the image in forward (0)",
+        help="seed of all noise, and number of the image in the figure forward, an integer from 0 (0)",
     )
     return parser.parse_args(arguments)
 

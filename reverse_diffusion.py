@@ -194,19 +194,26 @@ def parse_options(arguments=None):
     from support import console
 
     parser = console.Parser(description=__doc__)
-    parser.add_argument("--n-sample", type=console.integer(1), default=16, metavar="N", help="how many images (16)")
+    parser.add_argument("--n-sample", type=console.integer(1), default=16, metavar="N", help="number of images (16)")
     parser.add_argument(
-        "--out", metavar="FILE", help="one grid of all images (samples.png; of a model NAME.keras, NAME-samples.png)"
+        "--out",
+        metavar="FILE",
+        help="image file for a grid of all images (samples.png, or NAME-samples.png for a model NAME.keras)",
     )
-    parser.add_argument("--npy", metavar="FILE.npy", help="also write the exact pixels, int16 0 … 255")
     parser.add_argument(
-        "--seed", type=console.integer(0), metavar="N", help="for the same images again (different ones every time)"
+        "--npy", metavar="FILE.npy", help="array file for the images without enlargement, int16 from 0 to 255 (none)"
+    )
+    parser.add_argument(
+        "--seed",
+        type=console.integer(0),
+        metavar="N",
+        help="integer from 0; the same seed gives the same images (another one every time)",
     )
     parser.add_argument(
         "--model",
         default="model.keras",
         metavar="FILE.keras",
-        help="the trained network, or drawings, a pretrained one (model.keras)",
+        help="trained model, or drawings for the pretrained one (model.keras)",
     )
     add_sampling_options(parser)
     options = parser.parse_args(arguments)

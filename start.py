@@ -1,12 +1,12 @@
 """Installs what is needed, then trains a first model and shows its images, or runs the tests.
 
     python3 start.py               trains on cartoon cats, 2 to 7 minutes on 2 CPU cores
-    python3 start.py OPTIONS       trains as options of diffusion_model.py say, such as --data FOLDER
-    python3 start.py test          runs the tests; further words are passed to pytest
+    python3 start.py OPTIONS       trains with options of diffusion_model.py, such as --data FOLDER
+    python3 start.py test          runs the tests; further arguments go to pytest
     python3 start.py setup         only installs
 
 The first call installs TensorFlow and other packages into the folder .venv beside this file, which takes
-some minutes. It needs Python 3.11, 3.12 or 3.13 and a connection to the internet. Training writes
+some minutes. It needs Python 3.11, 3.12 or 3.13 and an internet connection. Training writes
 model.keras and samples.png here; Ctrl-C saves and stops, and the same command resumes.
 All options are in docs/options.md.
 """

@@ -16,30 +16,27 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True, parser_class=console.Parser)
     about = "the photographs of the slides: Microsoft's cats and dogs (800 MB to download)"
     add = commands.add_parser("cats", help=about, description=f"Prepares {about}.").add_argument
-    add("--archive", metavar="FILE", help="the archive, if already downloaded; Kaggle's train.zip works too")
+    add("--archive", metavar="FILE", help="zip archive of Microsoft or Kaggle that is already downloaded (none)")
     add(
         "--animals",
         choices=("cats", "dogs", "both"),
         default="cats",
-        help="which photographs; their labels are 0 for cats and 1 for dogs (cats)",
+        help="animals to include; labels are 0 for cats and 1 for dogs (cats)",
     )
-    add("--image-size", type=console.integer(1), default=64, metavar="PIXELS", help="height and width of images (64)")
-    add("--out", metavar="FILE.npz", help="output file (data/cats64.npz; the name follows --animals and --image-size)")
-    add("--url", default=cats.URL, help="address of the archive, if it has moved")
-    about = "any number of cartoon cats; the colours of their fur are the classes"
+    add("--image-size", type=console.integer(1), default=64, metavar="PIXELS", help="height and width in pixels (64)")
+    add("--out", metavar="FILE.npz", help="output file (data/cats64.npz, named after --animals and --image-size)")
+    add("--url", default=cats.URL, help="address to download the archive from (Microsoft's)")
+    about = "any number of cartoon cats, with the colours of their fur as classes"
     add = commands.add_parser("drawings", help=about, description=f"Draws {about}.").add_argument
     add("--count", type=console.integer(1), default=16384, metavar="N", help="number of drawings (16384)")
-    add("--image-size", type=console.integer(1), default=32, metavar="PIXELS", help="height and width of images (32)")
+    add("--image-size", type=console.integer(1), default=32, metavar="PIXELS", help="height and width in pixels (32)")
     add("--out", default="drawings.npz", metavar="FILE.npz", help="output file (drawings.npz)")
     options = parser.parse_args(arguments)
-    if options.command == "drawings":
-        if not options.out.endswith(".npz"):
-            parser.error(f"--out must end in .npz, got {options.out}")
-        return options
-    if options.archive and not os.path.isfile(options.archive):
-        parser.error(f"--archive: there is no file {image_files.escape_name(options.archive)}")
-    name = "cats_and_dogs" if options.animals == "both" else options.animals
-    options.out = options.out or os.path.join(os.path.dirname(CATS), f"{name}{options.image_size}.npz")
+    if options.command == "cats":
+        if options.archive and not os.path.isfile(options.archive):
+            parser.error(f"--archive {image_files.escape_name(options.archive)}: there is no such file")
+        name = "cats_and_dogs" if options.animals == "both" else options.animals
+        options.out = options.out or os.path.join(os.path.dirname(CATS), f"{name}{options.image_size}.npz")
     if not options.out.endswith(".npz"):
         parser.error(f"--out must end in .npz, got {options.out}")
     return options

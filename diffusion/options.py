@@ -53,57 +53,75 @@ class Sampling:
     """
 
     sampler: str | None = option(
-        None, "how images are sampled (what the model's file recommends, else ddpm)", choices=SAMPLERS
+        None, "sampling method (the one that the model's file recommends, else ddpm)", choices=SAMPLERS
     )
     steps: int | None = option(
         None,
-        "number of steps, at most T; 20 to 50 do for ddim and dpm++ (what the file recommends with its sampler, else "
-        "all)",
+        "number of sampling steps, 1 to T; 20 to 50 are enough for ddim and dpm++ (the number that the model's file "
+        "recommends, unless --sampler or --variance is given; else T)",
         integers=(1, MOST),
         metavar="N",
     )
     spacing: str | None = option(
-        None, "how the steps are spaced (dpm++ and langevin logsnr, else uniform)", choices=SPACINGS
+        None,
+        "how the steps are spaced; uniform: equally in t; quadratic: more densely near t = 0; logsnr: equally in "
+        "log-SNR (logsnr for dpm++ and langevin, else uniform)",
+        choices=SPACINGS,
     )
-    eta: float = option(0.0, "noise of ddim, 0 to 1 (0)", numbers=(0, 1))
+    eta: float = option(0.0, "noise that ddim adds, 0 for none to 1 for as much as ddpm (0)", numbers=(0, 1))
     variance: str | None = option(
         None,
-        "variance of the noise in a step of ddpm (what the file recommends with its sampler, else beta)",
+        "noise variance of a step of ddpm; beta: as on the slides; posterior: better with few steps; learned: by the "
+        "network (the one that the model's file recommends, unless --sampler is given; else beta)",
         choices=VARIANCES,
     )
     clip: bool = option(
-        True, "clip estimates of the image to the range of pixels (yes)", action=argparse.BooleanOptionalAction
+        True,
+        "clip estimates of the image to the range of pixel values (yes)",
+        action=argparse.BooleanOptionalAction,
     )
-    corrector: int = option(0, "Langevin steps after each step (0)", integers=(0, MOST_CORRECTOR_STEPS), metavar="N")
-    snr: float = option(0.16, "how large those are (0.16)", numbers=(1e-6, 10), metavar="RATIO")
+    corrector: int = option(
+        0,
+        f"number of Langevin steps that follow each sampling step, 0 to {MOST_CORRECTOR_STEPS} (0)",
+        integers=(0, MOST_CORRECTOR_STEPS),
+        metavar="N",
+    )
+    snr: float = option(
+        0.16,
+        "size of the Langevin steps of --corrector, as a signal-to-noise ratio from 1e-6 to 10 (0.16)",
+        numbers=(1e-6, 10),
+        metavar="RATIO",
+    )
     label: Any = option(
         None,
-        "class of the images, by name or number from 0, or one for each; one that begins with a dash as --label=CLASS "
-        "(all kinds)",
+        "class to generate, by name or number from 0: one for all images or one for each; write --label=CLASS if it "
+        "begins with a dash (images of all kinds)",
         nargs="+",
         action="extend",
         metavar="CLASS",
     )
     guidance: float = option(
         1.0,
-        "how strongly the class guides: 0 ignores it, 1 follows it, 2 to 4 exaggerate it; or how far to lead away from "
-        "--weaker, 1.5 to 2 (1)",
+        "guidance scale; towards a class: 0 ignores it, 1 follows it, 2 to 4 exaggerate it; away from --weaker: 1.5 to "
+        "2 is usual (1)",
         numbers=(-LARGEST, LARGEST),
         metavar="G",
     )
     guidance_interval: tuple[int, int] | None = option(
         None,
-        "the first and the last t where --guidance holds, else 1 (all)",
+        "first and last t at which --guidance applies, 0 to T; elsewhere it is 1 (all t)",
         type=console.integer(0),
         nargs=2,
         metavar=("FIRST", "LAST"),
     )
     classifier: Any = option(
-        None, "a model of --network classifier that guides to the class (none)", metavar="FILE.keras"
+        None,
+        "classifier that guides towards --label, from diffusion_model.py --network classifier (none: the model itself)",
+        metavar="FILE.keras",
     )
     weaker: Any = option(
         None,
-        "a smaller or less trained model of the same images, which guides away from its own mistakes (none)",
+        "smaller or less trained model of the same images, whose mistakes --guidance leads away from (none)",
         metavar="FILE.keras",
     )
 

@@ -172,7 +172,7 @@ def test_other_archives_are_refused_and_leave_the_old_file(tmp_path, run, case):
 @pytest.mark.parametrize(
     "options, said",
     [
-        ("cats --archive missing.zip --out a.npz", "--archive: there is no file missing.zip"),
+        ("cats --archive missing.zip --out a.npz", "--archive missing.zip: there is no such file"),
         ("cats --archive train.zip --out a.png", "--out must end in .npz"),
         ("cats --archive train.zip --out a.npz --image-size 0", "at least 1"),
         ("cats --archive train.zip --out a.npz --animals cows", "cows"),

@@ -1,8 +1,9 @@
-"""Writes of a trained model what sampling needs, a third of its file: no optimizer, no raw weights.
+"""Writes a copy of a trained model for sampling, without optimizer and raw weights: a third of the size.
 
     python -m training.publish model.keras models/drawings.keras
 
-The file samples and is evaluated as before, and `--init` starts a training from it. It does not resume.
+The copy samples and is evaluated like the original, and `--init` starts a new model from it. Training cannot resume
+from it.
 """
 
 import os
@@ -15,8 +16,8 @@ def main() -> None:
     """Reads the command line and writes the file."""
     with console.one_line_errors("training.publish"):
         parser = console.Parser(prog="python -m training.publish", description=__doc__)
-        parser.add_argument("model", metavar="FILE.keras", help="a trained model")
-        parser.add_argument("out", metavar="NEW.keras", help="the file to write")
+        parser.add_argument("model", metavar="FILE.keras", help="trained model, or drawings for the pretrained one")
+        parser.add_argument("out", metavar="NEW.keras", help="file for the copy")
         options = parser.parse_args()
         if not options.out.endswith(".keras"):
             parser.error(f"the file to write must end in .keras, got {options.out}")

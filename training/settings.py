@@ -97,93 +97,102 @@ def run_option(name: str, help: str, default: str = "", **how: Any) -> Option:
 
 YES_OR_NO = argparse.BooleanOptionalAction
 OPTIONS = (
-    setting("preset", "first: minutes on 2 CPU cores; cpu-hour: an hour on 2 CPU cores; gpu-16gb: hours on a GPU with "
-            "16 GB or more; slides: the lecture's values, days on a GPU with 28 GB", default="slides if there is "
-            "such a GPU, and data/cats64.npz, else first", choices=tuple(PRESETS), fixed=True),
-    run_option("data", "images to train on: drawings (cartoon cats), a folder, or a .npy or .npz file",
-               "drawings; with presets slides and gpu-16gb data/cats64.npz if it is there", metavar="SOURCE"),
-    run_option("new_data", "resume with other images than those the model was trained on", action="store_true"),
-    setting("image_size", "height and width in pixels; naive: a multiple of 32, else what the levels divide", 64,
-            fixed=True, type=integer(1), metavar="PIXELS"),
-    setting("channels", "1 for grey, 3 for colour", 3, fixed=True, type=int, choices=(1, 3)),
-    setting("network", "naive: the network of the slides; unet: time in every block, and attention; classifier: what "
-            "guides a model towards a class, see --classifier of reverse_diffusion.py", "naive", fixed=True,
-            choices=tuple(NETWORK_OPTIONS)),
-    setting("n_feat", "width of the network, a multiple of 8", 512, fixed=True, type=integer(1), metavar="N"),
-    setting("widths", "of unet and classifier: width of each level in multiples of --n-feat, with commas between them",
-            "1,2,2", fixed=True, type=integers(1), metavar="N,N,…"),
-    setting("blocks", "of unet and classifier: residual blocks in each level", 1, fixed=True, type=integer(1),
+    setting("preset", "set of defaults; first: minutes on 2 CPU cores; cpu-hour: an hour on 2 CPU cores; gpu-16gb: "
+            "hours on a GPU with 16 GB or more; slides: the lecture's values, days on a GPU with 28 GB or more",
+            default="slides if such a GPU and data/cats64.npz are there, else first", choices=tuple(PRESETS),
+            fixed=True),
+    run_option("data", "images to train on: drawings (built-in cartoon cats), a folder, or a .npy or .npz file",
+               "drawings; for presets slides and gpu-16gb data/cats64.npz if it exists", metavar="SOURCE"),
+    run_option("new_data", "resume with other images than the run started with, instead of reporting an error",
+               action="store_true"),
+    setting("image_size", "height and width to which images are resized, in pixels: a multiple of 32 with --network "
+            "naive, else of --patch times 2^(L - 1) with L --widths", 64, fixed=True, type=integer(1),
+            metavar="PIXELS"),
+    setting("channels", "channels of the images: 1 for grey, 3 for colour", 3, fixed=True, type=int, choices=(1, 3)),
+    setting("network", "naive: the U-Net of the slides; unet: a U-Net with the time embedding in every residual block "
+            "and with attention; classifier: predicts the class of noisy images, to guide another model with "
+            "reverse_diffusion.py --classifier", "naive", fixed=True, choices=tuple(NETWORK_OPTIONS)),
+    setting("n_feat", "width of the network: its base number of channels, a multiple of 8", 512, fixed=True,
+            type=integer(1), metavar="N"),
+    setting("widths", "unet and classifier only: channels at each level in multiples of --n-feat, separated by commas; "
+            "each level has half the height and width of the one before", "1,2,2", fixed=True, type=integers(1),
+            metavar="N,N,…"),
+    setting("blocks", "unet and classifier only: residual blocks per level, 1 to 64", 1, fixed=True, type=integer(1),
             metavar="N"),
-    setting("attention", "of unet and classifier: how many of the lowest levels have attention", 1, fixed=True,
-            type=integer(0), metavar="N"),
-    setting("patch", "of unet and classifier: height and width of the patches of pixels that it sees as one", 1,
-            fixed=True, type=int, choices=(1, 2, 4)),
-    setting("learn_variance", "of unet: learn the variance of a step too, which --variance learned uses", False,
+    setting("attention", "unet and classifier only: number of levels with self-attention, from the lowest resolution "
+            "up; 0 for none", 1, fixed=True, type=integer(0), metavar="N"),
+    setting("patch", "unet and classifier only: side of the square patches that are processed as one pixel, in pixels",
+            1, fixed=True, type=int, choices=(1, 2, 4)),
+    setting("learn_variance", "unet only: also learn the variance of a reverse step, for --variance learned", False,
             fixed=True, action=YES_OR_NO),
-    setting("classes", "learn the classes of the images: sub-folders, the array labels of a .npz file, the furs of "
-            "drawings", False, fixed=True, action=YES_OR_NO),
-    setting("drop_label", "fraction of the images that are trained without their class, for guidance", 0.1,
-            type=number(0, 1), metavar="FRACTION"),
-    setting("batch_size", "images per step", 64, type=integer(1), metavar="N"),
-    setting("n_epochs", "epochs in total, including earlier runs", 300, default="as many as make {steps}",
+    setting("classes", "train with the classes of the images: the sub-folders of a folder, the array labels of a .npz "
+            "file, or the fur colours of drawings", False, fixed=True, action=YES_OR_NO),
+    setting("drop_label", "with --classes: fraction of the images, 0 to 1, that are shown without their class; "
+            "guidance needs more than 0", 0.1, type=number(0, 1), metavar="FRACTION"),
+    setting("batch_size", "images per training step", 64, type=integer(1), metavar="N"),
+    setting("n_epochs", "number of epochs in total, including earlier runs", 300, default="enough for {steps}",
             type=integer(1), metavar="N"),
     setting("optimizer", "adam, or muon: orthogonalised updates for weight matrices, Adam for the rest", "adam",
             fixed=True, choices=("adam", "muon")),
-    setting("learning_rate", "highest learning rate of the optimizer", 1e-3, type=number(1e-12),
-            metavar="RATE"),
-    setting("lr_decay", "cosine: the learning rate falls to 0 over all epochs", "none",
+    setting("learning_rate", "learning rate of the optimizer after --warmup and before --lr-decay", 1e-3,
+            type=number(1e-12), metavar="RATE"),
+    setting("lr_decay", "none: constant learning rate; cosine: it falls to 0 over all epochs", "none",
             choices=("none", "cosine")),
-    setting("warmup", "steps in which the learning rate rises from 0", 0, type=integer(0), metavar="STEPS"),
-    setting("ema", "momentum of the EMA weights, from which images are sampled; 0 for none", 0.999,
-            type=number(0, 0.999999), metavar="MOMENTUM"),
-    setting("ema_warmup", "let that momentum rise from 0 in the first steps, so that EMA weights forget the start",
-            True, action=YES_OR_NO),
-    setting("flip", "mirror images at random", default="photographs yes; drawings and arrays no", action=YES_OR_NO),
-    setting("precision", "precision of the layers; weights stay float32", "float32",
-            choices=("float32", "bfloat16", "float16")),
-    setting("beta1", "variance of the linear schedule's first step", 1e-4, fixed=True, type=number(0, 1),
-            metavar="VARIANCE"),
-    setting("beta2", "variance of the linear schedule's last step", 0.02, fixed=True, type=number(0, 1),
-            metavar="VARIANCE"),
-    setting("T", "steps from image to noise", 1000, fixed=True, type=integer(1), metavar="STEPS"),
-    setting("schedule", "how the noise grows: linear in its variance as on the slides, cosine, sigmoid; flow, the "
-            "straight path of flow matching, which ends in pure noise; or learned beside the network", "linear",
-            fixed=True, choices=tuple(SCHEDULES)),
-    setting("zero_snr", "let x_T be pure noise; needs another --target than eps", False, fixed=True, action=YES_OR_NO),
-    setting("target", "what the network predicts: eps, the noise; x0, the image; v, between them; or flow, the noise "
-            "minus the image", "eps", fixed=True, choices=tuple(TARGETS)),
-    setting("weighting", "weight of the loss by t: none; snr: the error of the noise whatever the target; min-snr: "
-            "the error of the image times the signal-to-noise ratio, but at most times 5", "none",
-            choices=WEIGHTINGS),
-    setting("t_sampling", "how t is drawn: uniformly, or logsnr: mostly at intermediate noise levels", "uniform",
-            choices=T_SAMPLINGS),
-    setting("seed", "seed of all random numbers", 0, fixed=True, type=integer(0, 2**32 - 1), metavar="N"),
-    run_option("model", "file to write, or to resume if it exists", "model.keras", metavar="FILE.keras"),
-    run_option("init", "model whose weights a new model starts from, where their shapes are the same; drawings is a "
-               "pretrained one", "none", metavar="FILE.keras"),
-    setting("validation", "held-out images, whose loss is reported: a fraction of the images such as 0.1, or a source "
-            "of their own like --data", default="none", metavar="FRACTION|SOURCE"),
-    setting("validate_every", "epochs from one held-out loss to the next", 1, type=integer(1), metavar="EPOCHS"),
-    setting("sample_every", "epochs from one grid of samples to the next, 0 for none", 10,
-            default="once, half-way", type=integer(0), metavar="EPOCHS"),
-    setting("sampler", "sampler of the grids, and of my_sample where no other is asked for", "ddpm",
-            choices=tuple(name for name, sampler in SAMPLERS.items() if sampler.repeats == 1)),
-    setting("variance", "of the noise in a step of the sampler ddpm: β, posterior for few steps, or learned, "
-            "which needs --learn-variance and is its default", "beta", choices=VARIANCES),
-    setting("sample_steps", "its number of steps", default="T", type=integer(1), metavar="N"),
-    setting("weaker_after", "steps after which a copy NAME-weaker.keras is saved, which guides the finished model away "
-            "from early mistakes, see --weaker of reverse_diffusion.py; 0 for none", 0, type=integer(0),
+    setting("warmup", "number of first steps over which the learning rate rises linearly from 0", 0, type=integer(0),
             metavar="STEPS"),
-    run_option("save_every", "minutes between saves: at most this much is lost to a power cut", "10", type=number(0),
+    setting("ema", "momentum of the EMA weights, the running average of the weights that images are sampled with, 0 to "
+            "0.999999; 0 for no averaging", 0.999, type=number(0, 0.999999), metavar="MOMENTUM"),
+    setting("ema_warmup", "let the momentum of the EMA weights rise to --ema in the first steps, so that they soon "
+            "forget the initial weights", True, action=YES_OR_NO),
+    setting("flip", "mirror images from left to right at random", default="yes for photographs; no for drawings and "
+            "arrays", action=YES_OR_NO),
+    setting("precision", "floating-point format that the layers compute in; weights stay float32", "float32",
+            choices=("float32", "bfloat16", "float16")),
+    setting("beta1", "--schedule linear: noise variance of the first step, between 0 and 1", 1e-4, fixed=True,
+            type=number(0, 1), metavar="VARIANCE"),
+    setting("beta2", "--schedule linear: noise variance of the last step, between 0 and 1", 0.02, fixed=True,
+            type=number(0, 1), metavar="VARIANCE"),
+    setting("T", "number of steps from image to noise", 1000, fixed=True, type=integer(1), metavar="STEPS"),
+    setting("schedule", "noise schedule: linear in the variance of the steps, as on the slides; cosine; sigmoid; flow: "
+            "the straight path of flow matching, which ends in pure noise; learned: beside the network", "linear",
+            fixed=True, choices=tuple(SCHEDULES)),
+    setting("zero_snr", "rescale the noise schedule so that x_T is pure noise (zero terminal SNR); not for --target "
+            "eps", False, fixed=True, action=YES_OR_NO),
+    setting("target", "what the network predicts; eps: the noise; x0: the image; v: a combination of both; flow: the "
+            "noise minus the image", "eps", fixed=True, choices=tuple(TARGETS)),
+    setting("weighting", "loss; none: squared error of the --target; snr: squared error of the image times the "
+            "signal-to-noise ratio (SNR), which equals the squared error of the noise; min-snr: squared error of the "
+            "image times min(SNR, 5)", "none", choices=WEIGHTINGS),
+    setting("t_sampling", "how t is drawn in training; uniform: every t equally often; logsnr: mostly intermediate "
+            "noise levels", "uniform", choices=T_SAMPLINGS),
+    setting("seed", "seed of all random numbers, 0 to 2^32 - 1", 0, fixed=True, type=integer(0, 2**32 - 1),
+            metavar="N"),
+    run_option("model", "model file to write, or to resume if it exists", "model.keras", metavar="FILE.keras"),
+    run_option("init", "trained model whose weights a new model starts from, in the layers that have the same shape; "
+               "drawings is the pretrained one", "none", metavar="FILE.keras"),
+    setting("validation", "held-out images to measure the loss on: a fraction of --data, such as 0.1, or a source of "
+            "their own, as for --data", default="none", metavar="FRACTION|SOURCE"),
+    setting("validate_every", "with --validation: epochs between measurements of the held-out loss", 1, type=integer(1),
+            metavar="EPOCHS"),
+    setting("sample_every", "epochs between grids of samples; 0 for one at the end only", 10,
+            default="half of all epochs", type=integer(0), metavar="EPOCHS"),
+    setting("sampler", "sampler of the sample grids, and of reverse_diffusion.py by default", "ddpm",
+            choices=tuple(name for name in SAMPLERS if name != "langevin")),
+    setting("variance", "noise variance of a step of --sampler ddpm; beta: as on the slides; posterior: better with "
+            "few steps; learned: needs --learn-variance, and is the default with it", "beta", choices=VARIANCES),
+    setting("sample_steps", "number of steps of --sampler, 1 to T", default="T", type=integer(1), metavar="N"),
+    setting("weaker_after", "number of steps after which an early copy NAME-weaker.keras is saved, for "
+            "reverse_diffusion.py --weaker; 0 for none", 0, type=integer(0), metavar="STEPS"),
+    run_option("save_every", "minutes between saves: the most that a power cut can cost", "10", type=number(0),
                metavar="MINUTES"),
-    run_option("keep", "copies to keep, each of the first save after the end of an epoch", "0", type=integer(0),
-               metavar="K"),
-    run_option("tensorboard", "folder for scalars, images and graph; see tensorboard --logdir DIR", "none",
+    run_option("keep", "number of copies NAME-epoch0010.keras, … to keep: the newest, each of the first save after "
+               "an epoch", "0", type=integer(0), metavar="K"),
+    run_option("tensorboard", "folder for TensorBoard logs: scalars, sample grids and the graph", "none",
                metavar="DIR"),
-    run_option("xla", "compile the training step with XLA", "on a GPU yes, on a CPU no", action=YES_OR_NO),
-    run_option("parts", "divide every batch into N parts that are computed side by side", "on a CPU one for each core, "
-               f"at most {device.MOST_PARTS}; on a GPU 1", type=integer(1), metavar="N"),
-    run_option("deterministic", "on a GPU: the same bits in every run, but slower (a CPU is deterministic as it is)",
+    run_option("xla", "compile the training step with XLA", "yes on a GPU, no on a CPU", action=YES_OR_NO),
+    run_option("parts", "number of parts of a batch that are computed in parallel", "one for each CPU core, at most "
+               f"{device.MOST_PARTS}; 1 on a GPU", type=integer(1), metavar="N"),
+    run_option("deterministic", "on a GPU: make runs bit-identical, slower and without XLA; on a CPU they always are",
                action="store_true"),
 )  # fmt: skip
 SETTINGS = [option for option in OPTIONS if option.stored]
@@ -212,9 +221,9 @@ def options_page() -> str:
     lines = [
         "# Options of `diffusion_model.py`",
         "",
-        "Written by `python -m training.settings > docs/options.md`. A resumed run takes every setting from its model",
-        "file unless another is typed. A setting marked *fixed* cannot change; a contradiction is an error that names",
-        "both values. What is marked *run* is not stored in the file.",
+        "Written by `python -m training.settings > docs/options.md`. A resumed run takes its settings from the model",
+        "file, unless others are given on the command line. Those marked *fixed* cannot change: another value is an",
+        "error. Options marked *run* are not stored in the file.",
         "",
         "| option | meaning | default | |",
         "|---|---|---|---|",
@@ -230,7 +239,7 @@ def options_page() -> str:
         "",
         "## Presets",
         "",
-        "The defaults above belong to the preset `slides`. The others differ in:",
+        "The defaults above are those of the preset `slides`. The other presets differ in:",
         "",
         "| option | " + " | ".join(f"`{preset}`" for preset in PRESETS) + " |",
         "|---" * (1 + len(PRESETS)) + "|",
