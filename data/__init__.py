@@ -85,11 +85,11 @@ def load_images(
 
     source = os.fspath(source)
     if not source:
-        raise ValueError("the source of images is empty")
+        raise ValueError("the source of images is empty; name drawings, a folder, or a .npy or .npz file")
     path = os.path.abspath(source)
     name = image_files.escape_name(source)
     if not os.path.exists(path):
-        raise FileNotFoundError(f"there is no folder or file {name}")
+        raise FileNotFoundError(f"there is no folder or file {name} to read images from")
     if os.path.isdir(path):
         images, names, skipped, notes = image_files.read_folder(path, image_size, channels)
         order = listing.earlier_order(names) if recognise else None

@@ -24,8 +24,8 @@ def read_array_file(path: str, image_size: int, channels: int) -> tuple[np.ndarr
         array = array[..., None]
     if array.ndim != 4 or array.shape[-1] not in (1, 3) or 0 in array.shape:
         raise ValueError(
-            f"{name} holds an array of shape {shape}; images are (N, height, width) if grey, "
-            "or (N, height, width, channels) with 1 or 3 channels"
+            f"{name} holds an array of shape {shape}; images must have the shape (N, height, width), or "
+            "(N, height, width, channels) with 1 or 3 channels"
         )
     black, white, notes = _find_value_range(array, name)
 
@@ -53,14 +53,16 @@ def _load(path):
             if chosen is not None:
                 array = archive[chosen]
                 if not isinstance(array, np.ndarray):  # NumPy returns members that are no arrays as bytes
-                    raise ValueError(f"{chosen} in it is not an array")
+                    raise ValueError(f"its member {chosen} is not an array")
                 return array, "photographs" in members and bool(archive["photographs"])
     except Exception as error:  # corrupt files raise nearly every kind, even MemoryError
         if "pickle" in str(error).lower():
-            raise ValueError(f"{name} does not hold a plain array of numbers, or is corrupt") from error
+            raise ValueError(
+                f"{name} is corrupt, or holds Python objects; save the images as an array of numbers"
+            ) from error
         raise ValueError(f"{name} cannot be read as an array file: {error}") from error
     raise ValueError(
-        f"{name} holds {len(members)} arrays ({', '.join(members[:5])}); name the one with the images 'images'"
+        f"{name} holds {len(members)} arrays ({', '.join(members[:5])}); call the one with the images 'images'"
     )
 
 
@@ -69,11 +71,11 @@ def _find_value_range(array, name):
     if array.dtype.kind == "b":
         return 0, 1, [f"{name}: False and True, taken as black and white"]
     if array.dtype.kind not in "uif":
-        raise ValueError(f"{name} holds values of type {array.dtype}, not numbers")
+        raise ValueError(f"{name} holds values of type {array.dtype}; images must be arrays of numbers")
     low, high = float(array.min()), float(array.max())
     if array.dtype.kind in "ui":
         if low < 0 or high > 255:
-            raise ValueError(f"{name} holds integers from {low:g} to {high:g}; pixel values are 0 … 255")
+            raise ValueError(f"{name} holds integers from {low:g} to {high:g}, not 0 … 255; scale or clip them")
         return *image_files.BYTES, image_files.note_if_dark(name, high, *image_files.BYTES)
     try:
         black, white = image_files.detect_value_range(array, (image_files.UNIT, image_files.SIGNED, image_files.BYTES))

@@ -16,6 +16,7 @@ from support import device, files
 URL = "https://download.microsoft.com/download/3/E/1/3E1C3F21-ECDB-4869-8368-6DEBA77B919F/kagglecatsanddogs_5340.zip"
 ANIMALS = ("cat", "dog")  # the labels 0 and 1
 MEMBER = re.compile(r"(?:^|/)(cat|dog)s?[./].*?(\d+)\.jpe?g$", re.IGNORECASE)  # PetImages/Cat/7.jpg, train/cat.7.jpg
+BY_HAND = "try again, or download it in a browser and give it with --archive"
 MAX_BYTES = 100 * 2**20  # of one photograph; in the archive they have some ten thousand
 
 
@@ -37,12 +38,12 @@ def download(url: str = URL) -> str:
         os.makedirs(folder, exist_ok=True)  # get_file downloads elsewhere if the folder does not exist
         path = keras.utils.get_file(name, url, cache_dir=os.path.dirname(folder), cache_subdir=os.path.basename(folder))
     except (OSError, http.client.HTTPException, urllib.error.ContentTooShortError) as error:
-        raise OSError(f"{url} could not be downloaded: {error}") from error
+        raise OSError(f"{url} could not be downloaded ({error}); {BY_HAND}") from error
     except Exception as error:  # get_file raises plain Exceptions, whose text names the URL
-        raise OSError(str(error)) from error
+        raise OSError(f"{error}; {BY_HAND}") from error
     if not _is_archive(path):
         os.remove(path)
-        raise OSError(f"{url} did not return a complete zip archive; run the command again, or give another --url")
+        raise OSError(f"{url} did not return a complete zip archive; try again, or give another --url")
     return path
 
 

@@ -72,9 +72,11 @@ def read_labels(path: str, count: int) -> tuple[np.ndarray, list[str]]:
             with np.load(path, allow_pickle=False) as archive:
                 members = {key: archive[key] for key in ARRAYS if key in archive.files}
         except Exception as error:  # corrupt files raise nearly every kind
-            raise ValueError(f"{name}: its labels cannot be read: {error}") from error
+            raise ValueError(f"{name}: the array labels cannot be read: {error}") from error
     if "labels" not in members:
-        raise ValueError(f"{name} has no array labels, so no classes; add one of N integers from 0, {ADVICE}")
+        raise ValueError(
+            f"{name} has no array labels, so no classes; add one with an integer from 0 for each image, {ADVICE}"
+        )
     labels = np.asarray(members["labels"])
     if labels.shape != (count,) or labels.dtype.kind not in "ui" or labels.min() < 0:
         raise ValueError(
@@ -90,8 +92,8 @@ def read_labels(path: str, count: int) -> tuple[np.ndarray, list[str]]:
         classes = ["cat", "dog"][:needed] if cats_or_dogs else [str(k) for k in range(min(needed, count + 1))]
     if len(classes) < needed or len(set(classes)) < len(classes):
         raise ValueError(
-            f"{name}: class_names must be {needed} different names or more, as labels go up to {needed - 1}, got "
-            f"{len(classes)}"
+            f"{name}: class_names must hold at least {needed} names, all different, as labels go up to {needed - 1}, "
+            f"got {len(classes)} names, {len(set(classes))} of them different"
         )
     return labels.astype(np.int32), classes
 

@@ -112,7 +112,7 @@ def test_names_of_any_bytes_are_read_and_printed_on_one_line(tmp_path, name):
         assert readable in str(report), "what can be printed should be shown as it is"
 
     array = put(tmp_path, b"2.npy", b"no array")
-    refuse(array, "plain array")
+    refuse(array, "array of numbers")
     np.save(array, noise(2, 8, 8) / 255)
     assert_printable_on_one_line(str(load_images(array, 8)[1]))
     np.save(array, np.zeros(3))

@@ -147,7 +147,7 @@ REFUSED = {
         )
     },
     **{
-        str(shape): (np.zeros(shape, "u1"), re.escape(f"shape {shape}; images are (N, height, width)"))
+        str(shape): (np.zeros(shape, "u1"), re.escape(f"shape {shape}; images must have the shape (N, height, width)"))
         for shape in (
             *(
                 (),
@@ -165,7 +165,7 @@ REFUSED = {
         )
     },
     **{
-        str(kind): (np.zeros((5, 8, 8, 3), kind), "not numbers")
+        str(kind): (np.zeros((5, 8, 8, 3), kind), "arrays of numbers")
         for kind in ("U3", "S3", complex, "M8[s]", [("red", "u1"), ("blue", "u1")])
     },
     "objects": (np.full((5, 8, 8), None), ""),
