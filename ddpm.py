@@ -53,7 +53,9 @@ def linear_alphabar(beta1, beta2, T):
         raise ValueError(f"T = 1 has a single step, so beta1 = {beta1} and beta2 = {beta2} must be equal")
     alphabar = np.cumprod(np.concatenate([[1.0], 1 - np.linspace(beta1, beta2, T, dtype=np.float64)]))
     if alphabar[-1] < 1e-75:  # float32 ends at 1e-38
-        raise ValueError(f"beta2 = {beta2} with T = {T} leaves nothing of the image in x_T; choose a smaller one")
+        raise ValueError(
+            f"beta2 = {beta2} with T = {T} leaves nothing of the image in x_T; choose a smaller beta2 or T"
+        )
     return alphabar
 
 

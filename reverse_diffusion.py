@@ -30,8 +30,8 @@ def check_imports(names=OURS):
             path = os.path.realpath(found) if found else f"a module {name} without a file"
             if path not in ours:
                 raise ImportError(
-                    f"{path} is in the way of {name}.py in {folder}: rename it, or put {folder} first in sys.path, "
-                    "and start Python again"
+                    f"{path} hides the module {name} in {folder}; rename it, or put {folder} first in sys.path, and "
+                    "start Python again"
                 )
 
 

@@ -48,8 +48,8 @@ def denoiser(network: Callable, sched: Schedule, target: str = "eps") -> Denoise
     """
     estimates = find_target(target).estimates
     if find_target(target).needs_signal and sched.alphabar[-1] == 0:
-        others = " and ".join(name for name in TARGETS if not TARGETS[name].needs_signal)
-        raise ValueError(f"a network that predicts {target} cannot have zero terminal SNR; {others} can")
+        others = " or ".join(name for name in TARGETS if not TARGETS[name].needs_signal)
+        raise ValueError(f"with zero terminal SNR a network must predict {others}, not {target}")
 
     def denoise(x_t, t, label=None):
         output = network([x_t, network_time(t, sched), *([] if label is None else [label[:, None]])])

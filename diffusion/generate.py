@@ -73,7 +73,7 @@ def load(path: str, stamp: tuple[int, ...] | None, classifier: bool) -> TrainedM
 def check_shape(image_shape: Sequence[int] | None, trained: TrainedModel) -> None:
     """Raises ValueError if a shape is given, and images of the model have another one."""
     if image_shape is not None and (np.ndim(image_shape) != 1 or tuple(image_shape) != trained.image_shape):
-        raise ValueError(f"this model generates images of shape {trained.image_shape}, not {image_shape}")
+        raise ValueError(f"image_shape must be {trained.image_shape} for this model, or omitted, got {image_shape}")
 
 
 @functools.lru_cache(maxsize=MODELS)
@@ -127,7 +127,10 @@ def warn_of_range(images: Any) -> str | None:
     images = np.asarray(images)
     if images.dtype.kind != "f" or images.min() < 0:
         return None
-    return "images in 0 … 1 are taken as grey to white, as black is -1; if 0 is meant to be black, give 2 * images - 1"
+    return (
+        "images has no negative values, and is read as grey to white, since black is -1; if 0 is black, pass "
+        "2 * images - 1"
+    )
 
 
 def as_x_T(noise: Any, n_sample: int, shape: tuple[int, ...]) -> np.ndarray | None:
@@ -140,7 +143,9 @@ def as_x_T(noise: Any, n_sample: int, shape: tuple[int, ...]) -> np.ndarray | No
         return None
     noise = as_images("noise", noise, shape, kinds="f")
     if n_sample not in (1, len(noise)):
-        raise ValueError(f"noise for {len(noise)} images makes as many, not n_sample = {n_sample}")
+        raise ValueError(
+            f"noise is for {len(noise)} images, so n_sample must be {len(noise)} or omitted, got {n_sample}"
+        )
     return noise
 
 
@@ -154,7 +159,8 @@ def as_labels(label: Any, n_sample: int, trained: TrainedModel, classifier: Trai
         return np.zeros(n_sample, np.int32)
     if not classifier and not trained.takes_labels:
         raise ValueError(
-            "this model knows no classes, so it takes no label; train one with --classes, or give a classifier"
+            "this model was trained without classes, so it takes no label; omit label, give a classifier, or train a "
+            "model with --classes"
         )
     names = (classifier or trained).classes
     count = classifier.network.output_shape[-1] if classifier else MOST_CLASSES if names is None else len(names)
@@ -172,7 +178,7 @@ def class_number(label: str | int, names: Sequence[str] | None, count: int) -> i
     if isinstance(label, str):
         if label in (names or []):
             return names.index(label)
-        why = f"; the classes are {known}" if known else ": this model knows its classes by number only"
+        why = f"; the classes are {known}" if known else "; this model knows its classes by number only"
         raise ValueError(f"there is no class {label!r}{why}")
     if isinstance(label, bool) or not isinstance(label, numbers.Integral):
         raise ValueError(f"label must be the name or the number of a class, got {label!r}")
@@ -190,10 +196,10 @@ def read_label(word: str, names: Sequence[str] | None) -> tuple[str | int, str |
     if not word.isdecimal():
         return word, None
     if word in (names or []):
-        return names.index(word), f"--label {word} is the class of that name, number {names.index(word)}"
+        return names.index(word), f"--label {word} means the class named {word}, which is number {names.index(word)}"
     number = int(word)
     known = number < len(names or [])
-    return number, f"--label {word} is the class with that number, {names[number]}" if known else None
+    return number, f"--label {word} means class number {word}, {names[number]}" if known else None
 
 
 def read_labels(words: Sequence[str], model: str, classifier: str | None) -> tuple[Any, list[str]]:

@@ -136,8 +136,8 @@ def warn_of_no_class(trained: TrainedModel) -> str | None:
     if not metadata.get("classes") or "settings" not in metadata or learns_no_class(metadata):
         return None
     return (
-        "with --drop-label 0 a network learns only images of a class: sampling needs a label, and guidance other than "
-        "1 and evaluate.py need a model that was trained with --drop-label above 0"
+        "with --drop-label 0 a network never learns to sample without a class: every image needs a label, and guidance "
+        "other than 1 and evaluate.py need a model trained with --drop-label above 0"
     )
 
 
@@ -191,7 +191,7 @@ def open_model(path: str, compile: bool = False, classifier: bool | None = False
         raise ValueError(f"{path} cannot be loaded as a model, use another file or a backup: {why}") from error
     optimizer = getattr(network, "optimizer", None)
     if broken := first_not_finite([*network.variables, *(optimizer.variables if optimizer else [])]):
-        raise ValueError(f"{path} has the weight {broken}, which is not finite; use another file or a backup")
+        raise ValueError(f"{path} has NaN or infinite values in the weight {broken}; use another file or a backup")
     trained = describe(network)
     check_network(trained, path, trained.is_classifier if classifier is None else classifier)
     return trained
@@ -200,15 +200,19 @@ def open_model(path: str, compile: bool = False, classifier: bool | None = False
 def check_network(trained: TrainedModel, path: str, classifier: bool = False) -> None:
     """Raises ValueError if a model is no classifier, or does not return something like the images that it takes."""
     if classifier and not trained.is_classifier:
-        raise ValueError(f"{path} is a model, but no classifier; train one with --network classifier")
+        raise ValueError(f"{path} is not a classifier; train one with --network classifier")
     if classifier:
         return
     if trained.is_classifier:
-        raise ValueError(f"{path} is a classifier, which samples no images but guides a model; give it as classifier")
+        raise ValueError(
+            f"{path} is a classifier, which cannot generate images; give it as classifier, to guide a model"
+        )
     image, output = trained.network.inputs[0].shape, trained.network.outputs[0].shape
     same = tuple(image[:-1]) == tuple(output[:-1]) and (trained.learns_variance or image[-1] == output[-1])
     if len(trained.network.inputs) not in (2, 3) or not same:
-        raise ValueError(f"{path} is a model, but not one that takes [image, t/T] and predicts the noise")
+        raise ValueError(
+            f"{path} is not a diffusion model, which takes [image, t/T] and predicts the noise; name another file"
+        )
 
 
 def check_guide(guide: TrainedModel, path: str, trained: TrainedModel, classifier: bool) -> None:
@@ -219,7 +223,9 @@ def check_guide(guide: TrainedModel, path: str, trained: TrainedModel, classifie
     check_network(guide, path, classifier)
     shape, wanted = guide.image_shape, trained.image_shape
     if shape != wanted:
-        raise ValueError(f"{path} takes images of shape {shape}, and this model generates {wanted}; train another one")
+        raise ValueError(
+            f"{path} takes images of shape {shape}, and this model generates {wanted}; train one for that shape"
+        )
     if not np.array_equal(guide.sched.alphabar, trained.sched.alphabar):
         raise ValueError(
             f"{path} was trained with another noise schedule than this model; train one with the same --T, --schedule, "
@@ -232,7 +238,7 @@ def check_guide(guide: TrainedModel, path: str, trained: TrainedModel, classifie
             "be the same in the same order"
         )
     if not classifier and is_copy(guide, trained):
-        raise ValueError(f"{path} is the model that it would guide, so that it has no effect; give a weaker one")
+        raise ValueError(f"{path} is the same as the model that it would guide, so it has no effect; give a weaker one")
 
 
 def is_copy(one: TrainedModel, other: TrainedModel) -> bool:
@@ -268,7 +274,9 @@ def open_with_schedule(path: str) -> TrainedModel:
     """
     trained = open_model(path)
     if "diffusion" not in trained.metadata:
-        raise ValueError(f"{path} has no noise schedule in its metadata; train it with diffusion_model.py")
+        raise ValueError(
+            f"{path} has no noise schedule in its metadata; name a model that diffusion_model.py has trained"
+        )
     return trained
 
 

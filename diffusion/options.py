@@ -198,31 +198,31 @@ CONTRADICTIONS: Iterable[tuple[Callable[[Sampling], bool], str]] = (
     _only_for_its_samplers("corrector"),
     (
         lambda s: s.snr != Sampling.snr and not s.corrector,
-        "snr is the size of the corrector's steps, and there is no corrector; add one, or omit snr",
+        "snr sets the size of the corrector's steps, and corrector is 0; add corrector, or omit snr",
     ),
     (
         lambda s: s.spacing and s.steps is None and (s.sampler or s.variance),
-        "spacing {spacing} needs a number of steps; add steps, or omit spacing",
+        "spacing {spacing} has no effect with all T steps; add steps, or omit spacing",
     ),
     (
         lambda s: s.guidance_interval is not None and s.guidance == 1,
-        "guidance_interval has no effect with guidance 1; choose another guidance, or omit it",
+        "guidance_interval has no effect with guidance 1; choose another guidance, or omit guidance_interval",
     ),
     (
         lambda s: s.classifier is not None and s.weaker is not None,
-        "classifier and weaker both guide; choose one",
+        "classifier and weaker cannot both guide; choose one",
     ),
     (
         lambda s: s.weaker is not None and s.guidance == 1,
-        "with guidance 1 a weaker model has no effect; 1.5 to 2 is usual",
+        "weaker has no effect with guidance 1; choose a guidance such as 1.5, or omit weaker",
     ),
     (
         lambda s: s.classifier is not None and s.label is None,
-        "a classifier needs a label to guide to",
+        "classifier needs a label to guide towards; add label, or omit classifier",
     ),
     (
         lambda s: s.guidance != 1 and s.label is None and s.weaker is None,
-        "guidance {guidance} needs a label to guide to, or a weaker model to lead away from",
+        "guidance {guidance} has no effect without a label or a weaker model; add one, or omit guidance",
     ),
 )
 

@@ -71,7 +71,7 @@ def choose_times(sched: Schedule, steps: int, spacing: str = "uniform", repeats:
 
     T = n_steps(sched)
     if not (isinstance(steps, numbers.Integral) and 1 <= steps <= T):
-        raise ValueError(f"steps must be 1 … {T}, the number of steps that this model was trained with, got {steps}")
+        raise ValueError(f"steps must be an integer from 1 to {T}, the T that this model was trained with, got {steps}")
     count = 1 - (1 - steps) // repeats
     left = 1 - np.arange(count + 1) / count
     times = np.rint(SPACINGS["uniform" if count == T else spacing](left, T, sched.alphabar)).astype(np.int32)

@@ -83,7 +83,9 @@ def _guidance_at(t, guidance, interval, T):
     first, last = (0, T) if interval is None else _as_interval(interval, T)
     guided = (first <= t) & (t <= last)
     if not guided.any():
-        raise ValueError(f"no step starts within guidance_interval ({first}, {last}); it is of t, 1 to {T}")
+        raise ValueError(
+            f"no step starts at a t within guidance_interval ({first}, {last}); choose a wider one within 1 to {T}"
+        )
     return np.where(guided, guidance, 1).astype(np.float32)
 
 
@@ -96,8 +98,8 @@ def _as_interval(interval, T):
     except (TypeError, ValueError):
         pass
     raise ValueError(
-        f"guidance_interval must be the first and the last t of 1 to {T}, such as ({T // 5}, {4 * T // 5}), and not "
-        f"fractions of it, got {interval}"
+        f"guidance_interval must be two times t from 1 to {T}, first and last, such as ({T // 5}, {4 * T // 5}), not "
+        f"fractions of T, got {interval}"
     )
 
 

@@ -246,7 +246,7 @@ def test_a_weaker_model_guides_my_sample_and_must_fit_the_model(cats_and_dogs):
     labelled = rd.my_sample(model=cats_and_dogs, weaker=weaker, label="dog", guidance=0, **how)
     np.testing.assert_array_equal(labelled, rd.my_sample(model=weaker, **how))
     for wrong, message in (
-        ({"weaker": weaker}, "with guidance 1 a weaker model has no effect"),
+        ({"weaker": weaker}, "weaker has no effect with guidance 1"),
         ({"weaker": unconditional(0.1, T=10), "guidance": 2}, "another noise schedule"),
         ({"weaker": unconditional(0.1, beta2=0.4), "guidance": 2}, "another noise schedule"),
         ({"weaker": classifier_of(), "guidance": 2}, "is a classifier"),
@@ -261,7 +261,7 @@ def test_a_weaker_model_guides_my_sample_and_must_fit_the_model(cats_and_dogs):
 @pytest.mark.parametrize("how", ["itself", "a copy"])
 def test_a_model_is_not_weaker_than_itself(cats_and_dogs, how):
     weaker = cats_and_dogs if how == "itself" else conditional(CONSTANTS, ["cat", "dog"])
-    with pytest.raises(ValueError, match="is the model that it would guide, so that it has no effect"):
+    with pytest.raises(ValueError, match="is the same as the model that it would guide, so it has no effect"):
         rd.my_sample(model=cats_and_dogs, weaker=weaker, guidance=2, verbose=0)
 
 
@@ -372,9 +372,9 @@ def test_labels_that_are_text_are_never_positions():
 @pytest.mark.parametrize(
     "names, word, label, said",
     [
-        (["1", "2", "3"], "1", 0, "--label 1 is the class of that name, number 0"),
-        (["1", "2", "3"], "0", 0, "--label 0 is the class with that number, 1"),
-        (["cat", "dog"], "1", 1, "--label 1 is the class with that number, dog"),
+        (["1", "2", "3"], "1", 0, "--label 1 means the class named 1, which is number 0"),
+        (["1", "2", "3"], "0", 0, "--label 0 means class number 0, 1"),
+        (["cat", "dog"], "1", 1, "--label 1 means class number 1, dog"),
         (["cat", "dog"], "dog", "dog", ""),
         (["cat", "dog"], "2", 2, ""),  # which `my_sample` refuses
         (None, "7", 7, ""),
@@ -390,7 +390,7 @@ def test_the_script_takes_labels_of_the_classifier_that_guides(tmp_path):
     classifier_of(names=("2", "1")).save(tmp_path / "c.keras")
     model, other, guide = (str(tmp_path / name) for name in ("m.keras", "u.keras", "c.keras"))
     assert generate.read_labels(["dog", "0"], model, None)[0] == ["dog", 0]
-    assert generate.read_labels(["1"], other, guide) == (1, ["--label 1 is the class of that name, number 1"])
+    assert generate.read_labels(["1"], other, guide) == (1, ["--label 1 means the class named 1, which is number 1"])
 
 
 @pytest.mark.parametrize(
@@ -405,21 +405,21 @@ def test_the_script_takes_labels_of_the_classifier_that_guides(tmp_path):
         ({"label": 0, "guidance": float("nan")}, "guidance must be a finite number, got nan"),
         ({"label": 0, "guidance": 1e39}, "guidance must be a finite number, got 1e.39"),
         ({"label": 0, "guidance": float("inf")}, "finite"),
-        ({"guidance": 2.0}, "needs a label"),
+        ({"guidance": 2.0}, "has no effect without a label"),
         ({"label": 0, "guidance": 2, "guidance_interval": (9, 3)}, "guidance_interval must be"),
         ({"label": 0, "guidance": 2, "guidance_interval": 7}, "guidance_interval must be"),
         (
             {"label": 0, "guidance": 2, "guidance_interval": (0, 1)},
-            r"t of 1 to 20, .*not fractions of it, got \(0, 1\)",
+            r"t from 1 to 20, .*not fractions of T, got \(0, 1\)",
         ),
         ({"label": 0, "guidance": 2, "guidance_interval": (0.2, 0.8)}, "not fractions"),
         ({"label": 0, "guidance_interval": (3, 9)}, "guidance_interval has no effect with guidance 1"),
-        ({"snr": 0.1}, "snr is the size of the corrector's steps, and there is no corrector"),
-        ({"sampler": "langevin", "steps": 10, "snr": 0.1}, "there is no corrector"),
+        ({"snr": 0.1}, "snr sets the size of the corrector's steps, and corrector is 0"),
+        ({"sampler": "langevin", "steps": 10, "snr": 0.1}, "corrector is 0"),
         ({"sampler": "ddim", "variance": "beta"}, "variance applies only to sampler ddpm, and the sampler is ddim"),
         (
             {"label": 0, "guidance": 2, "steps": 2, "guidance_interval": (3, 7)},
-            r"no step .* \(3, 7\); it is of t, 1 to 20",
+            r"no step .* \(3, 7\); choose a wider one within 1 to 20",
         ),
         ({"label": 0, "classifier": "none.keras"}, "there is no model .*none.keras"),
     ],
@@ -458,13 +458,13 @@ def test_classifier_guides_a_classless_model_and_must_fit_it():
     direction = (kernel[:, 1] - kernel[:, 0]).reshape(2, 2, 1)
     assert (((towards[1] - towards[0]) * direction).sum(axis=(1, 2, 3)) > 0).all()
     for wrong, message in (
-        ({"label": "dog"}, "knows no classes"),
+        ({"label": "dog"}, "trained without classes"),
         ({"label": "dog", "classifier": classifier_of((4, 4, 1))}, r"\(4, 4, 1\)"),
         ({"label": "dog", "classifier": classifier_of(T=10)}, "another noise schedule"),
         ({"label": "dog", "classifier": classifier_of(beta2=0.4)}, "another noise schedule"),
-        ({"label": "dog", "classifier": model}, "no classifier"),
+        ({"label": "dog", "classifier": model}, "is not a classifier"),
         ({"label": "bird", "classifier": guide}, "the classes are cat, dog"),
-        ({"classifier": guide}, "a classifier needs a label"),
+        ({"classifier": guide}, "classifier needs a label"),
     ):
         with pytest.raises(ValueError, match=message):
             rd.my_sample(**how, **wrong)

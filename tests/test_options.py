@@ -98,9 +98,9 @@ def test_samplers_take_only_their_own_options(sampler):
         ({"corrector": None}, "corrector must be an integer from 0 to 4095, got None"),
         ({"snr": 11}, "snr must be a number from 1e-06 to 10, got 11"),
         ({"guidance": float("inf")}, "guidance must be a finite number, got inf"),
-        ({"guidance": 3.0}, "guidance 3.0 needs a label to guide to, or a weaker model"),
-        ({"weaker": "w.keras"}, "with guidance 1 a weaker model has no effect"),
-        ({"classifier": "c.keras"}, "a classifier needs a label"),
+        ({"guidance": 3.0}, "guidance 3.0 has no effect without a label or a weaker model"),
+        ({"weaker": "w.keras"}, "weaker has no effect with guidance 1"),
+        ({"classifier": "c.keras"}, "classifier needs a label"),
     ],
 )
 def test_invalid_values_get_one_sentence(options, message):
@@ -119,7 +119,7 @@ def test_what_is_not_asked_for_is_as_the_file_recommends():
     assert Sampling().resolve() == Sampling("ddpm")
     with pytest.raises(ValueError, match="eta applies only to sampler ddim, and the sampler is ddpm"):
         Sampling(eta=0.5).resolve(recommended)
-    with pytest.raises(ValueError, match="spacing quadratic needs a number of steps"):
+    with pytest.raises(ValueError, match="spacing quadratic has no effect with all T steps"):
         Sampling(spacing="quadratic").resolve()
 
 

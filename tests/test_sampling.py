@@ -331,7 +331,7 @@ def test_files_with_weights_that_are_not_finite_are_refused(model, tmp_path, com
     else:
         changed.trainable_variables[3].assign(np.full(changed.trainable_variables[3].shape, np.nan))
     changed.save(tmp_path / "m.keras")
-    with pytest.raises(ValueError, match="m.keras has the weight .*not finite; use another file"):
+    with pytest.raises(ValueError, match="m.keras has NaN or infinite values in the weight .*; use another file"):
         model_file.open_model(str(tmp_path / "m.keras"), compile=compiled)
 
 
@@ -345,7 +345,7 @@ def test_a_module_of_the_user_in_the_way_of_ours_is_named(tmp_path, monkeypatch,
         monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
         sys.modules[name].__file__ = str(path)
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(ImportError, match=rf"{path} is in the way of {name}.py in .*rename it"):
+    with pytest.raises(ImportError, match=rf"{path} hides the module {name} in .*rename it"):
         rd.my_sample()
 
 
