@@ -53,8 +53,8 @@ def train_model(options, path, interruption):
         trained, images, held_out = prepare(options, path)
     except tf.errors.ResourceExhaustedError:
         console.leave(
-            "diffusion_model.py: the network does not fit in the GPU's memory; does another process use it, as "
-            "nvidia-smi shows? Else try a smaller --n-feat",
+            "diffusion_model.py: the network does not fit in the GPU's memory; end other processes that use it (see "
+            "nvidia-smi), or try a smaller --n-feat",
             1,
         )
     metadata, board = trained.metadata, None  # a dict in the file, of which settings and progress are parts
@@ -72,7 +72,7 @@ def train_model(options, path, interruption):
     except FloatingPointError as error:
         give_up(
             metadata,
-            f"{error}; {path} is as it was saved before. Try a smaller --learning-rate, or another --precision",
+            f"{error}; {path} keeps the last save; try a smaller --learning-rate, or another --precision",
         )
     except tf.errors.OpError as error:
         if not device.out_of_memory(error):
@@ -80,8 +80,8 @@ def train_model(options, path, interruption):
         smaller = max(1, metadata["settings"]["batch_size"] // 2)
         give_up(
             metadata,
-            f"the images of a batch do not fit in memory; add --batch-size {smaller}, unless another "
-            "process uses the memory",
+            f"the images of a batch do not fit in memory; add --batch-size {smaller}, or end other processes that use "
+            "the memory",
         )
 
 
@@ -89,8 +89,8 @@ def give_up(metadata, why):
     """Ends a run that cannot continue, with the facts that explain it."""
     settings, progress = metadata["settings"], metadata["progress"]
     console.leave(
-        f"diffusion_model.py: in step {progress['step']:,}, at learning rate {settings['learning_rate']:g} and in "
-        f"{settings['precision']}: {why}",
+        f"diffusion_model.py: in step {progress['step']:,}, with --learning-rate {settings['learning_rate']:g} and "
+        f"--precision {settings['precision']}: {why}",
         1,
     )
 

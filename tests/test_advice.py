@@ -101,7 +101,7 @@ def test_a_gpu_that_tensorflow_cannot_use_is_reported(train_tiny, monkeypatch, t
     monkeypatch.setattr(device, "has_gpu", lambda: bool(seen))
     assert device.overlooks_gpu() == told
     if told:
-        assert "a GPU that TensorFlow cannot use" in train_tiny(*TINY, "--n-epochs", "1")
+        assert "TensorFlow cannot use the GPU here" in train_tiny(*TINY, "--n-epochs", "1")
 
 
 @pytest.mark.parametrize("gigabytes, large", [((80, 16), True), ((16, 80), False)])
@@ -138,7 +138,7 @@ def test_too_little_memory_of_a_gpu_gets_a_sentence(train_tiny, monkeypatch, cap
 
 def test_loss_of_the_first_run_is_compared_with_a_measured_loss():
     first = {**settings.PRESETS["first"], "n_epochs": 32, "flip": False}
-    assert advice.on_loss(first, "drawings", 2, 0.034) == "loss of a step 0.034; expected 0.0325"
+    assert advice.on_loss(first, "drawings", 2, 0.034) == "mean loss of a step 0.034; expected 0.0325"
     assert advice.on_loss(first, "drawings", 2, 0.043).endswith("expected 0.0325: it should be lower")
     assert advice.on_loss(first, "drawings", 3, 0.034) is None
     assert advice.on_loss(first, "/home/me/cats", 2, 0.034) is None

@@ -98,9 +98,9 @@ def test_the_classes_of_an_array_file_are_its_labels(tmp_path, members, classes)
         ({"labels": [0, 1]}, "4 integers"),
         ({"labels": [0, 1, -1, 0]}, "4 integers of at least 0"),
         ({"labels": [0.0, 1, 1, 0]}, "4 integers.*float64"),
-        ({"labels": [0, 2, 1, 0], "class_names": ["a", "b"]}, "3 different names or more.*got 2"),
-        ({"labels": [0, 1, 1, 0], "class_names": ["a", "a"]}, "different names"),
-        ({"labels": [0, 10**6, 1, 0]}, "1000001 different names"),  # corrupt, and too many to be made up
+        ({"labels": [0, 2, 1, 0], "class_names": ["a", "b"]}, "at least 3 names.*got 2"),
+        ({"labels": [0, 1, 1, 0], "class_names": ["a", "a"]}, "all different.*1 of them different"),
+        ({"labels": [0, 10**6, 1, 0]}, "1000001 names"),  # corrupt, and too many to be made up
     ],
 )
 def test_array_files_without_proper_labels_are_refused(tmp_path, members, message):
@@ -291,7 +291,7 @@ def test_a_classifier_is_trained_resumed_and_guides(train_tiny, capsys):
     classifier = model_file.open_model("c.keras", classifier=True).network
     clean = [images[:, :, :, None] / 127.5 - 1, np.full((96, 1), 1 / 20)]
     assert np.mean(np.argmax(classifier(clean), axis=1) == labels) == 1
-    assert "all its 60 epochs" in train_tiny("--model", "c.keras", "--validate-every", "10", "--parts", "1")
+    assert "for all 60 epochs" in train_tiny("--model", "c.keras", "--validate-every", "10", "--parts", "1")
 
     train_tiny("--data", "stripes.npz", *TINY[2:], "--n-epochs", "1")
     how = {"n_sample": 8, "seed": 0, "verbose": 0, "classifier": "c.keras", "guidance": 5}
@@ -300,7 +300,7 @@ def test_a_classifier_is_trained_resumed_and_guides(train_tiny, capsys):
     assert standing_more[0] < standing_more[1]
     for model, classifier, message in (
         ("c.keras", None, "is a classifier"),
-        ("model.keras", "model.keras", "no classif"),
+        ("model.keras", "model.keras", "not a classif"),
     ):
         with pytest.raises(ValueError, match=message):
             rd.my_sample(model=model, classifier=classifier, label=0, verbose=0)
@@ -355,13 +355,13 @@ def test_labels_that_are_corrupt_are_refused_in_a_sentence(tmp_path):
     content = bytearray((tmp_path / "a.npz").read_bytes())
     content[content.index(b"NUMPY", place) + 130] ^= 1  # in the labels, behind their header
     (tmp_path / "a.npz").write_bytes(content)
-    with pytest.raises(ValueError, match="a.npz: its labels cannot be read"):
+    with pytest.raises(ValueError, match="a.npz: the array labels cannot be read"):
         data.load_images(tmp_path / "a.npz", 8, classes=True)
 
 
 def test_a_model_that_never_learned_no_class_says_so(train_tiny, capsys):
     """Wherever it is asked for images of no class; also if only images were trained that have one, resumed or not."""
-    sentence = "with --drop-label 0 a network learns only images of a class: sampling needs a label"
+    sentence = "with --drop-label 0 a network never learns to sample without a class: every image needs a label"
     np.savez("two.npz", images=IMAGES, labels=[0, 1, 1, 0])
     tiny = ("--data", "two.npz", *TINY[2:], "--classes")
     assert sentence in train_tiny(*tiny, "--n-epochs", "1", "--drop-label", "0")
@@ -513,7 +513,7 @@ def test_labels_and_names_of_models_are_composed():
 def test_names_that_differ_in_accents_stored_are_duplicates(tmp_path):
     names = ["caf\xe9", "cafe\u0301"]
     np.savez(tmp_path / "a.npz", images=IMAGES, labels=[0, 1, 1, 0], class_names=names)
-    with pytest.raises(ValueError, match="2 different names"):
+    with pytest.raises(ValueError, match="2 names, all different"):
         data.load_images(tmp_path / "a.npz", 8, classes=True)
     for level, name in enumerate(names):
         save_grey(tmp_path / "folder" / name / "a.png", level)

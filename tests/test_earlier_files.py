@@ -112,7 +112,7 @@ def test_typed_batch_size_applies_at_once_within_an_epoch(source):
 
 
 def test_images_that_have_moved_are_asked_for():
-    with pytest.raises(FileNotFoundError, match="/home/user/images.npy, which is not there.*--data NEW"):
+    with pytest.raises(FileNotFoundError, match="/home/user/images.npy, which no longer exists.*--data NEW"):
         preparation.prepare({}, MODEL)
 
 

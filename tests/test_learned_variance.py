@@ -334,7 +334,7 @@ def test_learned_variance_is_refused_without_a_network_for_it(train_tiny):
     for model, message in (
         ("plain.keras", "--variance learned requires --network unet"),
         ("new.keras", "--variance learned requires --network unet"),
-        ("unet.keras", "--variance learned needs a new network that learns it"),
+        ("unet.keras", "--variance learned needs a network that has learned it"),
     ):
         network = UNET if model == "unet.keras" else ()
         with pytest.raises(ValueError, match=message):
@@ -375,7 +375,7 @@ def test_learn_variance_is_fixed_by_the_file_and_recommended(train_tiny):
         train_tiny("--model", "c.keras", "--no-learn-variance", "--n-epochs", "2")
     for wrong, message in (
         ((*TINY, "--learn-variance"), "--learn-variance requires --network unet"),
-        ((*LEARNED, "--no-learn-variance"), "--variance learned needs a new network that learns it"),
+        ((*LEARNED, "--no-learn-variance"), "--variance learned needs a network that has learned it"),
     ):
         with pytest.raises(ValueError, match=message):
             train_tiny(*wrong, "--n-epochs", "1", "--model", "new.keras")

@@ -47,7 +47,7 @@ def test_validation_source_resumes_from_any_folder_even_if_moved(folder, monkeyp
     np.testing.assert_array_equal(choose(book)[2], np.load(folder / "others.npy"))
 
     shutil.move(folder / "others.npy", "moved.npy")
-    with pytest.raises(FileNotFoundError, match="others.npy, which is not there any more.*--validation NEW"):
+    with pytest.raises(FileNotFoundError, match="others.npy, which no longer exists.*--validation NEW"):
         choose(book)
     moved, _, held_out = choose(book, validation="moved.npy")
     assert len(held_out) == 8 and moved["validation"]["source"] == os.path.abspath("moved.npy")
@@ -63,7 +63,7 @@ def test_validation_source_resumes_from_any_folder_even_if_moved(folder, monkeyp
 def test_moved_training_images_are_read_from_their_new_path(folder):
     book, _, _ = choose(data="images.npy")
     shutil.move("images.npy", "moved.npy")
-    with pytest.raises(FileNotFoundError, match="images.npy, which is not there any more.*--data NEW"):
+    with pytest.raises(FileNotFoundError, match="images.npy, which no longer exists.*--data NEW"):
         choose(book)
     assert choose(book, data="moved.npy")[0]["data"]["source"] == os.path.abspath("moved.npy")
     with pytest.raises(ValueError, match=r"images.npy \(48 images\), not .*others.npy \(8\).*--data NEW.*--new-data"):
@@ -140,7 +140,7 @@ def test_a_target_that_is_the_presets_changes_no_weighting(folder, capsys):
     """Only another target does, and it is said; so is the schedule that a typed β brings."""
     for typed, weighting, said in (
         ({"target": "x0"}, "min-snr", ""),
-        ({"target": "v"}, "none", "weighting none, as min-snr of the preset belongs to its own target\n"),
+        ({"target": "v"}, "none", "weighting none, as min-snr of the preset belongs to its --target x0\n"),
         ({"target": "v", "weighting": "snr"}, "snr", ""),
         ({"beta2": 0.1}, "min-snr", "schedule  linear, as --beta1 and --beta2 belong to it\n"),
         ({"beta2": 0.1, "schedule": "linear"}, "min-snr", ""),
@@ -153,17 +153,17 @@ def test_a_target_that_is_the_presets_changes_no_weighting(folder, capsys):
 @pytest.mark.parametrize(
     "typed, message",
     [
-        ({"schedule": "cosine", "beta2": 0.3}, "--beta2 belongs to --schedule linear"),
-        ({"schedule": "sigmoid", "beta1": 1e-4}, "--beta1 belongs to --schedule linear"),
-        ({"drop_label": 0.2}, "--drop-label needs --classes"),
-        ({"drop_label": 0.2, "classes": True, "network": "classifier"}, "--drop-label is for networks that sample"),
-        ({"weaker_after": 5, "classes": True, "network": "classifier"}, "--weaker-after is for networks that sample"),
-        ({"validate_every": 2}, "--validate-every needs --validation"),
+        ({"schedule": "cosine", "beta2": 0.3}, "--beta2 has no effect without --schedule linear"),
+        ({"schedule": "sigmoid", "beta1": 1e-4}, "--beta1 has no effect without --schedule linear"),
+        ({"drop_label": 0.2}, "--drop-label has no effect without --classes"),
+        ({"drop_label": 0.2, "classes": True, "network": "classifier"}, "--drop-label has no effect with --network"),
+        ({"weaker_after": 5, "classes": True, "network": "classifier"}, "--weaker-after has no effect with --network"),
+        ({"validate_every": 2}, "--validate-every has no effect without --validation"),
     ],
 )
 def test_options_without_effect_are_refused(typed, message):
     chosen = settings.choose_settings({"preset": "first", **typed}, {}, "m.keras", None)
-    with pytest.raises(ValueError, match=f"{message}.*, and has no effect here; change that, or omit --"):
+    with pytest.raises(ValueError, match=f"{message}.*; change that, or omit --"):
         preparation.check_effects(chosen, typed)
 
 
@@ -221,7 +221,7 @@ def test_run_leaves_neither_lock_nor_signal_handlers(model_folder, monkeypatch, 
     before = [signal.getsignal(number) for number in numbers]
     for _ in range(2):
         diffusion_model.main()
-        assert "has all its 2 epochs" in capsys.readouterr().out
+        assert "has been trained for all 2 epochs" in capsys.readouterr().out
         assert [signal.getsignal(number) for number in numbers] == before and signal.set_wakeup_fd(-1) == -1
         assert not [name for name in os.listdir(".") if name.endswith(".lock")]
     monkeypatch.setattr(sys, "argv", ["diffusion_model.py", "--T", "30"])

@@ -293,7 +293,9 @@ def test_corrupt_file_is_refused_in_one_sentence_and_unchanged(model_folder, kin
     path = model_folder / "model.keras"
     damage(path, kind)
     before = path.read_bytes()
-    with pytest.raises(ValueError, match="model.keras .*(use another file|choose another --model|not one that takes)"):
+    with pytest.raises(
+        ValueError, match="model.keras .*(use another file|choose another --model|not a diffusion model)"
+    ):
         checkpoint.open_for_training(path)
     if kind not in FOR_TRAINING_ONLY:
         with pytest.raises(ValueError, match="model.keras"):

@@ -143,7 +143,7 @@ def test_early_copy_is_kept_to_guide_the_finished_model(train_tiny):
     assert "--model at-once.keras --weaker at-once-weaker.keras --guidance 1.5" in said
     shutil.copy("at-once.keras", "model-weaker.keras")  # of an older run
     said = train_tiny(*options, "--n-epochs", "1", "--weaker-after", "4")
-    assert "weaker.keras" not in said and "no early copy is saved: step 4 of --weaker-after is not among" in said
+    assert "weaker.keras" not in said and "no early copy will be saved: step 4 (--weaker-after) is not among" in said
     assert_equal_to_the_bit("model-weaker.keras", "at-once.keras")  # no copy was made
     os.remove("model-weaker.keras")
     train_tiny(*options, "--n-epochs", "3")  # the file keeps the setting
@@ -162,7 +162,7 @@ def test_an_early_copy_replaces_no_other_file(train_tiny):
     options = (*TINY, "--n-epochs", "1", "--weaker-after", "2")
     with open("model-weaker.keras", "w") as file:
         file.write("mine")
-    with pytest.raises(ValueError, match="model-weaker.keras exists, and is no early copy of this training"):
+    with pytest.raises(ValueError, match="model-weaker.keras is not an early copy of this run"):
         train_tiny(*options)
     with open("model-weaker.keras") as file:
         assert file.read() == "mine" and not os.path.exists("model.keras")
@@ -202,7 +202,7 @@ def test_an_early_copy_of_another_training_is_not_replaced(train_tiny, other):
     train_tiny(*options)
     before = read("model-weaker.keras")
     os.remove("model.keras")
-    with pytest.raises(ValueError, match="model-weaker.keras exists, and is no early copy of this training"):
+    with pytest.raises(ValueError, match="model-weaker.keras is not an early copy of this run"):
         train_tiny(*options, *other)
     assert read("model-weaker.keras") == before
 
@@ -334,13 +334,13 @@ def test_finished_model_stores_new_sampling_settings(train_tiny):
     train_tiny(*TINY, "--n-epochs", "2")
     before, weights = read("samples.png"), state("model.keras")
     said = train_tiny("--sampler", "dpm++", "--sample-steps", "7")
-    assert "model.keras keeps the new settings" in said and "has all its 2 epochs" in said
+    assert "the new settings are saved in model.keras" in said and "has been trained for all 2 epochs" in said
     recommended = model_file.open_model("model.keras").metadata["sampling"]
     assert (recommended["sampler"], recommended["steps"]) == ("dpm++", 7)
     assert read("samples.png") != before
     for now, then in zip(state("model.keras"), weights, strict=True):
         np.testing.assert_array_equal(now, then)
-    assert "keeps the new settings" not in train_tiny("--sampler", "dpm++")
+    assert "the new settings are saved" not in train_tiny("--sampler", "dpm++")
 
 
 def test_a_finished_model_of_an_earlier_version_stays_as_it_is(train_tiny):
@@ -351,7 +351,7 @@ def test_a_finished_model_of_an_earlier_version_stays_as_it_is(train_tiny):
     checkpoint.save(model, "model.keras")
     os.utime("samples.png")
     before, sampled = read("model.keras"), os.stat("samples.png").st_mtime_ns
-    assert "keeps the new settings" not in train_tiny()
+    assert "the new settings are saved" not in train_tiny()
     assert read("model.keras") == before and os.stat("samples.png").st_mtime_ns == sampled
 
 
@@ -359,15 +359,17 @@ def test_resumed_run_says_which_options_it_ignores(train_tiny):
     train_tiny(*TINY, "--n-epochs", "2")
     before = read("model.keras")
     said = train_tiny("--n-epochs", "1", "--init", "drawings")
-    assert "--n-epochs 1 is ignored, as model.keras has 2 epochs done" in said
-    assert "--init is ignored, as model.keras exists" in said and "has all its 2 epochs" in said
+    assert "--n-epochs 1 is ignored, as model.keras has been trained for 2 epochs" in said
+    assert "--init is ignored, as model.keras exists" in said and "has been trained for all 2 epochs" in said
     assert read("model.keras") == before
     train_tiny("--n-epochs", "3", "--keep", "1", "--save-every", "0")
     shutil.copy("model.keras", "unfinished.keras")
     model = checkpoint.open_for_training("unfinished.keras").network
     model_file.metadata(model)["settings"]["n_epochs"] = 9
     checkpoint.save(model, "unfinished.keras")
-    with pytest.raises(ValueError, match="has 3 epochs done, more than --n-epochs 1; omit it to train on to 9"):
+    with pytest.raises(
+        ValueError, match="has been trained for 3 epochs, more than --n-epochs 1; omit --n-epochs to train on to 9"
+    ):
         train_tiny("--model", "unfinished.keras", "--n-epochs", "1")
 
 
@@ -569,7 +571,7 @@ def test_held_out_images_are_measured_and_not_trained_on(train_tiny, tmp_path):
 def test_tensorboard_folder_that_is_a_file_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)  # as if TensorBoard were installed
     (tmp_path / "board").write_text("")
-    with pytest.raises(ValueError, match="--tensorboard must name a folder, and .*board is a file"):
+    with pytest.raises(ValueError, match="--tensorboard must name a folder, but .*board is a file"):
         tensorboard.Board(str(tmp_path / "board"), None)
 
 

@@ -34,8 +34,8 @@ def on_schedule(beta1: float, beta2: float, T: int) -> str | None:
     else:
         way_out = f"--T {SLIDES['T']} --beta2 {SLIDES['beta2']:g}"
     return (
-        f"with --beta1 {beta1:g} --beta2 {beta2:g} --T {T} the last noisy image is still {left:.2g} times the image "
-        f"(√ᾱ_T), but sampling starts from pure noise; try {way_out}"
+        f"with --beta1 {beta1:g} --beta2 {beta2:g} --T {T}, x_T still contains {left:.2g} times the image (√ᾱ_T), but "
+        f"sampling starts from pure noise; try {way_out}"
     )
 
 
@@ -67,7 +67,7 @@ def on_loss(settings: dict, source: str, epoch: int, loss: float) -> str | None:
         as_measured = settings["n_epochs"] == STEPS[preset] // EPOCH and epoch in losses
         if as_measured and all(settings[name] == PRESETS[preset][name] for name in LOSS_SETTINGS):
             higher = ": it should be lower" if loss > HIGH * losses[epoch] else ""
-            return f"loss of a step {loss:.3g}; expected {losses[epoch]:.3g}{higher}"
+            return f"mean loss of a step {loss:.3g}; expected {losses[epoch]:.3g}{higher}"
     return None
 
 
@@ -86,7 +86,7 @@ def on_classes(labels: np.ndarray, classes: Sequence[str]) -> str | None:
     if not few:
         return None
     more = f" and {len(few) - 5} more" if len(few) > 5 else ""
-    return f"few images of {', '.join(few[:5])}{more}: with fewer than {FEW} a class is hardly learnt"
+    return f"few images of {', '.join(few[:5])}{more}; add images, as a class is hardly learnt from fewer than {FEW}"
 
 
 def on_flip(settings: dict) -> str | None:
@@ -94,8 +94,8 @@ def on_flip(settings: dict) -> str | None:
     if not settings["flip"] or not settings["classes"]:
         return None
     return (
-        "images are mirrored at random, which spoils letters, digits and other shapes with a direction; --no-flip "
-        "leaves them as they are"
+        "images are mirrored at random; add --no-flip if they show letters, digits or other shapes that must not be "
+        "mirrored"
     )
 
 

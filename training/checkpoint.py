@@ -36,7 +36,8 @@ def open_for_training(path: str) -> TrainedModel:
     none_taken = progress["step"] in (0, skipped)
     if not getattr(optimizer, "use_ema", False) or (int(optimizer.iterations) == 0) != none_taken:
         raise ValueError(
-            f"{path} has lost its optimizer's state, so training cannot resume from it; choose another --model"
+            f"{path} has no optimizer state, so training cannot resume from it; choose another --model, and start it "
+            f"from this one with --init {path}"
         )
     swap_ema_weights(trained.network)
     return trained

@@ -51,7 +51,7 @@ def read_rows(path: str) -> list[list[str]]:
         return _parse([line for line in lines if line.strip()])
     except ValueError as error:
         raise ValueError(
-            f"{path} is not a table of epochs that this program wrote ({error}), and is not overwritten; rename it, "
+            f"{path} is not a table of epochs that this program wrote ({error}), and would be overwritten; rename it, "
             "or choose another --model"
         ) from error
 
@@ -63,7 +63,7 @@ def _parse(lines):
     delimiter = next((mark for mark in ",;\t" if mark in lines[0]), ",")
     header, *rows = csv.reader(lines, delimiter=delimiter)
     if len(header) < FIRST_COLUMNS or tuple(header) != COLUMNS[: len(header)]:
-        raise ValueError("its header is another one")
+        raise ValueError("its header is different")
     if delimiter != ",":  # of a spreadsheet that writes 0,5 for 0.5
         rows = [[cell.replace(",", ".") for cell in row] for row in rows]
     for row in rows:

@@ -73,7 +73,10 @@ def choose_validation(
     source = None
     if fraction is not None:
         if not 0 < fraction < 1 or not 0 < round(fraction * count) < count:
-            raise ValueError(f"--validation must leave images on both sides, got {typed} of {count:,}")
+            raise ValueError(
+                f"--validation must be a fraction that leaves images both to train on and to hold out, got {typed} of "
+                f"{count:,} images"
+            )
         parts = filter(lambda part: part is not None, (images.images, images.labels))
         both = (split_held_out(part, fraction, settings["seed"]) for part in parts)
         images, held_out = (Images(*side) for side in zip(*both, strict=True))
@@ -128,7 +131,7 @@ def read_images(
         if options.get(name):
             raise
         raise FileNotFoundError(
-            f"{path} was trained with --{name} {source}, which is not there any more; if it has moved, say where to "
+            f"{path} was trained with --{name} {source}, which no longer exists; if it has moved, give its new place "
             f"with --{name} NEW"
         ) from error
     if str(report):
@@ -149,7 +152,7 @@ def same_images(name: str, now: dict, before: dict, path: str, options: dict) ->
         labels = ", other labels" if now["digest"] == before["digest"] else ""
         raise ValueError(
             f"{path} was trained with --{name} {before['source']} ({count} images), not with what is now in "
-            f"{now['source']} ({now['count']:,}{labels}); if they have moved, say where to with --{name} NEW, add "
-            "--new-data to resume with other images, or choose another --model to start a new run"
+            f"{now['source']} ({now['count']:,}{labels}); if they have moved, give their new place with --{name} NEW, "
+            "add --new-data to resume with other images, or choose another --model to start a new run"
         )
     return False

@@ -47,7 +47,7 @@ def prepare(options: dict, path: str) -> tuple[TrainedModel, Images, Images | No
         metadata = trained.metadata
         complete(metadata, trained.learns_variance)
         if "init" in options:
-            say(f"--init is ignored, as {path} exists and resumes; choose another --model to start a new run")
+            say(f"--init is ignored, as {path} exists and is resumed; choose another --model to start a new run")
     in_file = copy.deepcopy(metadata)
     settings = choose_settings(options, metadata, path, preset_for_this_machine)
     check_schedule(settings, new=not resuming)
@@ -128,8 +128,7 @@ def check_early_copy(trained: TrainedModel, weaker: str, inputs: Sequence[str] =
     files.check_writable(weaker)
     if os.path.exists(weaker) and not is_early_copy(weaker, trained):
         raise ValueError(
-            f"{weaker} exists, and is no early copy of this training, which would replace it; move it, or add "
-            "--weaker-after 0"
+            f"{weaker} is not an early copy of this run, which would overwrite it; move it, or add --weaker-after 0"
         )
 
 
@@ -151,20 +150,20 @@ def check_effects(settings: dict, typed: dict) -> None:
     if settings["schedule"] == "learned":
         refuse_with_learned_schedule(settings)
     without_effect = {
-        "beta1": settings["schedule"] != "linear" and "belongs to --schedule linear",
-        "beta2": settings["schedule"] != "linear" and "belongs to --schedule linear",
-        "t_sampling": settings["schedule"] == "learned" and "is for schedules that are not learned",
-        "weaker_after": settings["schedule"] == "learned" and "is for schedules that are not learned",
-        "drop_label": not settings["classes"] and "needs --classes",
-        "validate_every": settings["validation"] is None and "validation" not in typed and "needs --validation",
+        "beta1": settings["schedule"] != "linear" and "without --schedule linear",
+        "beta2": settings["schedule"] != "linear" and "without --schedule linear",
+        "t_sampling": settings["schedule"] == "learned" and "with --schedule learned",
+        "weaker_after": settings["schedule"] == "learned" and "with --schedule learned",
+        "drop_label": not settings["classes"] and "without --classes",
+        "validate_every": settings["validation"] is None and "validation" not in typed and "without --validation",
     }
     if settings["network"] == "classifier":
-        without_effect["drop_label"] = "is for networks that sample images"
-        without_effect["weaker_after"] = typed.get("weaker_after") and "is for networks that sample images"
+        without_effect["drop_label"] = "with --network classifier"
+        without_effect["weaker_after"] = typed.get("weaker_after") and "with --network classifier"
     for name, why in without_effect.items():
         if why and name in typed:
             flag = "--" + name.replace("_", "-")
-            raise ValueError(f"{flag} {why}, and has no effect here; change that, or omit {flag}")
+            raise ValueError(f"{flag} has no effect {why}; change that, or omit {flag}")
 
 
 def refuse_with_learned_schedule(settings: dict) -> None:
@@ -182,11 +181,14 @@ def refuse_with_learned_schedule(settings: dict) -> None:
 def check_network_options(settings: dict, typed: dict) -> None:
     """Raises ValueError for options, typed ones, that belong to another network."""
     if settings["network"] == "classifier" and not settings["classes"]:
-        raise ValueError("--network classifier learns classes; add --classes")
+        raise ValueError("--network classifier needs classes to learn; add --classes")
     if typed.get("variance") == "learned" and settings["network"] != "unet":
         raise ValueError("--variance learned requires --network unet; add that, or choose another variance")
     if settings["variance"] == "learned" and not settings["learn_variance"]:
-        raise ValueError("--variance learned needs a new network that learns it, with --network unet --learn-variance")
+        raise ValueError(
+            "--variance learned needs a network that has learned it; choose another variance, or start a new run with "
+            "--network unet --learn-variance"
+        )
     for name in NETWORK_OPTIONS["unet"]:  # which takes all of them
         others = [network for network, options in NETWORK_OPTIONS.items() if name in options]
         if settings["network"] not in others and typed.get(name, False) is not False:
@@ -213,7 +215,7 @@ def check_schedule(settings: dict, new: bool) -> None:
     if sched.alphabar[-1] == 0 and TARGETS[settings["target"]].needs_signal:
         others = " or ".join(f"--target {name}" for name in TARGETS if not TARGETS[name].needs_signal)
         raise ValueError(
-            f"{flag} leaves nothing of the image in x_T, and --target {settings['target']} tells nothing of it; "
+            f"with {flag} x_T is pure noise, from which --target {settings['target']} cannot give an image; "
             f"add {others}"
         )
     linear = settings["schedule"] == "linear" and not settings["zero_snr"]
@@ -236,11 +238,11 @@ def finished(run: TrainingRun) -> bool:
     if run.model.unsaved:
         with run.interruption.busy:
             checkpoint.save(run.model, run.path)
-        say(f"{run.path} keeps the new settings")
+        say(f"the new settings are saved in {run.path}")
     grid = files.grid_name(run.path)
     if run.grids and (not os.path.exists(grid) or os.path.getmtime(grid) < os.path.getmtime(run.path)):
         run.make_grid(grid)  # the run was killed between its last save and the grid
-    say(f"{run.path} has all its {epochs} epochs; train on with --n-epochs {2 * epochs}, or start --model NEW.keras")
+    say(f"{run.all_done()}; train on with --n-epochs {2 * epochs}, or start a new run with --model NEW.keras")
     return True
 
 
@@ -255,7 +257,7 @@ def describe(trained: TrainedModel, path: str, labels: np.ndarray | None = None)
     say(f"preset    {s['preset']} (--preset {'|'.join(PRESETS)}, --help for all options)")
     say(f"device    {device.name()}, {s['precision']}{xla}{parts}")
     if device.overlooks_gpu():
-        say('there is a GPU that TensorFlow cannot use; try pip install "tensorflow[and-cuda]", and see nvidia-smi')
+        say('TensorFlow cannot use the GPU here; try pip install "tensorflow[and-cuda]", and check nvidia-smi')
     if sentence := advice.on_precision(s["precision"], device.has_bfloat16()):
         say(sentence)
     say(f"data      {d['source']}: {d['count']:,} images, {s['image_size']}×{s['image_size']}×{s['channels']}")
@@ -270,8 +272,8 @@ def describe(trained: TrainedModel, path: str, labels: np.ndarray | None = None)
     copy = [files.weaker_name(path)] if copies_early(trained) else []
     say(f"files     {', '.join([path, *grid, *copy])}")
     if grid and s["weaker_after"] and not copy and not is_early_copy(files.weaker_name(path), trained):
-        say(f"no early copy is saved: step {s['weaker_after']:,} of --weaker-after is not among the steps to come")
+        say(f"no early copy will be saved: step {s['weaker_after']:,} (--weaker-after) is not among the steps to come")
     if done["step"]:
         say(f"resuming after {done['epoch']} epochs, {done['step']:,} steps")
     if device.has_gpu() and d["source"] == "drawings" and not os.path.exists(data.CATS):
-        say("`python -m data cats` brings the slides' cats for this GPU")
+        say("to train on the slides' cats with this GPU, prepare them with `python -m data cats`")

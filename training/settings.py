@@ -271,9 +271,9 @@ def choose_settings(options: dict, metadata: dict, path: str, automatic: Callabl
             chosen["schedule"] = "linear"
         if chosen["schedule"] == "learned" and "weaker_after" not in typed:
             chosen["weaker_after"] = 0  # an early copy has an earlier schedule, and so cannot guide
-        other_target = chosen["target"] != PRESETS[preset]["target"]
-        if other_target and "weighting" not in typed and chosen["weighting"] != "none":
-            say(f"weighting none, as {chosen['weighting']} of the preset belongs to its own target")
+        preset_target = PRESETS[preset]["target"]
+        if chosen["target"] != preset_target and "weighting" not in typed and chosen["weighting"] != "none":
+            say(f"weighting none, as {chosen['weighting']} of the preset belongs to its --target {preset_target}")
             chosen["weighting"] = "none"
         if typed.get("variance") == "learned":  # which was the only way to ask for it in earlier versions
             chosen["learn_variance"] = typed.get("learn_variance", True)
@@ -293,10 +293,10 @@ def choose_settings(options: dict, metadata: dict, path: str, automatic: Callabl
     if typed.get("n_epochs", done) < done:
         if before["n_epochs"] > done:
             raise ValueError(
-                f"{path} has {done} epochs done, more than --n-epochs {typed['n_epochs']}; omit it to train on to "
-                f"{before['n_epochs']}, or choose another --model to start a new run"
+                f"{path} has been trained for {done} epochs, more than --n-epochs {typed['n_epochs']}; omit --n-epochs "
+                f"to train on to {before['n_epochs']}, or choose another --model to start a new run"
             )
-        say(f"--n-epochs {typed.pop('n_epochs')} is ignored, as {path} has {done} epochs done")
+        say(f"--n-epochs {typed.pop('n_epochs')} is ignored, as {path} has been trained for {done} epochs")
     settings = {**before, **typed}
     if settings["lr_decay"] == "cosine" and settings["n_epochs"] != before["n_epochs"]:
         say(f"the learning rate now falls to 0 over all {settings['n_epochs']} epochs")

@@ -139,19 +139,20 @@ class TrainingRun:
         console.say(
             f"saving took {seconds:.1f} s, {100 * seconds / (time.monotonic() - self.started):.1f} % of the run"
         )
-        all_done, sample_more = (
-            f"{self.path} has all its {self.progress['epoch']} epochs",
-            "python reverse_diffusion.py",
-        )
+        sample_more = "python reverse_diffusion.py"
         if self.grids:
-            console.say(f"{all_done}; their images: {files.grid_name(self.path)}")
-            console.say(f"more: {sample_more} --model {self.path} --n-sample 64 --out more.png")
+            console.say(f"{self.all_done()}; samples: {files.grid_name(self.path)}")
+            console.say(f"more samples: {sample_more} --model {self.path} --n-sample 64 --out more.png")
             weaker = files.weaker_name(self.path)
             if is_early_copy(weaker, self.trained):
-                console.say(f"guided: {sample_more} --model {self.path} --weaker {weaker} --guidance 1.5")
+                console.say(f"with guidance: {sample_more} --model {self.path} --weaker {weaker} --guidance 1.5")
         else:
             first = shlex.quote(self.trained.classes[0])
-            console.say(f"{all_done}; it guides: {sample_more} --classifier {self.path} --label={first}")
+            console.say(f"{self.all_done()}; to guide with it: {sample_more} --classifier {self.path} --label={first}")
+
+    def all_done(self) -> str:
+        """How a sentence on a finished run begins."""
+        return f"{self.path} has been trained for all {self.progress['epoch']} epochs"
 
     def save(self, last: bool = False) -> None:
         """Saves the model if it was trained since the last save. A failed save is tried again later, unless `last`."""
@@ -161,7 +162,7 @@ class TrainingRun:
         self.bar.lap()
         if last and not saved:
             lost = f"all steps after {self.checkpoints.saved[0]:,} are lost"
-            console.leave(f"diffusion_model.py: {self.path} is not saved; {lost}", 1)
+            console.leave(f"diffusion_model.py: {self.path} could not be saved; {lost}", 1)
 
     def save_weaker(self) -> None:
         """Saves a copy of the model as it is early in its training; a run that is resumed from before does it again."""
@@ -177,7 +178,7 @@ class TrainingRun:
         try:
             images = self.grids.sample()
         except FloatingPointError as error:
-            self.bar.warn(f"diffusion_model.py: {name} is not written: {error}")
+            self.bar.warn(f"diffusion_model.py: {name} is not written, as {error}")
             return
         if self.interruption.stop:
             self.save_and_end()

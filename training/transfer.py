@@ -40,13 +40,13 @@ def start_from(model: keras.Model, path: str) -> None:
             untrained.append(name)
     if not taken:
         raise ValueError(f"--init {path} has no layer of the same shape; choose the same --network and --n-feat")
-    rest = f"; new are {', '.join(untrained[:5])}{' and more' * (len(untrained) > 5)}" if untrained else ""
+    rest = f"; newly initialised: {', '.join(untrained[:5])}{' and more' * (len(untrained) > 5)}" if untrained else ""
     say(f"start     {taken:,} of {model.count_params():,} parameters from {path}{rest}")
     if differences:
-        say(f"the output layer is new, as {path} was trained with {' and '.join(differences)}")
+        say(f"the output layer is newly initialised, as {path} was trained with {' and '.join(differences)}")
     unknown = set(new.classes or []) - set(trained.classes or [])
     if unknown and trained.takes_labels:
-        say(f"the embeddings of classes that {path} does not know are new: {', '.join(sorted(unknown))}")
+        say(f"newly initialised embeddings, of classes that {path} lacks: {', '.join(sorted(unknown))}")
 
 
 def name_layers(network: keras.Model) -> dict[str, keras.layers.Layer]:

@@ -32,7 +32,7 @@ class Validation:
         if trained.is_classifier:  # as in training
             images, labels = images[labels >= 0], labels[labels >= 0]
             if not len(images):
-                raise ValueError("none of the held-out images has a class, which --validation of a classifier needs")
+                raise ValueError("none of the held-out images has a class; name images with classes with --validation")
         self.trained, self.images, self.labels, T = trained, images, labels, n_steps(trained.sched)
         self.t = (1 + np.random.default_rng(0).permutation(len(images)) * T // len(images)).astype(np.int32)
         self.quarter = (self.t - 1) * QUARTERS // T
@@ -100,6 +100,6 @@ def overfitting_warning(rows: list[tuple[float, float]]) -> str | None:
     if len(worse) < PATIENCE or not all(worse[-PATIENCE:]):
         return None
     return (
-        f"the network is overfitting: held-out loss was {rows[best][1]:.4f} at its best and is {rows[-1][1]:.4f}, "
-        "while the training loss still falls; try more images, --flip or a smaller --n-feat"
+        f"the network is overfitting: the held-out loss has risen from {rows[best][1]:.4f} to {rows[-1][1]:.4f} while "
+        "the training loss still falls; try more images, --flip or a smaller --n-feat"
     )
