@@ -137,7 +137,7 @@ def main():
         metadata = trained.metadata
         if {"data", "settings", "progress"} - metadata.keys():
             raise ValueError(
-                f"{options.model} has no training metadata; evaluate a model that diffusion_model.py has saved"
+                f"{options.model} has no training metadata; name a model that diffusion_model.py has saved"
             )
         check_outputs(options, metadata)
         sampling = trained.choose(asked)
@@ -190,7 +190,7 @@ def main():
         with files.replacing(options.out) as draft, open(draft, "w", encoding="utf-8") as file:
             json.dump(inputs | rows, file, indent=1)
         show(rows)
-        say(f"written to {options.out}")
+        say(f"results written to {options.out}")
 
 
 def cache_prefix(model, out, fingerprint):
@@ -204,7 +204,7 @@ def cache_prefix(model, out, fingerprint):
         with contextlib.suppress(OSError):
             files.check_writable(prefix)
             return prefix
-    say(f"nothing is cached for a later run, as no file can be written beside {model} or {out}")
+    say(f"nothing is cached for later runs, as no file can be written beside {model} or {out}")
     return None
 
 

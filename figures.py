@@ -181,16 +181,21 @@ def training(path):
     from training import history
 
     if not os.path.exists(path):
-        raise FileNotFoundError(f"there is no table {path}, which training writes beside the model")
+        raise FileNotFoundError(no_table(path))
     rows = [dict(zip(history.COLUMNS, row, strict=True)) for row in history.read_rows(path)]
     if not rows:
-        raise ValueError(f"{path} has no epochs yet")
+        raise ValueError(f"{path} has no rows yet; train the model for at least one epoch")
     epochs = [int(row["epoch"]) for row in rows]
     loss, rate = ([float(row[name]) for row in rows] for name in ("loss_mean", "learning_rate"))
     figure, left, right = two_curves("epoch", epochs, ("loss", loss), ("learning rate", rate))
     left.set_yscale("log" if min(loss) > 0 else "linear")  # with a learned variance it may be negative
     right.set_ylim(0)
     return figure
+
+
+def no_table(path):
+    """The sentence to say when a model has no table of epochs."""
+    return f"there is no table {path}, which training writes beside the model"
 
 
 def choose_steps(sched):
@@ -264,9 +269,9 @@ def choose_figures(typed, trained, classifier, table):
     if not (classifier or trained.classes):
         missing["classes"] = "this model has no classes; train one with --classes, or give a --classifier"
     if not any(isinstance(layer, unet.UnetDownLayer) for layer in trained.network.layers):
-        missing["network"] = "it shows the network of the slides, and this model has another one"
+        missing["network"] = "it shows the network of the slides; name a model of --network naive"
     if not os.path.exists(table):
-        missing["training"] = f"there is no table {table}, which training writes beside the model"
+        missing["training"] = no_table(table)
     for name in filter(missing.get, typed or ()):
         raise ValueError(f"--only {name}: {missing[name]}")
     return [name for name in typed or ALL if name not in missing]

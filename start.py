@@ -166,7 +166,7 @@ def leave(number, frame):
 
 def main():
     if not VERSIONS[0] <= sys.version_info[:2] <= VERSIONS[1]:
-        sys.exit("start.py: needs Python 3.11, 3.12 or 3.13, and this is %d.%d" % sys.version_info[:2])
+        sys.exit("start.py: needs Python 3.11, 3.12 or 3.13, but this is %d.%d" % sys.version_info[:2])
     word = (sys.argv[1:] or [""])[0]
     if word in ("-h", "--help"):
         say(
@@ -180,7 +180,7 @@ def main():
     try:
         set_up()
     except (OSError, subprocess.CalledProcessError) as error:
-        sys.exit("start.py: setting up .venv failed, see above; fix that and start again (%s)" % error)
+        sys.exit("start.py: setting up .venv failed, see above; fix the cause and start it again (%s)" % error)
     except KeyboardInterrupt:
         say("start.py: interrupted; start it again to finish setting up", sys.stderr)
         sys.exit(130)

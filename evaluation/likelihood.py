@@ -67,7 +67,7 @@ def bound_rows(measurements: dict[str, np.ndarray], ways: Sequence[tuple[str, bo
     for (variance, clip), bits in zip(ways, measurements["bits"].T + measurements["prior"], strict=True):
         name = f"bits/dim, {names[variance]}, {'clipped' if clip else 'not clipped'}"
         rows[name] = mean_row(bits)
-    rows["… of it L_T"] = mean_row(measurements["prior"], "x_T compared with pure noise")
+    rows["… of it L_T"] = mean_row(measurements["prior"], "part of the above: KL divergence of x_T from pure noise")
     return rows
 
 
@@ -82,7 +82,7 @@ def loss_rows(measurements: dict[str, np.ndarray], sched: Schedule, images: np.n
         alphabar = sched["alphabar_t"][t, None]
         signal = alphabar * variance
         best = np.average(np.mean(signal / (signal + 1 - alphabar), axis=1), weights=counts)
-        remark = f"{best:.4f} if only mean and variance of each pixel were known"
+        remark = f"{best:.4f} at best from mean and variance of each pixel alone"
         rows[f"loss, t = {low} … {high}"] = mean_row(measurements["error"], remark, here)
     return rows
 

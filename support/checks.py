@@ -40,6 +40,5 @@ def check_finite(images: np.ndarray) -> None:
     """Raises FloatingPointError if values of images, an array or a tensor, are NaN or infinite."""
     if not np.all(np.isfinite(images)):
         raise FloatingPointError(
-            "the result has values that are NaN or infinite; the weights of the model, or guidance without clipping, "
-            "are too large"
+            "the result has NaN or infinite values; try a smaller guidance, or clip, or use another model"
         )

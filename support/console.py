@@ -286,7 +286,7 @@ def some_of(names: Sequence[str]) -> Callable[[str], list[str]]:
         chosen = text.split(",")
         for name in chosen:
             if name not in names:
-                raise argparse.ArgumentTypeError(f"takes some of {','.join(names)}, got {name!r}")
+                raise argparse.ArgumentTypeError(f"must be one or more of {','.join(names)}, got {name!r}")
         return chosen
 
     return parse

@@ -87,7 +87,7 @@ def check_process() -> None:
     if _started_in not in (None, os.getpid()):
         raise ValueError(
             "TensorFlow does not work in a process that was forked after it was started; start processes with "
-            'multiprocessing.get_context("spawn"), or before the first call here'
+            'multiprocessing.get_context("spawn"), or before the first call of this module'
         )
 
 
@@ -124,8 +124,8 @@ def check_backend() -> None:
         backend = importlib.import_module("keras").config.backend()
     if backend != "tensorflow":
         raise ValueError(
-            f"Keras is set to the backend {backend} by {setting}, and only tensorflow works here; "
-            "set KERAS_BACKEND=tensorflow in the environment and start Python again"
+            f"Keras is set to the backend {backend} by {setting}, but this project needs tensorflow; set "
+            "KERAS_BACKEND=tensorflow in the environment and start Python again"
         )
 
 

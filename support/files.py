@@ -141,7 +141,7 @@ def check_outputs(outputs: Iterable[tuple[str, str | None]], inputs: Iterable[st
         try:
             check_writable(path)
         except FileNotFoundError as error:
-            raise FileNotFoundError(f"there is no folder for {option} {path}") from error
+            raise FileNotFoundError(f"there is no folder for {option} {path}; make it first") from error
         except OSError as error:
             why = (error.strerror or str(error)).lower()
             raise OSError(f"{path} cannot be written ({why}); choose another {option}") from error
@@ -156,7 +156,7 @@ def make_folder(option: str, folder: str) -> None:
     try:
         os.makedirs(folder, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
-        raise ValueError(f"{option} must name a folder, and {error.filename} is a file") from error
+        raise ValueError(f"{option} must name a folder, but {error.filename} is a file") from error
 
 
 def _flush_file(path):
@@ -211,7 +211,7 @@ def check_image_name(option: str, path: str) -> None:
             Image.new(mode, (8, 8)).save(io.BytesIO(), format_name)
     except Exception as error:  # each format fails in its own way
         raise ValueError(
-            f"{option} must end in the name of an image format that can be written, such as .png, got {path}"
+            f"{option} must end in .png or another image format that can be written, got {path}"
         ) from error
 
 

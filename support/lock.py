@@ -38,7 +38,7 @@ class Lock:
                     f"{path} is being trained by another run ({owner}); wait for it, stop it, or choose another --model"
                 ) from None
             except OSError as error:
-                self.missing = f"{path} cannot be locked here ({error}); make sure that no second run trains it"
+                self.missing = f"{path} cannot be locked ({error}); make sure that no other run trains it"
             if os.path.exists(self.path) and os.path.samestat(os.fstat(handle), os.stat(self.path)):
                 self.handle = handle
             else:  # its owner has just removed it

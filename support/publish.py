@@ -3,5 +3,5 @@
 import sys
 
 if __name__ == "__main__":
-    print("support.publish has moved: python -m training.publish", file=sys.stderr)
+    print("support.publish has moved; run python -m training.publish", file=sys.stderr)
     sys.exit(2)

@@ -80,7 +80,7 @@ def test_samples_guided_by_a_weaker_model_are_measured(run, model_folder):
     model, weaker = (str(model_folder / name) for name in ("model.keras", "weaker.keras"))
     guided = rd.my_sample(n_sample=20, model=model, weaker=weaker, guidance=2, seed=0, verbose=0)
     assert np.abs(np.load(cached).astype(int) - guided).max() <= 1
-    for wrong, words in (options, "guidance 2.0 needs"), ((*options[:-2], "--weaker", weaker), "with guidance 1"):
+    for wrong, words in (options, "guidance 2.0 has"), ((*options[:-2], "--weaker", weaker), "with guidance 1"):
         process = run("evaluate.py", *wrong)
         assert process.returncode == 2 and words in process.stderr
     longer = model_file.open_model(weaker).network
@@ -178,7 +178,10 @@ def test_cached_samples_keep_the_names_of_earlier_versions():
         (("--data", "images.npy", "--features", "pixels", "--samples", "none.npy"), ("none.npy",)),
         (("--data", "images.npy", "--features", "pixels", "--train", "nothing"), ("nothing",)),
         (("--data", "images.npy", "--figure", "nowhere/copies.png"), ("nowhere",)),
-        (("--data", "images.npy", "--features", "pixels", "--steps", "21"), ("steps must be 1 … 20", "21")),
+        (
+            ("--data", "images.npy", "--features", "pixels", "--steps", "21"),
+            ("steps must be an integer from 1 to 20", "21"),
+        ),
         (("--data", "images.npy", "--only", "bits", "--eta", "0.5"), ("eta", "eta applies only to sampler ddim")),
         (("--data", "images.npy", "--figure", "copies"), ("--figure", "copies")),
         (("--data", "images.npy", "--figure", "copies.psd"), ("--figure", "copies.psd")),
@@ -310,7 +313,7 @@ def test_changed_held_out_images_are_refused(sources, source, text):
         (("all.npy",), "moved.npy", "loss", 1000, "30 of the 60 held-out"),
         (("training.npy",), "moved.npy", "loss", 1000, "30 of the 30 held-out"),
         (("training.npy",), "all.npy", "loss", 20, "20 of the 20 held-out"),
-        (("held.npy", "other.npy"), "all.npy", "loss", 1000, "other.npy: not the images that the model was"),
+        (("held.npy", "other.npy"), "all.npy", "loss", 1000, "other.npy: these are not the images that the model was"),
         (("held.npy",), "moved.npy", "loss", 1000, None),
         (("held-out",), "all.npy", "loss", 1000, None),
     ],
@@ -509,7 +512,7 @@ def test_loss_remarks_cover_only_the_measured_steps():
     assert rows.keys() == {"loss, t = 1 … 100", "loss, t = 401 … 500"}
     for name, steps in ("loss, t = 1 … 100", [2, 3, 3]), ("loss, t = 401 … 500", [500]):
         best = np.mean([a * v / (a * v + 1 - a) for a in sched["alphabar_t"][steps]])
-        assert rows[name]["remark"] == f"{best:.4f} if only mean and variance of each pixel were known"
+        assert rows[name]["remark"] == f"{best:.4f} at best from mean and variance of each pixel alone"
 
 
 def best_for(images, sched):

@@ -249,7 +249,7 @@ def test_a_model_without_a_table_has_no_figure_training(tmp_path):
 
 def test_a_table_without_epochs_is_refused(tmp_path):
     (tmp_path / "model.csv").write_text("epoch,step,loss_sum,loss_mean,seconds,images_per_second,learning_rate\n")
-    with pytest.raises(ValueError, match="no epochs"):
+    with pytest.raises(ValueError, match="no rows yet"):
         figures.training(tmp_path / "model.csv")
 
 

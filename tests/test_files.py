@@ -82,7 +82,7 @@ def test_outputs_may_lie_in_a_folder_of_images(outputs):
         files.check_outputs([("--out", "images")], ["images"])
     with pytest.raises(FileNotFoundError, match="no folder for --out nowhere/a.png"):
         files.check_outputs([("--out", "nowhere/a.png")], [])
-    with pytest.raises(ValueError, match="--tensorboard must name a folder, and in.npy is a file"):
+    with pytest.raises(ValueError, match="--tensorboard must name a folder, but in.npy is a file"):
         files.make_folder("--tensorboard", "in.npy")
 
 
@@ -134,7 +134,7 @@ def test_an_unsupported_python_gets_one_clear_sentence(run, version):
     code = f"import sys, runpy; sys.version_info = {(*version, 0)}; runpy.run_path({start!r}, run_name='__main__')"
     process = run("-c", code)
     assert process.returncode == 1
-    assert process.stderr == f"start.py: needs Python 3.11, 3.12 or 3.13, and this is {version[0]}.{version[1]}\n"
+    assert process.stderr == f"start.py: needs Python 3.11, 3.12 or 3.13, but this is {version[0]}.{version[1]}\n"
 
 
 def test_startup_messages_are_shown_only_after_a_failure(run):
