@@ -139,6 +139,12 @@ class TimeLayer(kl.Layer):
         return {**super().get_config(), "num_chan": self.num_chan}
 
 
+def check_width(n_feat):
+    """Raises ValueError if a network cannot have this width."""
+    if not isinstance(n_feat, int) or n_feat < GROUPS or n_feat % GROUPS:
+        raise ValueError(f"n_feat must be a multiple of {GROUPS} ({GROUPS}, {2 * GROUPS}, …), got {n_feat}")
+
+
 def NaiveUnet(input_shape, n_feat, classes=0):
     """The U-Net of the slides.
 
@@ -163,8 +169,7 @@ def NaiveUnet(input_shape, n_feat, classes=0):
             "height and width of the images must be multiples of 32 (32, 64, 96, …), "
             f"got {input_shape[0]}×{input_shape[1]}"
         )
-    if not isinstance(n_feat, int) or n_feat < GROUPS or n_feat % GROUPS:
-        raise ValueError(f"n_feat must be a multiple of {GROUPS} ({GROUPS}, {2 * GROUPS}, …), got {n_feat}")
+    check_width(n_feat)
 
     img_in = kl.Input(shape=input_shape)
     t_in = kl.Input(shape=(1,))

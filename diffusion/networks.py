@@ -20,7 +20,7 @@ from diffusion.layers import (
     SpaceToDepth,
     convolution,
 )
-from unet import GROUPS, NaiveUnet, TimeLayer
+from unet import GROUPS, NaiveUnet, TimeLayer, check_width
 
 Tensor = keras.KerasTensor
 
@@ -29,8 +29,7 @@ def check_shape(
     input_shape: tuple[int, int, int], n_feat: int, widths: Sequence[int], blocks: int, attention: int, patch: int
 ) -> None:
     """Raises ValueError if a network cannot have that shape or width."""
-    if n_feat < GROUPS or n_feat % GROUPS:
-        raise ValueError(f"n_feat must be a multiple of {GROUPS} ({GROUPS}, {2 * GROUPS}, …), got {n_feat}")
+    check_width(n_feat)
     if not widths or min(widths) < 1:
         raise ValueError(f"widths must be integers of at least 1, one for each level, got {list(widths)}")
     for name, value, low, high in ("blocks", blocks, 1, 64), ("attention", attention, 0, len(widths)):
@@ -57,10 +56,10 @@ def embed(t: Tensor, labels: Sequence[Tensor], classes: int, channels: int) -> T
 def encode(
     image: Tensor, embedding: Tensor, n_feat: int, widths: Sequence[int], blocks: int, attention: int, patch: int
 ) -> list[Tensor]:
-    """The features of an image from level to level, each of half the size of the one before.
+    """The features of an image at each level, which has half the height and width of the one before.
 
     Returns:
-        The output of the first convolution and of every block, in their order.
+        The outputs of the first convolution and of every block, in order.
     """
     x = SpaceToDepth(patch)(image) if patch > 1 else image
     features = [convolution(n_feat * widths[0])(x)]
@@ -83,7 +82,7 @@ def Unet(
     patch: int = 1,
     learn_variance: bool = False,
 ) -> keras.Model:
-    """A U-Net of residual blocks, in every one of which time and class scale and shift the features.
+    """A U-Net of residual blocks; in each of them time and class scale and shift the features.
 
     Args:
         input_shape: (height, width, channels) of the images; height and width multiples of patch·2^(levels - 1).
@@ -141,7 +140,7 @@ def Classifier(
 ) -> keras.Model:
     """The way down of a `Unet`, with one output for each class: log p(class | x_t) up to a constant.
 
-    Arguments and errors as of `Unet`.
+    Arguments and errors as for `Unet`.
 
     Returns:
         A Keras model: inputs [image (batch, height, width, channels), t/T (batch, 1)], output (batch, classes) float32.
