@@ -182,7 +182,7 @@ def invert(images, model="model.keras", steps=None, verbose=1, *, label=None):
 
 
 def warn(*sentences):
-    """Prints those that there are on stderr."""
+    """Prints sentences on stderr, but for those that are None or False."""
     from support import console
 
     for sentence in filter(None, sentences):

@@ -38,7 +38,7 @@ def label_files(names: Sequence[str], folder: str) -> tuple[np.ndarray, list[str
 
 
 def note_misplaced(names: Sequence[str], folder: str) -> list[str]:
-    """A list with a note if the first sub-folders are probably no classes: splits, or a single one; else empty.
+    """A list with a note if the first sub-folders are probably not classes (splits, or a single one), else empty.
 
     Args:
         names: of the image files, relative to the folder.
@@ -99,7 +99,7 @@ def read_labels(path: str, count: int) -> tuple[np.ndarray, list[str]]:
 
 
 def match_classes(labels: np.ndarray | None, classes: Sequence[str], known: Sequence[str]) -> np.ndarray | None:
-    """Labels with the numbers that their classes, all of them known, have among the known ones."""
+    """Labels renumbered from positions in `classes` to positions in `known`, which contains all of them."""
     number = {name: k for k, name in enumerate(known)}
     numbers = np.array([*(number[name] for name in classes), -1], np.int32)  # the last one for -1, no class
     return None if labels is None else numbers[labels]

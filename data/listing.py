@@ -1,4 +1,4 @@
-"""Lists the files of a folder that may be training images, without files of systems, editors and this project."""
+"""Lists the files of a folder that may be training images: no system files, hidden files or our own sample grids."""
 
 import os
 import re

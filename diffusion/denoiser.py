@@ -24,7 +24,7 @@ from diffusion.targets import TARGETS, find_target
 
 
 class Estimate(NamedTuple):
-    """What a denoiser says of x_t: the image x̂_0, the noise ε̂, and u of a learned variance, or None; all like x_t."""
+    """The estimates from x_t: the image x̂_0, the noise ε̂, and u of a learned variance, or None; all like x_t."""
 
     x_0: tf.Tensor
     eps: tf.Tensor
@@ -86,10 +86,10 @@ def extrapolate(start: Estimate, towards: Estimate, g: tf.Tensor) -> Estimate:
 
 
 def classifier_free(denoise: Denoiser, g: tf.Tensor) -> Denoiser:
-    """Guidance by the network's own knowledge of classes, ε̂ = ε_∅ + g (ε_c - ε_∅).
+    """Guidance without a classifier, by the network's own labels, ε̂ = ε_∅ + g (ε_c - ε_∅).
 
-    Ho & Salimans 2022, arXiv 2207.12598, equation 6, with g = 1 + w. ε_∅ is that of "no class". One batch of twice the
-    size asks the network for both; where g is 0 or 1, one of the usual size.
+    Ho & Salimans 2022, arXiv 2207.12598, equation 6, with g = 1 + w. ε_∅ is the estimate for "no class". One batch of
+    twice the size gives both; where g is 0 or 1, a batch of the usual size is enough.
 
     Args:
         denoise: of a network that takes labels, not clipped.

@@ -1,6 +1,6 @@
-"""What `my_sample` and `invert` stand on: models that stay open, compiled steps that are cached, batches, labels.
+"""The parts of `my_sample` and `invert`: opening and caching models and compiled steps, batches, labels.
 
-Nothing here prints: progress and warnings are functions that are given.
+Nothing here prints: callers pass functions that show progress, and print the returned sentences.
 """
 
 import functools
@@ -25,14 +25,14 @@ MODELS = 2  # whose compiled steps are cached
 
 
 def open_model(model: str | os.PathLike | keras.Model) -> TrainedModel:
-    """A model given as itself or by its path."""
+    """Opens a model, given as a path or as a Keras model."""
     trained, name = as_trained("model", model)
     model_file.check_network(trained, name or "this")
     return trained
 
 
 def open_guide(kind: str, guide: str | os.PathLike | keras.Model | None, trained: TrainedModel) -> TrainedModel | None:
-    """A `'classifier'` or a `'weaker'` model given as itself or by its path, or None.
+    """Opens a `'classifier'` or a `'weaker'` model, given as a path or as a Keras model; None for None.
 
     Raises:
         FileNotFoundError, ValueError: if there is none, or if it does not fit the model.
@@ -49,7 +49,7 @@ def open_guide(kind: str, guide: str | os.PathLike | keras.Model | None, trained
 def as_trained(
     kind: str, model: str | os.PathLike | keras.Model, classifier: bool = False
 ) -> tuple[TrainedModel, str | None]:
-    """A model given as itself or by its path, and the path, or None; raises ValueError if it is neither."""
+    """A model, given as a path or as a Keras model, and its path or None. Raises ValueError if it is neither."""
     if isinstance(model, str | os.PathLike):
         return load(*load_key(model, classifier)), os.fspath(model)
     if not getattr(model, "inputs", None):
@@ -58,7 +58,7 @@ def as_trained(
 
 
 def load_key(path: str | os.PathLike, classifier: bool = False) -> tuple[str, tuple[int, ...] | None, bool]:
-    """The arguments of `load`: a file's real path, a stamp that differs when it has changed, and what it must hold."""
+    """The arguments of `load`: a file's real path, a stamp that changes with it, and whether it is a classifier."""
     path = os.path.realpath(model_file.locate(path))
     status = os.stat(path) if os.path.exists(path) else None
     return path, status and (status.st_ino, status.st_mtime_ns, status.st_size), classifier
@@ -66,12 +66,12 @@ def load_key(path: str | os.PathLike, classifier: bool = False) -> tuple[str, tu
 
 @functools.lru_cache(maxsize=2 * MODELS)  # each with one that guides it
 def load(path: str, stamp: tuple[int, ...] | None, classifier: bool) -> TrainedModel:
-    """The model in a file, cached until two others or newer ones are asked for."""
+    """The model in a file, from a cache of the latest ones."""
     return model_file.open_model(path, classifier=classifier)
 
 
 def check_shape(image_shape: Sequence[int] | None, trained: TrainedModel) -> None:
-    """Raises ValueError if a shape is given, and images of the model have another one."""
+    """Raises ValueError if a shape is given that is not the shape of the model's images."""
     if image_shape is not None and (np.ndim(image_shape) != 1 or tuple(image_shape) != trained.image_shape):
         raise ValueError(f"image_shape must be {trained.image_shape} for this model, or omitted, got {image_shape}")
 
@@ -93,7 +93,7 @@ def compiled_steps(
 
 
 def as_images(name: str, images: Any, shape: tuple[int, ...], kinds: str = "uif") -> np.ndarray:
-    """Arrays, tensors or lists of numbers, of NumPy's `kinds`, as an array (n, *shape), n ≥ 1.
+    """An array, tensor or list of numbers, of NumPy's `kinds`, as an array (n, *shape), n ≥ 1.
 
     Raises:
         ValueError: wrong shape or dtype, or non-finite values.
@@ -112,7 +112,7 @@ def as_x_0(images: Any, shape: tuple[int, ...]) -> np.ndarray:
     """Images as networks take them, float32 in [-1, 1], from integers 0 … 255 or numbers in that range.
 
     Raises:
-        ValueError: as `as_images`, and for values outside.
+        ValueError: as `as_images`, and for values outside the range.
     """
     images = as_images("images", images, shape)
     integers = images.dtype.kind in "ui"
@@ -123,7 +123,7 @@ def as_x_0(images: Any, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def warn_of_range(images: Any) -> str | None:
-    """The sentence to say of floating-point images without a negative value, which are perhaps meant as 0 … 1."""
+    """The sentence to say if floating-point images have no negative values, and perhaps mean 0 … 1; else None."""
     images = np.asarray(images)
     if images.dtype.kind != "f" or images.min() < 0:
         return None
@@ -134,10 +134,10 @@ def warn_of_range(images: Any) -> str | None:
 
 
 def as_x_T(noise: Any, n_sample: int, shape: tuple[int, ...]) -> np.ndarray | None:
-    """Noise that is given, if any, for the number of images that is asked for, 1 standing for as many as there are.
+    """The given noise as an array, or None; `n_sample` must be its number of images, or 1 for all of them.
 
     Raises:
-        ValueError: as `as_images`, and for another number.
+        ValueError: as `as_images`, and for another `n_sample`.
     """
     if noise is None:
         return None
@@ -188,10 +188,10 @@ def class_number(label: str | int, names: Sequence[str] | None, count: int) -> i
 
 
 def read_label(word: str, names: Sequence[str] | None) -> tuple[str | int, str | None]:
-    """A label as typed on a command line, where digits may be the name of a class, which goes first, or its number.
+    """A label from the command line, where digits are a class's name if there is such a name, else its number.
 
     Returns:
-        The label, and a sentence on what digits stand for.
+        The label, and for digits a sentence that says what they mean, else None.
     """
     if not word.isdecimal():
         return word, None
@@ -203,10 +203,10 @@ def read_label(word: str, names: Sequence[str] | None) -> tuple[str | int, str |
 
 
 def read_labels(words: Sequence[str], model: str, classifier: str | None) -> tuple[Any, list[str]]:
-    """The labels that were typed for a model, or for the classifier that guides it, and sentences on digits.
+    """Labels from the command line, for a model or for the classifier that guides it.
 
     Returns:
-        A label, or a list of several, and the sentences.
+        A label, or a list of several, and the sentences of `read_label`.
     """
     trained = open_model(model)
     names = (open_guide("classifier", classifier, trained) or trained).classes
@@ -231,12 +231,12 @@ def run_plan(
     Args:
         plan: see `diffusion/sampling.py`.
         labels: (n,) int32, one for each image, see `as_labels`.
-        seed: whose noise the images get.
+        seed: of the noise.
         clip: whether estimates of x_0 are clipped.
         start: (n, height, width, channels), where the process starts; None for noise.
         classifier, weaker: what guides, see `open_guide`.
-        progress: makes of the times of the plan and a title something whose method `show` is called with every t, such
-            as `console.Countdown`.
+        progress: called with the times of the plan and a title, returns an object whose method `show` is called with
+            every t, such as `console.Countdown`.
 
     Returns:
         float32 (n, height, width, channels).

@@ -1,4 +1,4 @@
-"""The variance of a reverse step as a network learns it, and the loss that teaches it.
+"""The variance of a reverse step that a network learns, and the loss that trains it.
 
 The network has twice the output channels; the second half is 2u - 1, and σ_t² = β_t^u β̃_t^(1 - u) (Nichol & Dhariwal
 2021, arXiv 2102.09672, equation 15).

@@ -64,7 +64,7 @@ class TrainedModel:
 
     @property
     def is_classifier(self) -> bool:
-        """Whether it tells classes of noisy images."""
+        """Whether it predicts the class of noisy images."""
         inputs, outputs = self.network.inputs, self.network.outputs
         return len(inputs) == 2 and len(inputs[0].shape) == 4 and len(outputs[0].shape) == 2
 
@@ -75,12 +75,12 @@ class TrainedModel:
 
     @property
     def learns_variance(self) -> bool:
-        """Whether it also says how much noise a step adds, see `diffusion/learned_variance.py`."""
+        """Whether it also predicts the variance of a reverse step, see `diffusion/learned_variance.py`."""
         image, output = self.network.inputs[0].shape, self.network.outputs[0].shape
         return len(output) == len(image) and output[-1] == 2 * image[-1]
 
     def choose(self, asked: Sampling) -> Sampling:
-        """How to sample: what is asked for, and else what is recommended.
+        """How to sample: as asked for, and as recommended where nothing is asked for.
 
         Raises:
             ValueError: if that contradicts itself, or asks for a variance that the network has not learned.
@@ -131,7 +131,7 @@ def find_layer(network: keras.Model, kind: type) -> keras.layers.Layer | None:
 
 
 def warn_of_no_class(trained: TrainedModel) -> str | None:
-    """The sentence to say when a network learns the classes alone, and not images of all kinds, else None."""
+    """The sentence to say when a network never learns to sample without a class, else None."""
     metadata = trained.metadata
     if not metadata.get("classes") or "settings" not in metadata or learns_no_class(metadata):
         return None
@@ -142,7 +142,7 @@ def warn_of_no_class(trained: TrainedModel) -> str | None:
 
 
 def learns_no_class(metadata: dict) -> bool:
-    """Whether a model with classes was ever trained on images without one; earlier versions noted only the option.
+    """Whether a model with classes was ever trained on images without one; older files note only the option.
 
     A classifier needs none.
     """
@@ -154,7 +154,7 @@ PRETRAINED = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file
 
 
 def locate(model: str) -> str:
-    """The path of a model that is named by its path or, like `drawings`, is one of the pretrained ones in `models/`."""
+    """The path of a model, given by its path or by the name of a pretrained one in `models/`, such as `drawings`."""
     pretrained = os.path.join(PRETRAINED, f"{os.fspath(model)}.keras")
     return pretrained if os.path.exists(pretrained) else os.fspath(model)
 
@@ -198,7 +198,7 @@ def open_model(path: str, compile: bool = False, classifier: bool | None = False
 
 
 def check_network(trained: TrainedModel, path: str, classifier: bool = False) -> None:
-    """Raises ValueError if a model is no classifier, or does not return something like the images that it takes."""
+    """Raises ValueError if a model is not the classifier it must be, or its output is not shaped like its input."""
     if classifier and not trained.is_classifier:
         raise ValueError(f"{path} is not a classifier; train one with --network classifier")
     if classifier:
@@ -218,7 +218,7 @@ def check_network(trained: TrainedModel, path: str, classifier: bool = False) ->
 def check_guide(guide: TrainedModel, path: str, trained: TrainedModel, classifier: bool) -> None:
     """Raises ValueError if a classifier or a weaker network cannot guide a model.
 
-    It must be what it is given as, and for images of the same size with the same noise on them.
+    It must be of the right kind, for images of the same shape and with the same noise schedule.
     """
     check_network(guide, path, classifier)
     shape, wanted = guide.image_shape, trained.image_shape

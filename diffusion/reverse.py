@@ -79,10 +79,10 @@ def denoiser_of(trained: TrainedModel, parts: int) -> Denoiser:
 
 
 class ReverseSteps:
-    """The reverse steps of a model for batches of one size, as is fast on this machine.
+    """The reverse steps of a model for batches of one size, executed as is fastest on this machine.
 
-    Where steps are quick, several are one call of TensorFlow, whose own loop saves a millisecond on each. One trace,
-    which takes a second, serves all plans and seeds.
+    Where steps are quick, one call of TensorFlow computes several, as its own loop saves a millisecond on each. One
+    trace, which takes a second, serves all plans and seeds.
 
     Args:
         trained: the model.

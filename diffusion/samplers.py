@@ -182,7 +182,7 @@ class Sampler:
 
     Attributes:
         coefficients: a function of schedule, times, variance and eta that returns a, b, σ, c, r and ρ of every step.
-        takes: those of the options eta, variance and corrector that mean something to it.
+        takes: which of the options eta, variance and corrector apply to it.
         spacing: of its steps, where none is asked for.
         repeats: how many steps it takes at each noise level.
     """
@@ -219,7 +219,7 @@ def coefficients(
 
 
 def inversion_coefficients(sched: Schedule, times: np.ndarray, lowest: int = 1) -> np.ndarray:
-    """Those of DDIM without noise in the other direction, (S, 6) float32, for `times` rising from 0 to T.
+    """Coefficients of DDIM without noise in the other direction, (S, 6) float32, for `times` rising from 0 to T.
 
     The network is not trained at t = 0. The first step asks it at t = `lowest`, for whose estimates a and b are
     adapted, so that x_s = √ᾱ_s x_0 + √(1 - ᾱ_s) ε̂ with x_0 as it is.

@@ -64,7 +64,7 @@ def make_plan(sched: Schedule, sampling: Sampling | None = None) -> Plan:
             elsewhere (Kynkäänniemi et al. 2024, arXiv 2404.07724).
 
     Raises:
-        ValueError: for more steps than T, an interval that is none of t or holds no step, and a T that is too large for
+        ValueError: for more steps than T, an interval that is invalid or holds no step, and a T that is too large for
             Langevin steps.
     """
     sampling, T = (sampling or Sampling()).resolve(), n_steps(sched)

@@ -1,4 +1,4 @@
-"""What a network knows about images: bits per dimension of the bound, loss by t, and signs of overfitting."""
+"""Likelihood: bits per dimension of the variational bound, loss by t, and signs of overfitting."""
 
 import os
 from collections.abc import Collection, Sequence

@@ -1,1 +1,1 @@
-"""The ground that everything stands on: printing, files, the machine, signals, a lock. Knows nothing of diffusion."""
+"""The foundations: printing, files, the machine, signals, a lock. Nothing here is about diffusion."""

@@ -12,13 +12,13 @@ LARGEST = 1e38  # a number that is finite in float32
 
 
 def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
-    """Raises ValueError, naming the valid choices, if `value` is none of them."""
+    """Raises ValueError, which names the choices, if `value` is not one of them."""
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
 
 
 def describe_range(integer: bool, low: float, high: float, value: float = 0) -> str:
-    """In words, the numbers from `low` to `high`. `MOST` is mentioned only where `value` exceeds it."""
+    """The numbers from `low` to `high` in words. The limit `MOST` is named only if `value` exceeds it."""
     what = "an integer" if integer else "a finite number" if low <= -LARGEST else "a number"
     if low <= -LARGEST:
         return what
@@ -28,7 +28,7 @@ def describe_range(integer: bool, low: float, high: float, value: float = 0) -> 
 
 
 def check_number(name: str, value: Any, low: float, high: float = math.inf, integer: bool = False) -> None:
-    """Raises ValueError if `value` is no finite number, or no integer, from `low` to `high`."""
+    """Raises ValueError if `value` is not a finite number (or, with `integer`, not an integer) from `low` to `high`."""
     kind = numbers.Integral if integer else numbers.Real
     if not isinstance(value, kind):
         raise ValueError(f"{name} must be {describe_range(integer, low, high)}, got {value!r}")

@@ -1,4 +1,4 @@
-"""What the programs say, and how they start and end: quietly, and with errors in one sentence.
+"""Output of the programs, their options, and errors in one sentence.
 
 No failure to print ends work: a closed terminal, a pipe without a reader, a full disk or a missing stream loses
 the text and nothing else. Characters that a stream's encoding lacks are replaced.
@@ -181,7 +181,7 @@ class Countdown:
 
     Args:
         times: all t in their order.
-        title: what stands before them.
+        title: text before the countdown.
     """
 
     def __init__(self, times: Sequence[int], title: str = ""):

@@ -30,13 +30,13 @@ def cores() -> int:
 def start_tensorflow(parts: int | None = None) -> types.ModuleType:
     """Imports TensorFlow; what it prints while it starts is shown only if the import fails.
 
-    What TensorFlow reads from the environment when it is imported is set here and nowhere else, and what the user has
-    set stays. GPU memory is taken as it is needed, not all at once.
+    This is the only place that sets environment variables of TensorFlow; what the user has set stays. GPU memory is
+    allocated as needed, not all at once.
 
     Args:
-        parts: None in somebody else's process (a notebook), whose settings are left alone. In a program of ours, into
-            how many parts batches will be divided. Each then gets a fraction of the cores, unless TensorFlow has
-            computed something before; Keras is set as the networks need it, and matplotlib to draw into files.
+        parts: in our programs the number of parts that batches will be divided into: each gets a fraction of the
+            cores, unless TensorFlow has computed something before, Keras is set as the networks need it, and
+            matplotlib to draw into files. None in a process of the user (a notebook), whose settings are left alone.
 
     Returns:
         The module `tensorflow`.
@@ -79,7 +79,7 @@ def _import_tensorflow():
 
 
 def check_process() -> None:
-    """Refuses a process that was forked after TensorFlow was started: it lacks the threads, and would wait for them.
+    """Refuses a process that was forked after TensorFlow was started: it lacks TensorFlow's threads, and would hang.
 
     Raises:
         ValueError: says what to do.
@@ -95,7 +95,7 @@ def check_process() -> None:
 def one_at_a_time() -> Iterator[None]:
     """Waits while another thread is in here: Keras cannot trace a model in two threads.
 
-    What could never run here is refused before: in a forked process nobody might release the lock.
+    Forked processes are refused first, as the lock might never be released in them.
 
     Raises:
         ValueError: as `check_process`.
@@ -188,14 +188,14 @@ def _flush_stderr():
 
 
 def has_gpu() -> bool:
-    """Whether TensorFlow sees a GPU; XLA is for it."""
+    """Whether TensorFlow sees a GPU."""
     import tensorflow as tf
 
     return bool(tf.config.list_physical_devices("GPU"))
 
 
 def prefers_xla(batch_size: int) -> bool:
-    """Whether XLA is faster without training: on a GPU, and for a single image, which cannot be divided among cores.
+    """Whether XLA is faster for inference: on a GPU, and for a single image, which cannot be divided among cores.
 
     It cannot compile the operations that TensorFlow's debuggers, like `enable_check_numerics`, add to functions.
     """
@@ -205,7 +205,7 @@ def prefers_xla(batch_size: int) -> bool:
 
 
 def overlooks_gpu() -> bool:
-    """Whether there is an NVIDIA GPU that TensorFlow does not see, and nobody has hidden it."""
+    """Whether there is an NVIDIA GPU that TensorFlow does not see although it is not hidden."""
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
     return os.path.exists("/dev/nvidia0") and not hidden and not has_gpu()
 

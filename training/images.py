@@ -22,7 +22,7 @@ class Images:
     labels: np.ndarray | None = None
 
     def facts(self, source: str | None) -> dict:
-        """What a file notes of them, by which they are recognised."""
+        """What a model file stores about them, to recognise them later."""
         facts = {"source": source, "count": len(self.images), "digest": data.digest(self.images)}
         return facts if self.labels is None else {**facts, "labels": data.digest(self.labels)}
 
@@ -116,7 +116,8 @@ def read_images(
     """Images from the source typed as `--data` or `--validation`, else the one in the file, else a default.
 
     Args:
-        before: what the file notes of them, but for a `fraction` that was held out.
+        before: what the model file stores about them.
+        fraction: of the images that was held out, or None; `before` is about the others.
     """
 
     def recognise(images):

@@ -94,13 +94,13 @@ def prepare(options: dict, path: str) -> tuple[TrainedModel, Images, Images | No
 
 
 def lacks_settings(in_file: dict, metadata: dict, typed: dict) -> bool:
-    """Whether a file lacks what was typed; what earlier versions did not note is no reason to write it anew."""
+    """Whether the file lacks settings that were typed; what older files lack anyway does not count."""
     before, now = in_file["settings"], metadata["settings"]
     return metadata["data"] != in_file["data"] or any(now[name] != before[name] for name in typed.keys() & now.keys())
 
 
 def typed_inputs(options: dict) -> list[str]:
-    """The files that a run was told to start from, and what else those options take: a fraction, built-in drawings."""
+    """The values of --init, --data and --validation: files, but also a fraction or the name of built-in drawings."""
     init = [model_file.locate(options["init"])] if "init" in options else []
     return init + [options[name] for name in ("data", "validation") if name in options]
 
@@ -141,9 +141,9 @@ def build_optimizer(settings: dict) -> keras.optimizers.Optimizer:
 
 
 def check_effects(settings: dict, typed: dict) -> None:
-    """Raises ValueError for options, typed ones, that would have no effect beside the others.
+    """Raises ValueError for typed options that would have no effect beside the others.
 
-    A variance is kept for the day when the sampler is ddpm, so it is only said that it has none now.
+    A variance is stored for a later run with ddpm, so there is only a message that it has none now.
     """
     if "variance" in typed and settings["variance"] != "learned" and settings["sampler"] != "ddpm":
         say(f"--variance {settings['variance']} has no effect with --sampler {settings['sampler']}, only with ddpm")
@@ -179,7 +179,7 @@ def refuse_with_learned_schedule(settings: dict) -> None:
 
 
 def check_network_options(settings: dict, typed: dict) -> None:
-    """Raises ValueError for options, typed ones, that belong to another network."""
+    """Raises ValueError for typed options that belong to another network."""
     if settings["network"] == "classifier" and not settings["classes"]:
         raise ValueError("--network classifier needs classes to learn; add --classes")
     if typed.get("variance") == "learned" and settings["network"] != "unet":
@@ -197,7 +197,7 @@ def check_network_options(settings: dict, typed: dict) -> None:
 
 
 def build_network(settings: dict, classes: int) -> keras.Model:
-    """A new network for images of so many classes."""
+    """A new network, for this number of classes."""
     shape, network = (settings["image_size"], settings["image_size"], settings["channels"]), settings["network"]
     own = {name: settings[name] for name in NETWORK_OPTIONS[network]}
     if "widths" in own:
@@ -209,7 +209,7 @@ def build_network(settings: dict, classes: int) -> keras.Model:
 
 
 def check_schedule(settings: dict, new: bool) -> None:
-    """Raises ValueError for an invalid schedule, and gives advice on one of a new model that is hardly intended."""
+    """Raises ValueError for an invalid schedule, and gives advice on an unusual one of a new model."""
     sched = make_schedule(**{name: settings[name] for name in DIFFUSION if name != "target"})
     flag = "--zero-snr" if settings["zero_snr"] else f"--schedule {settings['schedule']}"
     if sched.alphabar[-1] == 0 and TARGETS[settings["target"]].needs_signal:
@@ -231,7 +231,7 @@ def preset_for_this_machine() -> str:
 
 
 def finished(run: TrainingRun) -> bool:
-    """Whether all epochs are done; if so, saves settings that are new, says so, and how to train further."""
+    """Whether all epochs are done; if so, saves new settings, and says how to train further."""
     epochs = run.progress["epoch"]
     if epochs < run.settings["n_epochs"]:
         return False

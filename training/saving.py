@@ -71,7 +71,7 @@ class Checkpoints:
         return self.place() == self.saved
 
     def attempt(self, path: str, write: Callable[[], None], again: bool = True) -> bool:
-        """Calls what writes the file `path`. Returns whether it could; the first failure in a row is reported.
+        """Calls `write`, which writes the file. Returns whether it could; the first failure in a row is reported.
 
         Args:
             path: of the file.

@@ -304,7 +304,7 @@ def choose_settings(options: dict, metadata: dict, path: str, automatic: Callabl
 
 
 def complete(metadata: dict, learns_variance: bool) -> None:
-    """Adds to the metadata what files of earlier versions lack, so that nothing else asks whether it is there.
+    """Adds to the metadata what files of earlier versions lack, so that no other code has to check for it.
 
     Args:
         learns_variance: whether the network in the file learns the variance of a step.

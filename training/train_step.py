@@ -103,8 +103,8 @@ def _fused(optimizer, ema_warmup):
 def choose_loss(trained: TrainedModel) -> Callable[..., tf.Tensor]:
     """The loss of a network: a function of its inputs, its output, the target and the weights (batch, 1, 1, 1).
 
-    Of images the weighted squared error of every value, with the variational bound beside it where the network learns
-    the variance of a step; of a classifier the weighted cross entropy of every image.
+    For images the weighted squared error of every value, plus the variational bound if the network learns the variance
+    of a step; for a classifier the weighted cross entropy of every image.
     """
     if trained.is_classifier:
         return lambda inputs, output, target, weight: weight * cross_entropies(output, target)

@@ -165,7 +165,7 @@ class TrainingRun:
             console.leave(f"diffusion_model.py: {self.path} could not be saved; {lost}", 1)
 
     def save_weaker(self) -> None:
-        """Saves a copy of the model as it is early in its training; a run that is resumed from before does it again."""
+        """Saves the early copy of the model; a run that resumes from an earlier step saves it again."""
         path = files.weaker_name(self.path)
         with self.interruption.busy:
             self.checkpoints.attempt(path, lambda: checkpoint.save(self.model, path), again=False)
@@ -188,7 +188,7 @@ class TrainingRun:
         self.bar.lap()
 
     def save_and_end(self) -> None:
-        """Ends the program as a signal asked for."""
+        """Saves and ends the program, after a signal."""
         self.save(last=True)
         self.interruption.end()
 
@@ -240,9 +240,9 @@ def copies_early(trained: TrainedModel) -> bool:
 
 
 def is_early_copy(path: str, trained: TrainedModel) -> bool:
-    """Whether a file is the early copy of this training, or of an earlier one of the same images in the same way.
+    """Whether a file is the early copy of this training, or of an earlier one with the same images and fixed settings.
 
-    That is with the same pixels, labels and classes, wherever the images lie, and the same fixed settings.
+    Pixels, labels and classes must be the same; where the images are stored does not matter.
     """
     try:
         other = open_model(path)
@@ -279,7 +279,7 @@ class Grids:
     def sample(self) -> np.ndarray:
         """Images sampled with the EMA weights, int16 (16, height, width, channels); unfinished if a signal came.
 
-        With classes they come in the order of these.
+        With classes, they are ordered by class.
         """
         checkpoint.swap_ema_weights(self.model)
         if self.trained.schedule_layer:

@@ -66,7 +66,7 @@ class Validation:
     def measure(self) -> dict[str, tuple[float, list[float | None]]]:
         """The mean `loss` of the EMA weights, over all t and in each quarter of t (None for a quarter without images).
 
-        Of a classifier also the `accuracy`, the fraction of the images whose class it tells.
+        For a classifier also the `accuracy`, the fraction of images whose class it predicts correctly.
         """
         n, parts = len(self.images), []
         network = self.trained.network
