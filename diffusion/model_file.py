@@ -126,8 +126,8 @@ def metadata(network: keras.Model) -> dict:
 
 
 def find_layer(network: keras.Model, kind: type) -> keras.layers.Layer | None:
-    """The first layer of a kind, or None."""
-    return next((layer for layer in network.layers if isinstance(layer, kind)), None)
+    """The first layer of a kind, or None; a function in place of a network has none."""
+    return next((layer for layer in getattr(network, "layers", []) if isinstance(layer, kind)), None)
 
 
 def warn_of_no_class(trained: TrainedModel) -> str | None:

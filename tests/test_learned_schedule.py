@@ -220,10 +220,10 @@ def test_samples_grids_and_held_out_loss_follow_the_schedule(train_tiny, monkeyp
     "options, message",
     [
         (("--zero-snr", "--target", "v"), "--schedule learned does not go with --zero-snr"),
-        (("--beta1", "0.1"), "--beta1 belongs to --schedule linear"),
+        (("--beta1", "0.1"), "--beta1 has no effect without --schedule linear"),
         (("--T", "1"), "--schedule learned does not go with --T 1"),
-        (("--t-sampling", "logsnr"), "--t-sampling is for schedules that are not learned"),
-        (("--weaker-after", "3"), "--weaker-after is for schedules that are not learned"),
+        (("--t-sampling", "logsnr"), "--t-sampling has no effect with --schedule learned"),
+        (("--weaker-after", "3"), "--weaker-after has no effect with --schedule learned"),
         (("--network", "classifier", "--classes"), "--schedule learned does not go with --network classifier"),
         (("--network", "unet", "--learn-variance"), "--schedule learned does not go with --learn-variance"),
     ],
