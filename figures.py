@@ -11,7 +11,6 @@ In IPython:
 Each function returns a matplotlib figure, except for `reverse_gif`, which writes a file.
 """
 
-import itertools
 import math
 import os
 import sys
@@ -23,9 +22,14 @@ if __name__ == "__main__":  # which `python -P` leaves out
 import data
 from support import console, device, files, plots
 from support.console import say
-from support.plots import BLUE, COLOURS, GREEN, GREY, VERMILION, boxes, draw_for_files, strip, two_axes, two_curves
+from support.plots import BLUE, GREEN, GREY, VERMILION, boxes, draw_for_files, strip
+from training.curves import no_table, schedule, schedules, training
 
-ALL = ("forward", "reverse", "gif", "schedule", "schedules", "network", "interpolation", "training", "classes")
+ALL = (
+    *("forward", "reverse", "gif", "views", "schedule", "schedules"),
+    *("network", "interpolation", "training", "classes"),
+)
+OF_NO_MODEL = ("toy",)  # drawn only if named
 STEPS = (0, 50, 100, 250, 500, 1000)
 
 
@@ -69,6 +73,33 @@ def reverse(model, seed=0, steps=None):
     noisy = [x_t[0] for _, x_t in shown]
     estimates = [denoise(x_t, tf.constant([t]))[0][0] if t else x_t[0] for t, x_t in shown]
     return strip([to_pixels(noisy), to_pixels(estimates)], [f"t = {t}" for t, _ in shown], ["$x_t$", r"$\hat x_0$"])
+
+
+def views(model, seed=0, steps=None):
+    """One prediction in four views (slides "Improvements"): x_t on the way back, image x̂_0, noise ε̂, velocity ε̂ - x̂_0.
+
+    The score is -ε̂ / √(1 - ᾱ_t). Noise and velocity are shown at half their contrast.
+    """
+    import tensorflow as tf
+
+    from ddpm import to_pixels
+    from diffusion.denoiser import clipped
+    from diffusion.reverse import denoiser_of
+
+    trained, generate = prepare_sampling(model, 1)
+    denoise, steps = clipped(denoiser_of(trained, 1), trained.sched), steps or choose_steps(trained.sched)
+    shown = [(t, x_t, denoise(x_t, tf.constant([t]))) for t, x_t in generate(seed, [0], every=True) if t and t in steps]
+    rows = [(x_t, estimate.x_0, estimate.eps / 2, (estimate.eps - estimate.x_0) / 2) for _, x_t, estimate in shown]
+    names = ["$x_t$", r"$\hat x_0$", r"$\hat\epsilon$", r"$\hat\epsilon - \hat x_0$"]
+    return strip(to_pixels(rows)[:, :, 0].swapaxes(0, 1), [f"t = {t}" for t, *_ in shown], names)
+
+
+def toy(seed=0):
+    """Points in the plane in place of images: noising, sampling and score (see `training/toy.py`); half a minute."""
+    from training import toy as process
+
+    points = process.swiss_roll(32, seed)
+    return process.draw(process.train(points, "flow", "flow", seed=seed), points, seed)
 
 
 def interpolation(model, count=8, seed=0):
@@ -123,38 +154,6 @@ def reverse_gif(model, path, n_sample=9, frames=40, seed=0):
     files.save_animation([to_pixels(x_t) for t, x_t in steps if t in shown], path)
 
 
-def schedule(sched, name="linear"):
-    """The factors of image and noise in x_t, and the signal-to-noise ratio ᾱ_t / (1 - ᾱ_t), against t."""
-    t = np.arange(len(sched["beta_t"]))
-    figure, left, right = two_axes("t", "factor in $x_t$", "signal-to-noise ratio")
-    left.plot(t, sched["sqrtab"], color=BLUE, label=r"image, $\sqrt{\bar\alpha_t}$")
-    left.plot(t, sched["sqrtmab"], color=VERMILION, linestyle="--", label=r"noise, $\sqrt{1 - \bar\alpha_t}$")
-    left.legend()
-    right.axhline(1, color=GREY, linewidth=0.8)  # first, as a logarithmic axis needs a value above 0
-    right.semilogy(t[1:], sched["sqrtab"][1:] ** 2 / sched["sqrtmab"][1:] ** 2, color=GREEN, label=name)
-    right.legend()
-    return figure
-
-
-def schedules(T=1000):
-    """All noise schedules beside each other: ᾱ_t, and log(ᾱ_t / (1 - ᾱ_t)) (slide "Improvements").
-
-    Dotted: with zero terminal SNR, where the log-SNR of t = T is -∞.
-    """
-    from diffusion.schedules import SCHEDULES, log_snr, make_schedule
-
-    figure, left, right = two_axes("t", r"$\bar\alpha_t$", "log-SNR")
-    t = np.arange(T + 1)
-    for name, colour in zip(SCHEDULES, itertools.cycle(COLOURS), strict=False):
-        for zero_snr, style in (False, "-"), (True, ":"):
-            ab = make_schedule(name, T=T, zero_snr=zero_snr).alphabar
-            known = np.isfinite(log_snr(ab))
-            left.plot(t, ab, style, color=colour)
-            right.plot(t[known], log_snr(ab[known]), style, color=colour, label=None if zero_snr else name)
-    right.legend()
-    return figure
-
-
 def network(model):
     """The U-Net of a model with the sizes of its feature maps (slides "U-Net")."""
     import keras.layers as kl
@@ -174,28 +173,6 @@ def network(model):
     axis.annotate("t / T → TimeLayer\nadded here", (5, -4.3), (5, -5.2), **style)
     axis.set_title(f"{model.count_params():,} parameters; dashed: skip connections", fontsize=10)
     return figure
-
-
-def training(path):
-    """Loss and learning rate of `model.csv` against the epoch."""
-    from training import history
-
-    if not os.path.exists(path):
-        raise FileNotFoundError(no_table(path))
-    rows = [dict(zip(history.COLUMNS, row, strict=True)) for row in history.read_rows(path)]
-    if not rows:
-        raise ValueError(f"{path} has no rows yet; train the model for at least one epoch")
-    epochs = [int(row["epoch"]) for row in rows]
-    loss, rate = ([float(row[name]) for row in rows] for name in ("loss_mean", "learning_rate"))
-    figure, left, right = two_curves("epoch", epochs, ("loss", loss), ("learning rate", rate))
-    left.set_yscale("log" if min(loss) > 0 else "linear")  # with a learned variance it may be negative
-    right.set_ylim(0)
-    return figure
-
-
-def no_table(path):
-    """The sentence to say when a model has no table of epochs."""
-    return f"there is no table {path}, which training writes beside the model"
 
 
 def choose_steps(sched):
@@ -240,8 +217,8 @@ def parse_options(arguments=None):
         help="images for the figure forward: drawings, a folder, or a .npy or .npz file (the training images)",
     )
     add("--out", default="figures", metavar="FOLDER", help="folder for the figures (figures)")
-    names = f"figures to draw, separated by commas: {', '.join(ALL)} (all that fit the model)"
-    add("--only", type=console.some_of(ALL), metavar="NAMES", help=names)
+    names = f"figures to draw, separated by commas: {', '.join(ALL)} (all that fit the model), {', '.join(OF_NO_MODEL)}"
+    add("--only", type=console.some_of(ALL + OF_NO_MODEL), metavar="NAMES", help=names)
     add(
         "--classifier",
         metavar="FILE.keras",
@@ -274,7 +251,7 @@ def choose_figures(typed, trained, classifier, table):
         missing["training"] = no_table(table)
     for name in filter(missing.get, typed or ()):
         raise ValueError(f"--only {name}: {missing[name]}")
-    return [name for name in typed or ALL if name not in missing]
+    return typed or [name for name in ALL if name not in missing]
 
 
 def prepare_files(folder, names, inputs):
@@ -316,9 +293,11 @@ def main():
         draw = {
             "forward": lambda: forward(load_image(source, trained.image_shape, options.seed), sched, seed=options.seed),
             "reverse": lambda: reverse(model, options.seed),
+            "views": lambda: views(model, options.seed),
             "schedule": lambda: schedule(sched, metadata["diffusion"].get("schedule", "linear")),
-            "schedules": schedules,
+            "schedules": lambda: schedules(learned=sched if trained.schedule_layer else None),
             "network": lambda: network(model),
+            "toy": lambda: toy(options.seed),
             "interpolation": lambda: interpolation(model, seed=options.seed),
             "training": lambda: training(table),
             "classes": lambda: classes(model, classifier and classifier.network, seed=options.seed),

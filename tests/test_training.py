@@ -486,7 +486,7 @@ def test_wrong_options_get_one_sentence_at_once(run, options, words):
         ({"data": "text.txt"}, ("text.txt",)),
         ({"beta1": 0.5}, ("beta1", "0.5")),
         ({"zero_snr": True, "target": "eps"}, ("--zero-snr", "--target v")),
-        ({"schedule": "flow", "preset": "slides"}, ("with --schedule flow x_T is pure noise", "--target eps", "--target flow")),
+        ({"schedule": "flow", "preset": "slides"}, ("with --schedule flow x_T", "--target eps", "--target flow")),
         ({"beta2": float("nan")}, ("beta2",)),
         ({"image_size": 48, "data": "grays.npy", "network": "naive"}, ("48", "multiples of 32")),
         ({"n_feat": 12, "data": "grays.npy"}, ("n_feat", "multiple of 8", "12")),
