@@ -171,10 +171,10 @@ def wanted_output(x_0, t, eps, sched, target):
     return find_target(target).wanted(x_0, eps, *signal_and_noise(t, x_0, sched))
 
 
-def tiny_network(shape, n_feat=None, classes=0):
+def tiny_network(shape, n_feat=None, classes=0, learn_variance=False, **of_unet):
     """ε̂ = w (x_t + t/T) + b for each channel: what a step makes of such a network can be computed by hand.
 
-    With classes a number for each is added to t/T.
+    With classes a number for each is added to t/T. A learned variance is as many channels more.
     """
     import keras
 
@@ -186,7 +186,8 @@ def tiny_network(shape, n_feat=None, classes=0):
     for label in labels:
         added = keras.layers.Add()([added, ClassLayer(classes, 1)(label)])
     t_image = keras.layers.Reshape((1, 1, 1))(added)
-    return keras.Model([image, t, *labels], keras.layers.Conv2D(shape[-1], 1)(keras.layers.Add()([t_image, image])))
+    out = keras.layers.Conv2D((2 if learn_variance else 1) * shape[-1], 1)
+    return keras.Model([image, t, *labels], out(keras.layers.Add()([t_image, image])))
 
 
 @pytest.fixture
@@ -195,6 +196,14 @@ def tiny_networks(monkeypatch):
     from diffusion.networks import NETWORKS
 
     monkeypatch.setitem(NETWORKS, "naive", tiny_network)
+
+
+@pytest.fixture
+def tiny_unet(monkeypatch):
+    """Such a network is `--network unet` too, for what has nothing to do with its layers."""
+    from diffusion.networks import NETWORKS
+
+    monkeypatch.setitem(NETWORKS, "unet", tiny_network)
 
 
 # 17 grey images of 8×8 pixels in batches of 12, so that the second batch of an epoch is a smaller one.

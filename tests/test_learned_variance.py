@@ -1,25 +1,27 @@
 """The variance of a reverse step that a network learns: its formula, its loss, samples, bits, files."""
 
 import json
+import os
+import shlex
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import TINY, Oracle, wanted_output
+from conftest import TINY, Oracle, tiny_network, wanted_output
 from test_training import assert_equal_to_the_bit
 
 import ddpm
+import evaluate
 import reverse_diffusion as rd
 from diffusion import model_file, reverse, sampling
 from diffusion.denoiser import autoguided, classifier_free, clipped, denoiser, with_classifier
 from diffusion.learned_variance import bound_tables, hybrid_loss, log_ratio
 from diffusion.model_file import TrainedModel
-from diffusion.networks import Unet
 from diffusion.options import Sampling
 from diffusion.schedules import make_schedule
 from evaluation import likelihood
-from training import advice, checkpoint
+from training import advice, checkpoint, training_run
 from training.settings import PRESETS, STEPS
 
 SCHED = ddpm.ddpm_schedule(1e-3, 0.5, 20)
@@ -200,7 +202,7 @@ def test_new_network_learns_nearly_as_without_a_variance(target):
 def test_training_step_has_the_hybrid_loss(parts):
     x_t, wanted = random_images(0, 1, size=8)
     keras.utils.set_random_seed(0)
-    model = Unet((8, 8, 1), 8, learn_variance=True)
+    model = tiny_network((8, 8, 1), learn_variance=True)
     model_file.metadata(model)["diffusion"] = {"beta1": 1e-3, "beta2": 0.5, "T": 20}
     model.set_weights([weight + 0.1 for weight in model.get_weights()])
     optimizer = keras.optimizers.SGD(0.0, use_ema=True)
@@ -307,7 +309,7 @@ UNET = ("--network", "unet", "--n-feat", "8", "--widths", "1", "--attention", "0
 LEARNED = (*TINY, *UNET, "--variance", "learned", "--target", "v", "--sample-steps", "5")
 
 
-def test_learned_variance_is_trained_and_recommended_by_the_file(train_tiny, tmp_path):
+def test_learned_variance_is_trained_and_recommended_by_the_file(train_tiny, tiny_unet):
     train_tiny(*LEARNED, "--n-epochs", "2", "--model", "two.keras")
     model = model_file.open_model("two.keras")
     assert model.learns_variance and model.recommended.variance == "learned"
@@ -320,15 +322,19 @@ def test_learned_variance_is_trained_and_recommended_by_the_file(train_tiny, tmp
     assert model.learns_variance and model.recommended.variance == "posterior"
 
 
-def test_learned_variance_run_resumes_bit_exactly(train_tiny):
-    more = (*LEARNED, "--lr-decay", "none", "--precision", "bfloat16")
-    for epochs, model in ("2", "whole.keras"), ("1", "resumed.keras"), ("2", "resumed.keras"):
-        keras.backend.clear_session()  # TensorFlow adds gradients up in the order of the layers' automatic names
-        train_tiny(*more, "--n-epochs", epochs, "--model", model)
+def test_learned_variance_run_resumes_bit_exactly(train_tiny, monkeypatch):
+    """In the layers of `Unet`, with Muon, in bfloat16; from the copy that is saved after the first step of an epoch."""
+    monkeypatch.setattr(training_run.Grids, "sample", lambda grids: np.zeros((16, 8, 8, 1), np.int16))  # takes as long
+    more = (*LEARNED, "--lr-decay", "none", "--precision", "bfloat16", "--optimizer", "muon", "--n-epochs", "2")
+    train_tiny(*more, "--model", "whole.keras", "--save-every", "0", "--keep", "9")
+    os.rename("whole-epoch0001.keras", "resumed.keras")
+    keras.backend.clear_session()  # TensorFlow adds gradients up in the order of the layers' automatic names
+    said = train_tiny(*more, "--model", "resumed.keras")
+    assert "resuming after 1 epochs, 3 steps" in said and model_file.open_model("resumed.keras").learns_variance
     assert_equal_to_the_bit("whole.keras", "resumed.keras")
 
 
-def test_learned_variance_is_refused_without_a_network_for_it(train_tiny):
+def test_learned_variance_is_refused_without_a_network_for_it(train_tiny, tiny_unet):
     train_tiny(*TINY, "--n-epochs", "1", "--model", "plain.keras")
     train_tiny(*TINY, *UNET, "--n-epochs", "1", "--model", "unet.keras")
     for model, message in (
@@ -345,13 +351,13 @@ def test_learned_variance_is_refused_without_a_network_for_it(train_tiny):
         ddpm.p_sample(*random_images(0), EVERY_T, *random_images(1, 2), SCHED, "learned")
 
 
-def test_evaluate_reports_learned_variance(run, tmp_path, train_tiny):
+def test_evaluate_reports_learned_variance(train_tiny, tiny_unet, monkeypatch):
     train_tiny(*LEARNED, "--n-epochs", "1", "--model", "model.keras")
     np.save("new.npy", np.random.default_rng(1).integers(0, 256, (20, 8, 8)).astype(np.uint8))
-    process = run("evaluate.py", "--data", "new.npy", "--only", "bits,loss", "--draws", "2")
-    assert process.returncode == 0, process.stderr
-    numbers = json.loads((tmp_path / "model-evaluation.json").read_text())
-    assert np.isfinite(numbers["bits/dim, learned, clipped"]["value"])
+    monkeypatch.setattr("sys.argv", shlex.split("evaluate.py --data new.npy --only bits,loss --draws 2"))
+    evaluate.main()
+    with open("model-evaluation.json", encoding="utf-8") as file:
+        assert np.isfinite(json.load(file)["bits/dim, learned, clipped"]["value"])
 
 
 def test_expected_loss_is_unknown_for_learned_variance():
@@ -361,7 +367,7 @@ def test_expected_loss_is_unknown_for_learned_variance():
     assert advice.on_loss({**settings, "learn_variance": True}, "drawings", 0, 0.15) is None
 
 
-def test_learn_variance_is_fixed_by_the_file_and_recommended(train_tiny):
+def test_learn_variance_is_fixed_by_the_file_and_recommended(train_tiny, tiny_unet):
     """`--variance learned` is its old spelling for a new model; grids may use another variance."""
     new = [word for word, before in zip(LEARNED, ("", *LEARNED), strict=False) if "--variance" not in (word, before)]
     train_tiny(*new, "--learn-variance", "--n-epochs", "1", "--model", "a.keras")
