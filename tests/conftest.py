@@ -217,17 +217,47 @@ TINY = (
 @pytest.fixture
 def train_tiny(tiny_networks, tmp_path, monkeypatch, capsys):
     """A function that trains a tiny network here as the script does, in a temporary folder; returns what it says."""
+    monkeypatch.chdir(tmp_path)
+    save_tiny_images()
+
+    def train(*words):
+        capsys.readouterr()
+        train_here(words)
+        return capsys.readouterr().out
+
+    return train
+
+
+def save_tiny_images():
+    np.save("images.npy", np.random.default_rng(0).integers(0, 256, (17, 8, 8)).astype(np.uint8))
+
+
+def train_here(words):
     import diffusion_model
     from support.signals import Interruption
     from training import settings
 
+    options = settings.parse_options("", [str(word) for word in words])
+    diffusion_model.train_model(options, options["model"], Interruption())
+
+
+@pytest.fixture(scope="session")
+def tiny_trained(tmp_path_factory):
+    """A folder with a tiny network that was trained for three epochs, and its images."""
+    from diffusion.networks import NETWORKS
+
+    folder = tmp_path_factory.mktemp("tiny")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setitem(NETWORKS, "naive", tiny_network)
+        save_tiny_images()
+        train_here([*TINY, "--n-epochs", "3"])
+    return folder
+
+
+@pytest.fixture
+def tiny_folder(tiny_trained, tmp_path, monkeypatch):
+    """A copy of that folder, the current one."""
+    shutil.copytree(tiny_trained, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
-    np.save("images.npy", np.random.default_rng(0).integers(0, 256, (17, 8, 8)).astype(np.uint8))
-
-    def train(*words):
-        options = settings.parse_options("", [str(word) for word in words])
-        capsys.readouterr()
-        diffusion_model.train_model(options, options["model"], Interruption())
-        return capsys.readouterr().out
-
-    return train
+    return tmp_path

@@ -24,8 +24,9 @@ from training import checkpoint
 
 
 @pytest.fixture
-def model(trained):
-    return str(trained[0] / "model.keras")
+def model(tiny_trained):
+    """The file of a tiny network, for what has nothing to do with the layers."""
+    return str(tiny_trained / "model.keras")
 
 
 def sample(model, n, **more):
@@ -34,7 +35,7 @@ def sample(model, n, **more):
 
 def test_my_sample_returns_an_int16_array_of_images(model):
     images = sample(model, 2)
-    assert images.shape == (2, 32, 32, 3) and images.dtype == np.int16
+    assert images.shape == (2, 8, 8, 1) and images.dtype == np.int16
     assert images.min() >= 0 and images.max() <= 255 and images.std() > 5
 
 
@@ -103,17 +104,19 @@ def keras_settings():
     config.set_dtype_policy(before[3])
 
 
-@pytest.mark.parametrize("floatx, data_format", [("float16", "channels_last"), ("float64", "channels_first")])
-def test_keras_settings_change_no_image_and_are_kept(model, keras_settings, floatx, data_format):
+def test_keras_settings_change_no_image_and_are_kept(trained, keras_settings):
+    """In the layers of `Unet`."""
+    model = str(trained[0] / "model.keras")
     before = sample(model, 2)
-    forget()
-    keras.config.set_floatx(floatx)
-    keras.config.set_image_data_format(data_format)
-    keras.config.set_epsilon(0.1)
-    keras.config.set_dtype_policy("mixed_float16")
-    np.testing.assert_array_equal(sample(model, 2), before)
-    assert keras.config.dtype_policy().name == "mixed_float16"
-    assert (keras.config.floatx(), keras.config.image_data_format()) == (floatx, data_format)
+    for floatx, data_format in ("float16", "channels_last"), ("float64", "channels_first"):
+        forget()
+        keras.config.set_floatx(floatx)
+        keras.config.set_image_data_format(data_format)
+        keras.config.set_epsilon(0.1)
+        keras.config.set_dtype_policy("mixed_float16")
+        np.testing.assert_array_equal(sample(model, 2), before)
+        assert keras.config.dtype_policy().name == "mixed_float16"
+        assert (keras.config.floatx(), keras.config.image_data_format()) == (floatx, data_format)
 
 
 def test_a_debugger_of_tensorflow_is_no_obstacle():
@@ -329,7 +332,7 @@ def test_files_with_weights_that_are_not_finite_are_refused(model, tmp_path, com
     if compiled:  # the raw weights, from which training resumes
         changed.optimizer.variables[-1].assign(np.full(changed.optimizer.variables[-1].shape, np.inf))
     else:
-        changed.trainable_variables[3].assign(np.full(changed.trainable_variables[3].shape, np.nan))
+        changed.trainable_variables[1].assign(np.full(changed.trainable_variables[1].shape, np.nan))
     changed.save(tmp_path / "m.keras")
     with pytest.raises(ValueError, match="m.keras has NaN or infinite values in the weight .*; use another file"):
         model_file.open_model(str(tmp_path / "m.keras"), compile=compiled)
@@ -364,9 +367,9 @@ class GaussianPredictor(keras.layers.Layer):
 
 
 def test_model_without_settings_samples_with_the_slides_schedule():
-    image, t = keras.Input((32, 32, 1)), keras.Input((1,))
+    image, t = keras.Input((64, 64, 1)), keras.Input((1,))
     model = keras.Model([image, t], GaussianPredictor()([image, t]))
-    values = sample(model, 64) / 127.5 - 1
+    values = sample(model, 8) / 127.5 - 1
     assert values.mean() == pytest.approx(GaussianPredictor.MEAN, abs=0.005)
     assert values.std() == pytest.approx(GaussianPredictor.DEVIATION, abs=0.005)
 
@@ -374,7 +377,7 @@ def test_model_without_settings_samples_with_the_slides_schedule():
 @pytest.mark.parametrize(
     "wrong, word",
     [
-        ({"image_shape": (64, 64, 3)}, r"\(32, 32, 3\)"),
+        ({"image_shape": (64, 64, 3)}, r"\(8, 8, 1\)"),
         ({"n_sample": 0}, "n_sample"),
         ({"n_sample": 1.5}, "n_sample"),
         ({"seed": -1}, "seed"),
@@ -401,7 +404,7 @@ def test_importing_takes_no_time_and_prints_nothing(run):
     assert float(process.stdout) < 0.3
 
 
-def test_code_lines_of_the_slides_run(run, model_folder):
+def test_code_lines_of_the_slides_run(run, tiny_folder):
     process = run(
         "-c", "import matplotlib.pyplot as plt\nimport reverse_diffusion as rd\na = rd.my_sample()\nplt.imshow(a[0])"
     )
@@ -409,16 +412,16 @@ def test_code_lines_of_the_slides_run(run, model_folder):
     assert process.stdout.splitlines()[0] == "t = 20" and process.stdout.splitlines()[-1] == "t = 0"
 
 
-def test_the_script_writes_a_grid_and_the_array(run, model_folder):
+def test_the_script_writes_a_grid_and_the_array(run, tiny_folder):
     command = "reverse_diffusion.py", "--n-sample", "5", "--out", "grid.png", "--npy", "a.npy", "--seed", "5"
     process = run(*command, fresh=True, MPLBACKEND="nowhere")  # as of a notebook that another Python runs
     assert process.returncode == 0 and process.stderr == ""
     assert process.stdout.startswith("reverse_diffusion.py: starting TensorFlow")
-    images = np.load(model_folder / "a.npy")
-    np.testing.assert_array_equal(images, sample(str(model_folder / "model.keras"), 5))
-    grid = np.asarray(Image.open(model_folder / "grid.png"))
-    assert grid.shape == (2 * 98, 3 * 98, 3)
-    np.testing.assert_array_equal(grid[1:97:3, 99:195:3], images[1])
+    images = np.load(tiny_folder / "a.npy")
+    np.testing.assert_array_equal(images, sample(str(tiny_folder / "model.keras"), 5))
+    grid = np.asarray(Image.open(tiny_folder / "grid.png"))
+    assert grid.shape == (2 * 98, 3 * 98)
+    np.testing.assert_array_equal(grid[1:97:12, 99:195:12], images[1, :, :, 0])
 
 
 @pytest.mark.parametrize(
