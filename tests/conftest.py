@@ -228,6 +228,16 @@ def train_tiny(tiny_networks, tmp_path, monkeypatch, capsys):
     return train
 
 
+@pytest.fixture
+def black_grids(monkeypatch):
+    """Grids show black images, for what has nothing to do with them: to sample them takes as long as to train."""
+    from training import training_run
+
+    monkeypatch.setattr(
+        training_run.Grids, "sample", lambda grids: np.zeros((16, *grids.model.inputs[0].shape[1:]), np.int16)
+    )
+
+
 def save_tiny_images():
     np.save("images.npy", np.random.default_rng(0).integers(0, 256, (17, 8, 8)).astype(np.uint8))
 

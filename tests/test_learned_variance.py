@@ -21,7 +21,7 @@ from diffusion.model_file import TrainedModel
 from diffusion.options import Sampling
 from diffusion.schedules import make_schedule
 from evaluation import likelihood
-from training import advice, checkpoint, training_run
+from training import advice, checkpoint
 from training.settings import PRESETS, STEPS
 
 SCHED = ddpm.ddpm_schedule(1e-3, 0.5, 20)
@@ -322,9 +322,8 @@ def test_learned_variance_is_trained_and_recommended_by_the_file(train_tiny, tin
     assert model.learns_variance and model.recommended.variance == "posterior"
 
 
-def test_learned_variance_run_resumes_bit_exactly(train_tiny, monkeypatch):
+def test_learned_variance_run_resumes_bit_exactly(train_tiny, black_grids):
     """In the layers of `Unet`, with Muon, in bfloat16; from the copy that is saved after the first step of an epoch."""
-    monkeypatch.setattr(training_run.Grids, "sample", lambda grids: np.zeros((16, 8, 8, 1), np.int16))  # takes as long
     more = (*LEARNED, "--lr-decay", "none", "--precision", "bfloat16", "--optimizer", "muon", "--n-epochs", "2")
     train_tiny(*more, "--model", "whole.keras", "--save-every", "0", "--keep", "9")
     os.rename("whole-epoch0001.keras", "resumed.keras")
@@ -334,7 +333,7 @@ def test_learned_variance_run_resumes_bit_exactly(train_tiny, monkeypatch):
     assert_equal_to_the_bit("whole.keras", "resumed.keras")
 
 
-def test_learned_variance_is_refused_without_a_network_for_it(train_tiny, tiny_unet):
+def test_learned_variance_is_refused_without_a_network_for_it(train_tiny, tiny_unet, black_grids):
     train_tiny(*TINY, "--n-epochs", "1", "--model", "plain.keras")
     train_tiny(*TINY, *UNET, "--n-epochs", "1", "--model", "unet.keras")
     for model, message in (
@@ -351,7 +350,7 @@ def test_learned_variance_is_refused_without_a_network_for_it(train_tiny, tiny_u
         ddpm.p_sample(*random_images(0), EVERY_T, *random_images(1, 2), SCHED, "learned")
 
 
-def test_evaluate_reports_learned_variance(train_tiny, tiny_unet, monkeypatch):
+def test_evaluate_reports_learned_variance(train_tiny, tiny_unet, black_grids, monkeypatch):
     train_tiny(*LEARNED, "--n-epochs", "1", "--model", "model.keras")
     np.save("new.npy", np.random.default_rng(1).integers(0, 256, (20, 8, 8)).astype(np.uint8))
     monkeypatch.setattr("sys.argv", shlex.split("evaluate.py --data new.npy --only bits,loss --draws 2"))
@@ -367,7 +366,7 @@ def test_expected_loss_is_unknown_for_learned_variance():
     assert advice.on_loss({**settings, "learn_variance": True}, "drawings", 0, 0.15) is None
 
 
-def test_learn_variance_is_fixed_by_the_file_and_recommended(train_tiny, tiny_unet):
+def test_learn_variance_is_fixed_by_the_file_and_recommended(train_tiny, tiny_unet, black_grids):
     """`--variance learned` is its old spelling for a new model; grids may use another variance."""
     new = [word for word, before in zip(LEARNED, ("", *LEARNED), strict=False) if "--variance" not in (word, before)]
     train_tiny(*new, "--learn-variance", "--n-epochs", "1", "--model", "a.keras")

@@ -11,18 +11,20 @@ import sys
 import keras
 import numpy as np
 import pytest
-from conftest import ROOT, SMALL, TINY, iterations, prepare_network, write_images
+from conftest import ROOT, SMALL, TINY, iterations, prepare_network, tiny_network, write_images
 from PIL import Image
 from tensorflow.compat.v1.train import summary_iterator
 
 import ddpm
 import reverse_diffusion
-import unet
 from data import splits
 from diffusion import model_file
+from diffusion.layers import Logbook
+from diffusion.networks import NETWORKS
 from diffusion.schedules import make_schedule
 from support import device
 from training import checkpoint, preparation, settings, tensorboard, training_run, validation
+from training.train_step import is_wide_kernel
 
 EPOCH_LINE = re.compile(r"^Epoch :(\d+) loss :(\d+\.\d+(?:e-?\d+)?)$", re.MULTILINE)
 
@@ -78,13 +80,13 @@ def test_the_model_is_one_compiled_keras_file_with_its_settings(trained):
     assert book["progress"] == {"epoch": 2, "images": 0, "loss": 0.0, "seconds": 0.0, "step": 6, "epoch_steps": 0}
 
 
-def test_file_holds_ema_weights_and_raw_weights_separately(trained):
-    averages = keras.models.load_model(trained[0] / "model.keras").get_weights()
-    raw = checkpoint.open_for_training(str(trained[0] / "model.keras")).network.get_weights()
+def test_file_holds_ema_weights_and_raw_weights_separately(tiny_trained):
+    averages = keras.models.load_model(tiny_trained / "model.keras").get_weights()
+    raw = checkpoint.open_for_training(str(tiny_trained / "model.keras")).network.get_weights()
     assert any(np.any(a != r) for a, r in zip(averages, raw, strict=True))
 
 
-def test_equal_parts_give_equal_bits_on_any_number_of_cores(train_tiny, monkeypatch):
+def test_equal_parts_give_equal_bits_on_any_number_of_cores(train_tiny, black_grids, monkeypatch):
     rows = []
     for cores in 1, 5:
         monkeypatch.setattr(device, "cores", lambda cores=cores: cores)
@@ -112,7 +114,7 @@ def test_parts_and_threads_give_the_same_bits_on_fewer_cores(run, tmp_path):
 
 
 @pytest.mark.parametrize("parts", [1, 2])
-def test_resuming_with_many_saves_is_bit_exact(train_tiny, tmp_path, parts):
+def test_resuming_with_many_saves_is_bit_exact(train_tiny, black_grids, tmp_path, parts):
     options = (*TINY, "--parts", parts, "--ema", "0.9")
     at_once = train_tiny(*options, "--n-epochs", "5", "--model", "at-once.keras")
     first = train_tiny(*options, "--n-epochs", "2")
@@ -133,7 +135,7 @@ def test_resuming_with_many_saves_is_bit_exact(train_tiny, tmp_path, parts):
     ]
 
 
-def test_early_copy_is_kept_to_guide_the_finished_model(train_tiny):
+def test_early_copy_is_kept_to_guide_the_finished_model(train_tiny, black_grids):
     """Whether the run is interrupted before that step or not: the same bits as a run that ended there."""
     options = (*TINY, "--ema", "0.9", "--parts", "1", "--lr-decay", "none")
     train_tiny(*options, "--n-epochs", "1", "--model", "ended.keras")  # two steps
@@ -158,7 +160,7 @@ def test_a_grid_that_is_not_finite_ends_no_training(train_tiny, monkeypatch, cap
     assert iterations("model.keras") == 4 and not os.path.exists("samples.png")
 
 
-def test_an_early_copy_replaces_no_other_file(train_tiny):
+def test_an_early_copy_replaces_no_other_file(train_tiny, black_grids):
     options = (*TINY, "--n-epochs", "1", "--weaker-after", "2")
     with open("model-weaker.keras", "w") as file:
         file.write("mine")
@@ -190,7 +192,7 @@ def test_an_early_copy_replaces_no_other_file(train_tiny):
         ("--data", "relabelled.npz", "--classes"),
     ],
 )
-def test_an_early_copy_of_another_training_is_not_replaced(train_tiny, other):
+def test_an_early_copy_of_another_training_is_not_replaced(train_tiny, black_grids, other):
     images = np.load("images.npy")
     np.save("others.npy", images[::-1])
     labels = np.arange(17) % 2
@@ -232,21 +234,30 @@ def test_signal_at_the_step_of_the_early_copy_loses_nothing(train_tiny, monkeypa
         assert model_file.open_model(path).metadata["progress"]["step"] == 3
 
 
-def test_muon_run_resumes_bit_exactly_and_keeps_its_optimizer(train_tiny):
-    network = ("--network", "unet", "--n-feat", "16", "--widths", "1", "--attention", "0", "--patch", "1")
-    network += ("--optimizer", "muon")
-    options = (*TINY, *network, "--lr-decay", "none", "--parts", "1")
+def wide_network(shape, n_feat, classes):
+    """`tiny_network` with a kernel of 16 rows and columns before it, which Muon trains."""
+    image, t = keras.Input(shape), keras.Input((1,))
+    features = keras.layers.Conv2D(16, 4, padding="same", activation="silu")(image)
+    t_image = keras.layers.Reshape((1, 1, 1))(Logbook(name="logbook")(t))
+    out = keras.layers.Conv2D(shape[-1], 1)(keras.layers.Add()([t_image, features]))
+    return keras.Model([image, t], out)
+
+
+def test_muon_run_resumes_bit_exactly_and_keeps_its_optimizer(train_tiny, black_grids, monkeypatch):
+    monkeypatch.setitem(NETWORKS, "naive", wide_network)
+    options = (*TINY, "--optimizer", "muon", "--lr-decay", "none", "--parts", "1")
     train_tiny(*options, "--n-epochs", "2", "--model", "at-once.keras")
     train_tiny(*options, "--n-epochs", "1")
     train_tiny("--n-epochs", "2", "--parts", "1")
     assert_equal_to_the_bit("model.keras", "at-once.keras")
-    optimizer = keras.models.load_model("model.keras").optimizer
-    assert type(optimizer) is keras.optimizers.Muon and optimizer.iterations == 4
+    model = keras.models.load_model("model.keras")
+    assert [is_wide_kernel(weight.shape) for weight in model.trainable_variables] == [True, False, False, False]
+    assert type(model.optimizer) is keras.optimizers.Muon and model.optimizer.iterations == 4
     with pytest.raises(ValueError, match="was trained with --optimizer muon, not adam"):
         train_tiny("--optimizer", "adam", "--n-epochs", "3")
 
 
-def test_stopping_between_any_two_steps_changes_no_bit(train_tiny):
+def test_stopping_between_any_two_steps_changes_no_bit(train_tiny, black_grids):
     options = (*TINY, "--n-epochs", "3", "--parts", "1")
     train_tiny(*options, "--model", "at-once.keras", "--save-every", "0", "--keep", "9")
     for epoch in 1, 2:
@@ -296,8 +307,7 @@ def test_sampling_takes_schedule_and_target_from_the_file(train_tiny, options):
     assert all(np.isfinite(float(row["held_out_loss"])) for row in rows_of("model.csv"))
 
 
-def test_more_epochs_plan_a_new_decay_of_the_learning_rate(model_folder, monkeypatch, capsys):
-    monkeypatch.chdir(model_folder)
+def test_more_epochs_plan_a_new_decay_of_the_learning_rate(tiny_folder, capsys):
     preparation.prepare({"n_epochs": 12, "lr_decay": "cosine"}, "model.keras")
     assert "over all 12 epochs" in capsys.readouterr().out
 
@@ -318,11 +328,10 @@ def test_learning_rate_decay_is_printed_only_if_planned_anew(capsys, typed, said
     assert ("falls to 0" in capsys.readouterr().out) == said
 
 
-def test_a_finished_model_says_so_and_how_to_train_further(train_tiny):
-    train_tiny(*TINY, "--n-epochs", "2")
+def test_a_finished_model_says_so_and_how_to_train_further(train_tiny, tiny_folder):
     before, sampled = read("model.keras"), os.stat("samples.png").st_mtime_ns
     said = train_tiny()
-    assert "2 epochs" in said and "--n-epochs 4" in said
+    assert "3 epochs" in said and "--n-epochs 6" in said
     assert read("model.keras") == before and os.stat("samples.png").st_mtime_ns == sampled
 
     os.utime("samples.png", (0, 0))  # as if the run had been killed before it sampled its last grid
@@ -343,7 +352,7 @@ def test_finished_model_stores_new_sampling_settings(train_tiny):
     assert "the new settings are saved" not in train_tiny("--sampler", "dpm++")
 
 
-def test_a_finished_model_of_an_earlier_version_stays_as_it_is(train_tiny):
+def test_a_finished_model_of_an_earlier_version_stays_as_it_is(train_tiny, black_grids):
     """It recommends no sampler, and a run that is only asked whether it has finished does not begin to."""
     train_tiny(*TINY, "--n-epochs", "1")
     model = checkpoint.open_for_training("model.keras").network
@@ -355,7 +364,7 @@ def test_a_finished_model_of_an_earlier_version_stays_as_it_is(train_tiny):
     assert read("model.keras") == before and os.stat("samples.png").st_mtime_ns == sampled
 
 
-def test_resumed_run_says_which_options_it_ignores(train_tiny):
+def test_resumed_run_says_which_options_it_ignores(train_tiny, black_grids):
     train_tiny(*TINY, "--n-epochs", "2")
     before = read("model.keras")
     said = train_tiny("--n-epochs", "1", "--init", "drawings")
@@ -410,25 +419,24 @@ def test_options_that_contradict_the_file_are_refused(model_folder, opened, monk
         assert word in str(error.value)
 
 
-def test_a_file_older_than_some_settings_takes_their_defaults(model_folder, monkeypatch):
-    monkeypatch.chdir(model_folder)
+def test_a_file_older_than_some_settings_takes_their_defaults(tiny_folder):
     model = keras.models.load_model("model.keras")
     book = model_file.metadata(model)
     del book["settings"]["flip"], book["progress"]["seconds"]
     model.save("older.keras")
-    model, *_ = prepare_network({"n_epochs": 3}, "older.keras")
+    model, *_ = prepare_network({"n_epochs": 4}, "older.keras")
     book = model_file.metadata(model)
-    assert not book["settings"]["flip"] and book["settings"]["n_epochs"] == 3
+    assert not book["settings"]["flip"] and book["settings"]["n_epochs"] == 4
     assert book["progress"]["seconds"] == 0 and book["progress"]["step"] == 6
 
 
-def test_contradicting_option_ends_the_script_in_one_sentence(run, model_folder):
-    before = (model_folder / "model.keras").read_bytes()
-    refused(run("diffusion_model.py", "--n-epochs", "3", "--T", "30"), 2, "model.keras", "--T 20", "30", "--model")
-    assert (model_folder / "model.keras").read_bytes() == before
+def test_contradicting_option_ends_the_script_in_one_sentence(run, tiny_folder):
+    before = (tiny_folder / "model.keras").read_bytes()
+    refused(run("diffusion_model.py", "--n-epochs", "4", "--T", "30"), 2, "model.keras", "--T 20", "30", "--model")
+    assert (tiny_folder / "model.keras").read_bytes() == before
 
 
-def test_new_data_and_precision_may_be_chosen_on_resuming(train_tiny):
+def test_new_data_and_precision_may_be_chosen_on_resuming(train_tiny, black_grids):
     train_tiny(*TINY, "--n-epochs", "1")
     np.save("others.npy", np.zeros((5, 8, 8), np.uint8))
     train_tiny("--data", "others.npy", "--new-data", "--n-epochs", "2", "--precision", "bfloat16", "--batch-size", "64")
@@ -588,7 +596,7 @@ def test_a_single_step_is_trained_and_sampled(train_tiny, tmp_path):
 
 
 def test_the_held_out_loss_is_the_loss_of_the_ema_weights():
-    model = unet.NaiveUnet((32, 32, 3), 8)
+    model = tiny_network((16, 16, 1))
     optimizer = keras.optimizers.Adam(use_ema=True)
     optimizer.build(model.trainable_variables)
     checkpoint.compile_for_run(model, optimizer, "float32", xla=False)
@@ -597,7 +605,7 @@ def test_the_held_out_loss_is_the_loss_of_the_ema_weights():
     model.layers[-1].bias.assign(model.layers[-1].bias + 5)
     sched = ddpm.ddpm_schedule(1e-4, 0.02, 1000)
     loss, quarters = validation.Validation(
-        model_file.TrainedModel(model, sched), np.zeros((70, 32, 32, 3), np.uint8)
+        model_file.TrainedModel(model, sched), np.zeros((900, 16, 16, 1), np.uint8)
     ).measure()["loss"]
     ab = sched.alphabar[1:]
     expected = np.minimum(1, (1 - ab) / ab).reshape(4, 250).mean(axis=1)
