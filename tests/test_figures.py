@@ -5,7 +5,6 @@ import os
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import SMALL_NAIVE, write_images
 from PIL import Image
 from test_guidance import conditional
 from test_sampling import light_model
@@ -29,16 +28,12 @@ def no_window():
     plt.close("all")
 
 
-def test_the_script_writes_every_figure(run, tmp_path):
-    """Of the slides' network, trained by the script."""
-    write_images(tmp_path)
-    trained = run("diffusion_model.py", *SMALL_NAIVE, "--n-epochs", "1", "--sample-every", "0")
-    assert trained.returncode == 0, trained.stderr
+def test_the_script_writes_every_figure(run, tiny_folder):
     process = run("figures.py", "--out", "images")
     assert process.returncode == 0, process.stderr
-    names = [name for name in figures.ALL if name != "classes"]  # which this model does not have
+    names = [name for name in figures.ALL if name not in ("network", "classes")]  # which this model does not have
     for name in names:
-        with Image.open(tmp_path / "images" / f"{name}.{'gif' if name == 'gif' else 'png'}") as image:
+        with Image.open(tiny_folder / "images" / f"{name}.{'gif' if name == 'gif' else 'png'}") as image:
             assert min(image.size) > 100
             assert image.convert("L").getextrema() != (255, 255)
             if name == "gif":
@@ -46,13 +41,24 @@ def test_the_script_writes_every_figure(run, tmp_path):
     assert len(process.stdout.splitlines()) == 1 + len(names)
 
 
-def test_the_figure_classes_needs_a_model_with_classes(model_folder, monkeypatch, capsys):
-    monkeypatch.chdir(model_folder)
-    monkeypatch.setattr("sys.argv", ["figures.py", "--only", "classes"])
-    with pytest.raises(SystemExit) as end:
-        figures.main()
-    said = capsys.readouterr().err
-    assert end.value.code == 2 and "no classes" in said and len(said.splitlines()) == 1
+def test_the_figure_classes_needs_a_model_with_classes(draw):
+    status, said, _ = draw("--only", "classes")
+    assert status == 2 and len(said) == 1 and "no classes" in said[0]
+
+
+def test_the_network_of_the_slides_is_drawn_with_its_sizes(draw, tmp_path):
+    model = NaiveUnet((32, 32, 3), 8)
+    texts = " ".join(text.get_text() for text in figures.network(model).axes[0].texts)
+    for size in "32×32×3", "32×32×8", "16×16×8", "8×8×16", "4×4×16", "1×1×16":
+        assert size in texts
+    chosen = figures.choose_figures(None, model_file.describe(model), None, str(tmp_path / "slides.csv"))
+    assert chosen == [name for name in figures.ALL if name not in ("training", "classes")]
+
+    model_file.metadata(model)["diffusion"] = {"beta1": 1e-4, "beta2": 0.5, "T": 20}
+    model.save(tmp_path / "slides.keras")
+    assert draw("--model", "slides.keras", "--only", "network") == (0, [], ["network.png"])
+    with Image.open(tmp_path / "figures" / "network.png") as image:
+        assert min(image.size) > 100 and image.convert("L").getextrema() != (255, 255)
 
 
 def test_a_notebook_keeps_its_own_matplotlib(monkeypatch):
@@ -78,12 +84,12 @@ font.family: no such font
 
 
 @pytest.fixture
-def draw(trained, tmp_path, monkeypatch, capsys):
+def draw(tiny_trained, tmp_path, monkeypatch, capsys):
     """A function that runs figures.py here for a small trained model: exit status, lines on stderr, files written."""
     import matplotlib
 
     def main(*words):
-        monkeypatch.setattr("sys.argv", ["figures.py", "--model", str(trained[0] / "model.keras"), *words])
+        monkeypatch.setattr("sys.argv", ["figures.py", "--model", str(tiny_trained / "model.keras"), *words])
         monkeypatch.setenv("MPLBACKEND", "agg")
         monkeypatch.chdir(tmp_path)
         try:
@@ -92,7 +98,8 @@ def draw(trained, tmp_path, monkeypatch, capsys):
             status = 0
         except SystemExit as end:
             status = end.code
-        return status, capsys.readouterr().err.splitlines(), sorted(os.listdir("figures"))
+        written = sorted(os.listdir("figures")) if os.path.exists("figures") else []
+        return status, capsys.readouterr().err.splitlines(), written
 
     return main
 
@@ -199,12 +206,6 @@ def test_schedules_are_all_drawn_however_many(monkeypatch):
     assert [text.get_text() for text in right.get_legend().get_texts()] == names
     colours = [line.get_color() for line in right.get_legend().get_lines()]
     assert len(set(colours[:8])) == 8 and colours[8] == colours[0]
-
-
-def test_the_network_is_drawn_with_its_sizes():
-    texts = " ".join(text.get_text() for text in figures.network(NaiveUnet((32, 32, 3), 8)).axes[0].texts)
-    for size in "32×32×3", "32×32×8", "16×16×8", "8×8×16", "4×4×16", "1×1×16":
-        assert size in texts
 
 
 @pytest.mark.parametrize("T, shown", [(10, [0, 1, 2, 5, 10]), (1, [0, 1])])
