@@ -21,6 +21,8 @@ from data import classes, drawings, listing
 from data.classes import describe_classes
 from data.splits import split_held_out
 from diffusion import generate, model_file
+from diffusion.layers import Logbook
+from diffusion.networks import NETWORKS
 from evaluation import inputs
 from training import checkpoint, preparation
 from training.images import choose_data
@@ -221,7 +223,7 @@ def asked(monkeypatch):
     return seen
 
 
-def test_training_and_resuming_pair_labels_with_images(train_tiny, asked, tmp_path):
+def test_training_and_resuming_pair_labels_with_images(train_tiny, black_grids, asked, tmp_path):
     images, labels = labelled(24)
     np.savez("labelled.npz", images=images[..., 0], labels=labels + 1, class_names=["a", "b", "c", "d"])
     tiny = ("--data", "labelled.npz", *TINY[2:], "--classes", "--validation", "0.25", "--model", "m.keras")
@@ -270,8 +272,17 @@ def test_the_grid_shows_the_classes_in_their_order(train_tiny, monkeypatch):
     assert shown == [[1] * 8 + [2] * 8, None]
 
 
-def test_a_classifier_is_trained_resumed_and_guides(train_tiny, capsys):
+def small_classifier(shape, n_feat, classes, **more):
+    """A convolution whose features are averaged over the image."""
+    image, t = keras.Input(shape), keras.Input((1,))
+    x = keras.layers.Conv2D(n_feat, 5, activation="relu")(image)
+    x = keras.layers.Concatenate()([keras.layers.GlobalAveragePooling2D()(x), Logbook(name="logbook")(t)])
+    return keras.Model([image, t], keras.layers.Dense(classes)(x))
+
+
+def test_a_classifier_is_trained_resumed_and_guides(train_tiny, black_grids, monkeypatch):
     """Stripes of two directions, which it tells apart wherever the noise lets it."""
+    monkeypatch.setitem(NETWORKS, "classifier", small_classifier)
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 2, 96)
     stripes = np.repeat(np.arange(8)[:, None] % 4 // 2, 8, axis=1)
@@ -286,7 +297,7 @@ def test_a_classifier_is_trained_resumed_and_guides(train_tiny, capsys):
     options = ("--data", "stripes.npz", *TINY[2:], *network, *run)
     said = train_tiny(*options, "--n-epochs", "7") + train_tiny("--model", "c.keras", "--n-epochs", "60")
     accuracy = re.findall(r"^held-out accuracy (\S+); by quarters of t: (\S+)", said, re.MULTILINE)
-    assert len(accuracy) == 6 and float(accuracy[-1][0]) > 0.8 and float(accuracy[-1][1]) == 1
+    assert len(accuracy) == 6 and float(accuracy[-1][0]) > 0.7 and float(accuracy[-1][1]) == 1
     assert "--classifier c.keras --label='lying down'" in said and not os.path.exists("c-samples.png")
     classifier = model_file.open_model("c.keras", classifier=True).network
     clean = [images[:, :, :, None] / 127.5 - 1, np.full((96, 1), 1 / 20)]
@@ -359,7 +370,7 @@ def test_labels_that_are_corrupt_are_refused_in_a_sentence(tmp_path):
         data.load_images(tmp_path / "a.npz", 8, classes=True)
 
 
-def test_a_model_that_never_learned_no_class_says_so(train_tiny, capsys):
+def test_a_model_that_never_learned_no_class_says_so(train_tiny, black_grids, capsys):
     """Wherever it is asked for images of no class; also if only images were trained that have one, resumed or not."""
     sentence = "with --drop-label 0 a network never learns to sample without a class: every image needs a label"
     np.savez("two.npz", images=IMAGES, labels=[0, 1, 1, 0])
@@ -520,7 +531,7 @@ def test_names_that_differ_in_accents_stored_are_duplicates(tmp_path):
     assert data.load_images(tmp_path / "folder", 8, classes=True)[1].classes == names[:1]
 
 
-def test_other_validation_images_must_have_the_same_classes(train_tiny):
+def test_other_validation_images_must_have_the_same_classes(train_tiny, tiny_unet):
     np.savez("a.npz", images=IMAGES, labels=[0, 1, 1, 0])
     np.savez("b.npz", images=IMAGES, labels=[0, 1, 2, 0])
     with pytest.raises(ValueError, match="--validation .*b.npz has the classes 2, and the training images have only 0"):
