@@ -14,10 +14,9 @@ import zipfile
 import keras
 import numpy as np
 import pytest
-from conftest import SMALL, TINY, environment, finish, iterations, start, write_images
+from conftest import SMALL, TINY, environment, finish, iterations, start, tiny_network, write_images
 from test_training import assert_equal_to_the_bit, losses
 
-import unet
 from diffusion import model_file
 from training import checkpoint
 
@@ -208,26 +207,26 @@ def test_non_finite_loss_stops_the_run_and_keeps_the_file(train_tiny, tmp_path, 
 
 
 @pytest.mark.parametrize("where", ["weight", "slot"])
-def test_a_weight_that_is_not_finite_is_never_saved(model_folder, where):
-    path = model_folder / "model.keras"
+def test_a_weight_that_is_not_finite_is_never_saved(tiny_folder, where):
+    path = tiny_folder / "model.keras"
     before = path.read_bytes()
     model = checkpoint.open_for_training(path).network
-    variable = model.trainable_variables[3] if where == "weight" else model.optimizer.variables[-1]
+    variable = model.trainable_variables[1] if where == "weight" else model.optimizer.variables[-1]
     variable.assign(np.full(variable.shape, np.inf))
     with pytest.raises(FloatingPointError, match="not finite"):
         checkpoint.save(model, path)
     assert path.read_bytes() == before
 
 
-def test_temporary_file_of_keras_stays_in_the_private_folder(model_folder, monkeypatch):
+def test_temporary_file_of_keras_stays_in_the_private_folder(tiny_folder, monkeypatch):
     """Where memory is short, Keras gathers the weights in a randomly named file beside the target first."""
     from keras.src.saving import saving_lib
 
-    path, seen = model_folder / "model.keras", []
+    path, seen = tiny_folder / "model.keras", []
     replace = os.replace
 
     def note_and_replace(source, target):
-        seen.append(sorted(re.sub(r"(\.saving)-.*", r"\1", name) for name in os.listdir(model_folder)))
+        seen.append(sorted(re.sub(r"(\.saving)-.*", r"\1", name) for name in os.listdir(tiny_folder)))
         replace(source, target)
 
     def no_memory(model):
@@ -235,13 +234,13 @@ def test_temporary_file_of_keras_stays_in_the_private_folder(model_folder, monke
         return False
 
     model = checkpoint.open_for_training(path).network
-    before = sorted(os.listdir(model_folder))
+    before = sorted(os.listdir(tiny_folder))
     with monkeypatch.context() as patch:
         patch.setattr(saving_lib, "is_memory_sufficient", no_memory)
         patch.setattr(os, "replace", note_and_replace)
         checkpoint.save(model, path)
     assert seen == ["asked", sorted([*before, ".model.keras.saving"])]
-    assert sorted(os.listdir(model_folder)) == before
+    assert sorted(os.listdir(tiny_folder)) == before
     for a, b in zip(model.get_weights(), checkpoint.open_for_training(path).network.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
 
@@ -262,11 +261,11 @@ def damage(path, kind):
         with zipfile.ZipFile(path, "w") as archive:
             archive.writestr("readme.txt", "hello")
     elif kind == "other network":
-        image, t = keras.Input((32, 32, 3)), keras.Input((1,))
+        image, t = keras.Input((8, 8, 1)), keras.Input((1,))
         model = keras.Model([image, t], keras.layers.Dense(4)(image))
         model.save(path)
     elif kind == "no settings":
-        model = unet.NaiveUnet((32, 32, 3), 8)
+        model = tiny_network((8, 8, 1))
         model.compile(loss="mse", optimizer="adam")
         model.save(path)
     elif kind == "no optimizer":
@@ -289,8 +288,8 @@ FOR_TRAINING_ONLY = ("no settings", "no optimizer", "new optimizer", "optimizer 
 
 
 @pytest.mark.parametrize("kind", ["truncated", "a bit", "empty", "other zip", "other network", *FOR_TRAINING_ONLY])
-def test_corrupt_file_is_refused_in_one_sentence_and_unchanged(model_folder, kind):
-    path = model_folder / "model.keras"
+def test_corrupt_file_is_refused_in_one_sentence_and_unchanged(tiny_folder, kind):
+    path = tiny_folder / "model.keras"
     damage(path, kind)
     before = path.read_bytes()
     with pytest.raises(
@@ -303,13 +302,13 @@ def test_corrupt_file_is_refused_in_one_sentence_and_unchanged(model_folder, kin
     assert path.read_bytes() == before
 
 
-def test_corrupt_file_ends_both_scripts_with_one_sentence(run, model_folder):
-    damage(model_folder / "model.keras", "a bit")
-    before = (model_folder / "model.keras").read_bytes()
+def test_corrupt_file_ends_both_scripts_with_one_sentence(run, tiny_folder):
+    damage(tiny_folder / "model.keras", "a bit")
+    before = (tiny_folder / "model.keras").read_bytes()
     for script in "diffusion_model.py", "reverse_diffusion.py":
         process = run(script)
         assert process.returncode == 2 and len(process.stderr.splitlines()) == 1
-    assert (model_folder / "model.keras").read_bytes() == before
+    assert (tiny_folder / "model.keras").read_bytes() == before
 
 
 @pytest.fixture
