@@ -45,8 +45,7 @@ def test_schedule_that_ends_far_from_noise_gets_useful_advice(beta1, beta2, T, w
         assert ddpm.ddpm_schedule(**better)["sqrtab"][-1] <= 0.01
 
 
-def test_schedule_advice_is_given_only_to_new_models(model_folder, monkeypatch, capsys):
-    monkeypatch.chdir(model_folder)
+def test_schedule_advice_is_given_only_to_new_models(tiny_folder, monkeypatch, capsys):
     monkeypatch.setattr(preparation, "choose_data", lambda *more: 1 / 0)  # what comes next
     for options, path, told in (
         ({"T": 100, "schedule": "linear"}, "new.keras", True),

@@ -214,14 +214,13 @@ def test_grids_carry_the_name_of_their_model(path, suffix, name):
     assert files.grid_name(path, suffix) == os.path.normpath(name)
 
 
-def test_run_leaves_neither_lock_nor_signal_handlers(model_folder, monkeypatch, capsys):
-    monkeypatch.chdir(model_folder)
+def test_run_leaves_neither_lock_nor_signal_handlers(tiny_folder, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["diffusion_model.py"])
     numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
     before = [signal.getsignal(number) for number in numbers]
     for _ in range(2):
         diffusion_model.main()
-        assert "has been trained for all 2 epochs" in capsys.readouterr().out
+        assert "has been trained for all 3 epochs" in capsys.readouterr().out
         assert [signal.getsignal(number) for number in numbers] == before and signal.set_wakeup_fd(-1) == -1
         assert not [name for name in os.listdir(".") if name.endswith(".lock")]
     monkeypatch.setattr(sys, "argv", ["diffusion_model.py", "--T", "30"])
