@@ -198,7 +198,10 @@ def test_cached_samples_keep_the_names_of_earlier_versions():
         (("--data", "held-out.npy", "--features", "pixels", "--samples", "none.npy"), ("none.npy",)),
         (("--data", "held-out.npy", "--features", "pixels", "--train", "nothing"), ("nothing",)),
         (("--data", "held-out.npy", "--figure", "nowhere/copies.png"), ("nowhere",)),
-        (("--data", "held-out.npy", "--features", "pixels", "--steps", "21"), ("steps must be an integer from 1 to 20", "21")),
+        (
+            ("--data", "held-out.npy", "--features", "pixels", "--steps", "21"),
+            ("steps must be an integer from 1 to 20", "21"),
+        ),
         (("--data", "held-out.npy", "--only", "bits", "--eta", "0.5"), ("eta", "eta applies only to sampler ddim")),
         (("--data", "held-out.npy", "--figure", "copies"), ("--figure", "copies")),
         (("--data", "held-out.npy", "--figure", "copies.psd"), ("--figure", "copies.psd")),
