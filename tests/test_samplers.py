@@ -380,7 +380,7 @@ def test_clipping_bounds_the_image_and_adapts_the_noise(schedule):
     x_t = tf.random.stateless_normal((20, 8, 8, 1), (0, 1))
     x_0, eps = (values.numpy().astype(np.float64) for values in denoise(x_t, tf.range(1, 21))[:2])
     ab = sched.alphabar[1:, None, None, None]
-    assert np.abs(x_0).max() <= 1 and np.mean(np.abs(x_0) == 1) > 0.5
+    assert np.abs(x_0).max() <= 1 and np.mean(np.abs(x_0) == 1) > 0.4
     np.testing.assert_allclose(ab**0.5 * x_0 + (1 - ab) ** 0.5 * eps, x_t, atol=1e-5)
 
 
