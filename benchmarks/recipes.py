@@ -57,6 +57,7 @@ CHANGES = {
     "zerosnr": "--zero-snr",
     "flow": "--schedule flow --target flow",
     "flowtarget": "--target flow",
+    "learnedschedule": "--schedule learned",
     "learned": "--learn-variance",
     "rate1": "--learning-rate 1e-3",
     "rate4": "--learning-rate 4e-3",
@@ -177,7 +178,8 @@ class Search:
         seconds, count = times[name]
         epoch = -(-count // batch)
         epochs = max(1, round(60 * self.options.minutes / seconds / epoch))
-        return ["--n-epochs", str(epochs), "--weaker-after", str(epochs * epoch // EARLY)]
+        early = [] if "learned" in words else ["--weaker-after", str(epochs * epoch // EARLY)]  # its schedule differs
+        return ["--n-epochs", str(epochs), *early]
 
     def row(self, name, seed, times):
         """The numbers of a row: from its file, or after training, sampling and measuring."""
