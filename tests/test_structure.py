@@ -153,6 +153,16 @@ def test_no_file_of_the_project_is_ignored_by_git():
     assert tracked.returncode != 0 or tracked.stdout == ""
 
 
+def test_no_source_file_is_long():
+    paths = [*MODULES.values(), *glob.glob(os.path.join(ROOT, "benchmarks", "**", "*.py"), recursive=True)]
+    lengths = {}
+    for path in paths:
+        with open(path, encoding="utf-8") as file:
+            lengths[os.path.relpath(path, ROOT)] = len(file.readlines())
+    assert {name: length for name, length in lengths.items() if length > 330} == {} and lengths["ddpm.py"] <= 300
+    assert lengths["reverse_diffusion.py"] <= 250
+
+
 def test_names_of_tests_are_short_and_formatting_is_automatic():
     """At most 60 characters, few directives for the formatter, and few names that begin with "of"."""
     paths = [*MODULES.values()]

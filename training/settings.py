@@ -15,16 +15,8 @@ from support import console, device, files
 from support.console import integer, integers, number, say
 
 # Presets: what differs from the defaults of the table below, which are the slides'. See docs/evaluation.md.
-BETTER = {
-    "network": "unet",
-    "target": "v",
-    "schedule": "cosine",
-    "lr_decay": "cosine",
-    "n_epochs": None,
-    "sample_every": None,
-    "variance": "posterior",
-    "sample_steps": 50,
-}
+BETTER = {"network": "unet", "target": "v", "schedule": "cosine", "lr_decay": "cosine", "variance": "posterior"}
+BETTER |= {"n_epochs": None, "sample_every": None, "sample_steps": 50}
 ON_CPU = {**BETTER, "image_size": 32, "patch": 2, "batch_size": 16, "learning_rate": 2e-3, "optimizer": "muon"}
 ON_GPU = {**BETTER, "blocks": 2, "learning_rate": 3e-4, "precision": "bfloat16"}
 PRESETS = {
