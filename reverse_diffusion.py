@@ -194,27 +194,16 @@ def parse_options(arguments=None):
     from support import console
 
     parser = console.Parser(description=__doc__)
-    parser.add_argument("--n-sample", type=console.integer(1), default=16, metavar="N", help="number of images (16)")
-    parser.add_argument(
-        "--out",
-        metavar="FILE",
-        help="image file for a grid of all images (samples.png, or NAME-samples.png for a model NAME.keras)",
-    )
-    parser.add_argument(
-        "--npy", metavar="FILE.npy", help="array file for the images without enlargement, int16 from 0 to 255 (none)"
-    )
-    parser.add_argument(
-        "--seed",
-        type=console.integer(0),
-        metavar="N",
-        help="integer from 0; the same seed gives the same images (another one every time)",
-    )
-    parser.add_argument(
-        "--model",
-        default="model.keras",
-        metavar="FILE.keras",
-        help="trained model, or drawings for the pretrained one (model.keras)",
-    )
+    add = parser.add_argument
+    add("--n-sample", type=console.integer(1), default=16, metavar="N", help="number of images (16)")
+    out = "image file for a grid of all images (samples.png, or NAME-samples.png for a model NAME.keras)"
+    add("--out", metavar="FILE", help=out)
+    npy = "array file for the images without enlargement, int16 from 0 to 255 (none)"
+    add("--npy", metavar="FILE.npy", help=npy)
+    seed = "integer from 0; the same seed gives the same images (another one every time)"
+    add("--seed", type=console.integer(0), metavar="N", help=seed)
+    model = "trained model, or drawings for the pretrained one (model.keras)"
+    add("--model", default="model.keras", metavar="FILE.keras", help=model)
     add_sampling_options(parser)
     options = parser.parse_args(arguments)
     from support import files
