@@ -110,7 +110,7 @@ def schedule_tables(alphabar):
 
 def n_steps(sched):
     """T, the number of steps of a schedule."""
-    return len(sched["alphabar_t"]) - 1
+    return sched["alphabar_t"].shape[0] - 1
 
 
 def network_time(t, sched):

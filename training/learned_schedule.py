@@ -13,13 +13,33 @@ The times t = 1 … T of tables are τ = (t - 1) / (T - 1): x_1 is VDM's z_0, an
 continuous between 1 and T.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
-from ddpm import log_probability_of_pixel, n_steps
-from diffusion.model_file import TrainedModel
+from ddpm import Schedule, log_probability_of_pixel, n_steps
+from diffusion.model_file import TrainedModel, describe
 from diffusion.targets import find_target, loss_weight
+
+
+def with_live_schedule(trained: TrainedModel) -> TrainedModel:
+    """A model whose tables are variables if it learns its schedule, so that compiled functions see it move."""
+    if trained.schedule_layer is None:
+        return trained
+    sched = Schedule({name: tf.Variable(table) for name, table in trained.sched.items()})
+    sched.alphabar = trained.sched.alphabar
+    return dataclasses.replace(trained, sched=sched)
+
+
+def follow_schedule(trained: TrainedModel) -> None:
+    """Brings the tables of `with_live_schedule` to where the schedule of the network is now."""
+    if trained.schedule_layer is None:
+        return
+    now = describe(trained.network).sched
+    for name, table in now.items():
+        trained.sched[name].assign(table)
+    trained.sched.alphabar = now.alphabar
 
 
 def levels(gamma: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:

@@ -9,13 +9,14 @@ import time
 import numpy as np
 
 from ddpm import to_pixels
-from diffusion.model_file import TrainedModel, describe, open_model
+from diffusion.model_file import TrainedModel, open_model
 from diffusion.reverse import ReverseSteps
 from diffusion.sampling import make_plan, sample
 from support import console, files
 from support.signals import Interruption
 from training import advice, checkpoint
 from training.history import History
+from training.learned_schedule import follow_schedule, with_live_schedule
 from training.saving import Checkpoints
 from training.settings import SETTINGS, complete
 from training.tensorboard import Board
@@ -173,7 +174,7 @@ class TrainingRun:
 
     def make_grid(self, name: str) -> None:
         """Samples a grid of images from the EMA weights into a file."""
-        if self.trained.schedule_layer or not self.grids.reverse.compiled:
+        if not self.grids.reverse.compiled:
             self.save()  # a signal during compilation can only end the process, which must lose nothing
         try:
             images = self.grids.sample()
@@ -265,16 +266,13 @@ class Grids:
     """Samples from a model in training, always from the same noise, so that grids can be compared."""
 
     def __init__(self, trained: TrainedModel, interruption: Interruption):
-        self.trained, self.model, self.interruption = trained, trained.network, interruption
+        self.trained, self.model, self.interruption = with_live_schedule(trained), trained.network, interruption
         self.seed = trained.metadata["settings"]["seed"]
         classes = len(trained.classes)
         self.label = [1 + (k * classes // N_SAMPLES if classes <= N_SAMPLES else k) for k in range(N_SAMPLES)]
         self.label = self.label if classes else None
-        self.follow(trained)
-
-    def follow(self, trained: TrainedModel) -> None:
-        """Samples with the schedule of a model from now on; the next grid compiles."""
-        self.plan, self.reverse = make_plan(trained.sched, trained.recommended), ReverseSteps(trained, N_SAMPLES)
+        self.plan = make_plan(trained.sched, trained.recommended)
+        self.reverse = ReverseSteps(self.trained, N_SAMPLES)
 
     def sample(self) -> np.ndarray:
         """Images sampled with the EMA weights, int16 (16, height, width, channels); unfinished if a signal came.
@@ -282,8 +280,8 @@ class Grids:
         With classes, they are ordered by class.
         """
         checkpoint.swap_ema_weights(self.model)
-        if self.trained.schedule_layer:
-            self.follow(describe(self.model))
+        follow_schedule(self.trained)
+        self.plan = make_plan(self.trained.sched, self.trained.recommended)
         for _, x_t in sample(self.reverse, self.plan, self.seed, range(N_SAMPLES), label=self.label):
             if self.interruption.stop:
                 break

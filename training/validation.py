@@ -1,16 +1,15 @@
 """Held-out images during training: whether the network generalises or overfits."""
 
-from collections.abc import Callable
-
 import numpy as np
 import tensorflow as tf
 
 from ddpm import from_pixels, n_steps, network_time, q_sample
-from diffusion.model_file import TrainedModel, describe
+from diffusion.model_file import TrainedModel
 from diffusion.reverse import denoiser_of, predictor
 from diffusion.sampling import standard_normal
 from diffusion.targets import comparable_weights
 from training import checkpoint
+from training.learned_schedule import follow_schedule, with_live_schedule
 from training.train_step import cross_entropies
 
 BATCH = 64
@@ -33,22 +32,19 @@ class Validation:
             images, labels = images[labels >= 0], labels[labels >= 0]
             if not len(images):
                 raise ValueError("none of the held-out images has a class; name images with classes with --validation")
-        self.trained, self.images, self.labels, T = trained, images, labels, n_steps(trained.sched)
+        trained = self.trained = with_live_schedule(trained)
+        model, sched = trained.network, trained.sched
+        self.images, self.labels, T = images, labels, n_steps(sched)
         self.t = (1 + np.random.default_rng(0).permutation(len(images)) * T // len(images)).astype(np.int32)
         self.quarter = (self.t - 1) * QUARTERS // T
-        self.measures = self.prepare(trained)
-
-    def prepare(self, trained: TrainedModel) -> Callable[..., dict[str, tf.Tensor]]:
-        """The function that measures a batch of images with the schedule of a model."""
-        model, sched = trained.network, trained.sched
         parts = min(model.parts, BATCH)  # as in training, whatever the number of cores
         classify, denoise = predictor(model, parts), denoiser_of(trained, parts)
 
-        weights = comparable_weights(sched.alphabar)
+        self.weights = tf.Variable(comparable_weights(sched.alphabar), dtype=tf.float32)
 
         def measure_denoising(x_t, t, eps, label):
             error = tf.reduce_mean(tf.square(denoise(x_t, t, label + 1).eps - eps), axis=(1, 2, 3))
-            return {"loss": tf.gather(tf.constant(weights, tf.float32), t) * error}
+            return {"loss": tf.gather(self.weights, t) * error}
 
         def measure_classifying(x_t, t, eps, label):
             logits = classify([x_t, network_time(t, sched)])
@@ -61,7 +57,7 @@ class Validation:
             measure = measure_classifying if trained.is_classifier else measure_denoising
             return measure(q_sample(x_0, t, eps, sched), t, eps, label)
 
-        return measures
+        self.measures = measures
 
     def measure(self) -> dict[str, tuple[float, list[float | None]]]:
         """The mean `loss` of the EMA weights, over all t and in each quarter of t (None for a quarter without images).
@@ -71,12 +67,13 @@ class Validation:
         n, parts = len(self.images), []
         network = self.trained.network
         checkpoint.swap_ema_weights(network)
-        measures = self.prepare(describe(network)) if self.trained.schedule_layer else self.measures
+        follow_schedule(self.trained)
+        self.weights.assign(comparable_weights(self.trained.sched.alphabar))
         for first in range(0, n, BATCH):
             index = np.arange(first, first + BATCH) % n  # the last batch is filled up
             x_0 = from_pixels(self.images[index])
             label = self.labels[index].astype(np.int32)
-            parts.append(measures(tf.constant(x_0), self.t[index], label, index.astype(np.int64)))
+            parts.append(self.measures(tf.constant(x_0), self.t[index], label, index.astype(np.int64)))
         checkpoint.swap_ema_weights(network)
         return {name: self._by_quarters(np.concatenate([part[name] for part in parts])[:n]) for name in parts[0]}
 
