@@ -200,6 +200,9 @@ def test_a_run_with_a_learned_schedule_resumes_bit_exactly(train_tiny):
     assert whole.schedule_layer.dtype_policy.name == "float32"
     raw = checkpoint.open_for_training("whole.keras")  # of which the file has the EMA
     assert raw.sched.alphabar[-1] == whole.sched.alphabar[-1]
+    optimizer = raw.network.optimizer
+    for weight in raw.schedule_layer.trainable_weights:  # which are no matrices for Muon
+        assert optimizer.adam_velocities[optimizer._get_variable_index(weight)] is not None
     assert model_file.describe(raw.network).sched.alphabar[-1] != whole.sched.alphabar[-1]
 
 
