@@ -262,6 +262,13 @@ def prepare_files(folder, names, inputs):
     return paths
 
 
+def save_figure(figure, path):
+    """Writes a figure and says where it is."""
+    with files.replacing(path) as draft:
+        figure.savefig(draft, dpi=120)
+    say(path)
+
+
 def load_image(source, shape, number):
     """One image of a source, in the shape that the model takes; after the last the first again."""
     if source is None:
@@ -278,6 +285,9 @@ def main():
         draw_for_files()
         from diffusion import model_file
 
+        if set(options.only or ALL) <= set(OF_NO_MODEL):
+            save_figure(toy(options.seed), *prepare_files(options.out, OF_NO_MODEL, []).values())
+            return
         trained = model_file.open_with_schedule(options.model)
         model, metadata, sched = trained.network, trained.metadata, trained.sched
         classifier = options.classifier and model_file.open_model(options.classifier, classifier=True)
@@ -307,10 +317,9 @@ def main():
             try:
                 if name == "gif":
                     reverse_gif(model, path, seed=options.seed)
+                    say(path)
                 else:
-                    with files.replacing(path) as draft:
-                        draw[name]().savefig(draft, dpi=120)
-                say(path)
+                    save_figure(draw[name](), path)
             except Exception as error:  # the others may succeed
                 status = max(status, console.report(f"figures.py: {name}", error))
         if status:

@@ -193,7 +193,9 @@ def main():
         command = [os.path.join(HERE, "diffusion_model.py")] + sys.argv[1:]
     status = run([PYTHON] + command)
     if status == 0 and not sys.argv[1:]:
-        say("look at samples.png. Next: %s && python reverse_diffusion.py --n-sample 64 --out more.png" % activation())
+        script = os.path.join(os.path.relpath(HERE), "reverse_diffusion.py")
+        script = os.path.normpath(script)  # of the current folder without ./
+        say("look at samples.png. Next: %s && python %s --n-sample 64 --out more.png" % (activation(), script))
         if sys.stdout and sys.stdout.isatty() and has_screen():
             webbrowser.open("file://" + os.path.abspath("samples.png"))
     sys.exit(status)

@@ -173,7 +173,9 @@ def open_model(path: str, compile: bool = False, classifier: bool | None = False
     """
     path = locate(path)
     if not os.path.exists(path):
-        raise FileNotFoundError(f"there is no model {path}; `python diffusion_model.py` trains one")
+        raise FileNotFoundError(
+            f"there is no model {path}; `python diffusion_model.py` trains one, and drawings is one"
+        )
     if os.path.isdir(path):
         raise ValueError(f"{path} is a folder; name a .keras file")
     if not zipfile.is_zipfile(path):

