@@ -14,8 +14,8 @@ def distances(points, others):
 
 @pytest.fixture(scope="module")
 def modes():
-    points = toy.mixture(16, modes=3)
-    return points, toy.train(points, "flow", "flow", T=50, rounds=12)
+    points = toy.mixture(8, modes=3)
+    return points, toy.train(points, "flow", "flow", T=50, rounds=20)
 
 
 def test_points_have_the_shape_of_images_and_fit_in_the_range():
