@@ -10,6 +10,7 @@ from conftest import tiny_network
 
 import unet
 from diffusion import model_file, networks
+from diffusion.layers import LearnedSchedule
 from training import checkpoint
 
 
@@ -77,6 +78,7 @@ def test_widths_that_do_not_fit_are_refused(n_feat):
         (unet.UnetUpLayer(16), [(2, 8, 8, 3), (2, 8, 8, 5)], (2, 16, 16, 16)),
         (unet.TimeLayer(24), [(2, 1)], (2, 24)),
         (unet.Logbook({"a": [1, {"b": None}]}), [(2, 1)], (2, 1)),
+        (LearnedSchedule(-6.0, 3.0, units=5), [(2, 8, 8, 3)], (2, 8, 8, 3)),
     ],
 )
 def test_layers_have_their_shapes_and_survive_their_config(layer, inputs, output):
