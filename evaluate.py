@@ -15,7 +15,7 @@ import sys
 
 if __name__ == "__main__":  # `python -P` does not look for imports beside the script
     sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))
-from diffusion.options import Sampling, add_sampling_options
+from diffusion.options import Sampling, add_model_option, add_sampling_options
 from support import console, files
 from support.console import integer, say
 
@@ -25,12 +25,7 @@ PARTS = ("bits", "loss", "overfitting", "kid", "frechet", "precision", "recall",
 def parse_options(arguments=None):
     parser = console.Parser(description=__doc__)
     add = parser.add_argument
-    add(
-        "--model",
-        default="model.keras",
-        metavar="FILE.keras",
-        help="trained model, or drawings for the pretrained one (model.keras)",
-    )
+    add_model_option(parser)
     add(
         "--data",
         required=True,

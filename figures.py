@@ -20,6 +20,7 @@ import numpy as np
 if __name__ == "__main__":  # which `python -P` leaves out
     sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))
 import data
+from diffusion.options import add_model_option
 from support import console, device, files, plots
 from support.console import say
 from support.plots import BLUE, GREEN, GREY, VERMILION, boxes, draw_for_files, strip
@@ -205,12 +206,7 @@ def prepare_sampling(model, batch_size, classifier=None):
 def parse_options(arguments=None):
     parser = console.Parser(description=__doc__)
     add = parser.add_argument
-    add(
-        "--model",
-        default="model.keras",
-        metavar="FILE.keras",
-        help="trained model, or drawings for the pretrained one (model.keras)",
-    )
+    add_model_option(parser)
     add(
         "--data",
         metavar="SOURCE",

@@ -118,11 +118,11 @@ def my_sample(
 
     asked = Sampling.among(locals())
     from support import console, device
-    from support.checks import check_number
+    from support.checks import MOST, check_number
 
     check_number("n_sample", n_sample, 1, integer=True)
     seed = secrets.randbits(31) if seed is None else seed
-    check_number("seed", seed, 0, 2**63 - 1, integer=True)
+    check_number("seed", seed, 0, MOST, integer=True)
     device.start_tensorflow()
     from ddpm import to_pixels
     from diffusion import generate, model_file
@@ -190,7 +190,7 @@ def warn(*sentences):
 
 
 def parse_options(arguments=None):
-    from diffusion.options import add_sampling_options
+    from diffusion.options import add_model_option, add_sampling_options
     from support import console
 
     parser = console.Parser(description=__doc__)
@@ -202,8 +202,7 @@ def parse_options(arguments=None):
     add("--npy", metavar="FILE.npy", help=npy)
     seed = "integer from 0; the same seed gives the same images (another one every time)"
     add("--seed", type=console.integer(0), metavar="N", help=seed)
-    model = "trained model, or drawings for the pretrained one (model.keras)"
-    add("--model", default="model.keras", metavar="FILE.keras", help=model)
+    add_model_option(parser)
     add_sampling_options(parser)
     options = parser.parse_args(arguments)
     from support import files

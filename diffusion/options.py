@@ -227,6 +227,12 @@ CONTRADICTIONS: Iterable[tuple[Callable[[Sampling], bool], str]] = (
 )
 
 
+def add_model_option(parser: argparse.ArgumentParser) -> None:
+    """Adds `--model` of the scripts that only read a model."""
+    help = "trained model, or drawings for the pretrained one (model.keras)"
+    parser.add_argument("--model", default="model.keras", metavar="FILE.keras", help=help)
+
+
 def add_sampling_options(parser: argparse.ArgumentParser, omit: Collection[str] = ()) -> None:
     """Adds the options of `Sampling` to a parser, but for those that the script has no use for."""
     for field in dataclasses.fields(Sampling):

@@ -72,7 +72,7 @@ def make_plan(sched: Schedule, sampling: Sampling | None = None) -> Plan:
     if (sampling.corrector or sampler.repeats > 1) and T >= MOST_TIMES - 1:
         raise ValueError(f"Langevin steps need a T below {MOST_TIMES - 1}, got {T}")
     times = samplers.choose_times(sched, sampling.steps or T, sampling.spacing or sampler.spacing, sampler.repeats)
-    coefficients = sampler.coefficients(sched, times, sampling.variance or "beta", sampling.eta)
+    coefficients = samplers.coefficients(sched, times, sampling.sampler, sampling.variance or "beta", sampling.eta)
     if sampling.corrector:
         times, coefficients = samplers.with_corrector(sched, times, coefficients, sampling.corrector, sampling.snr)
     return Plan(times, coefficients, _guidance_at(times[:-1], sampling.guidance, sampling.guidance_interval, T))
