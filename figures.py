@@ -61,19 +61,12 @@ def reverse(model, seed=0, steps=None):
         model: a trained network.
         steps: the t to show.
     """
-    import tensorflow as tf
-
     from ddpm import to_pixels
-    from diffusion.denoiser import clipped
-    from diffusion.reverse import denoiser_of
 
-    trained, generate = prepare_sampling(model, 1)
-    denoise = clipped(denoiser_of(trained, 1), trained.sched)
-    steps = steps or choose_steps(trained.sched)
-    shown = [(t, x_t) for t, x_t in generate(seed, [0], every=True) if t in steps]
-    noisy = [x_t[0] for _, x_t in shown]
-    estimates = [denoise(x_t, tf.constant([t]))[0][0] if t else x_t[0] for t, x_t in shown]
-    return strip([to_pixels(noisy), to_pixels(estimates)], [f"t = {t}" for t, _ in shown], ["$x_t$", r"$\hat x_0$"])
+    shown = estimates(model, seed, steps)
+    rows = [(x_t, estimate.x_0 if estimate else x_t) for _, x_t, estimate in shown]
+    names = ["$x_t$", r"$\hat x_0$"]
+    return strip(to_pixels(rows)[:, :, 0].swapaxes(0, 1), [f"t = {t}" for t, *_ in shown], names)
 
 
 def views(model, seed=0, steps=None):
@@ -81,18 +74,25 @@ def views(model, seed=0, steps=None):
 
     The score is -ε̂ / √(1 - ᾱ_t). Noise and velocity are shown at half their contrast.
     """
+    from ddpm import to_pixels
+
+    shown = [(t, x_t, estimate) for t, x_t, estimate in estimates(model, seed, steps) if t]
+    rows = [(x_t, estimate.x_0, estimate.eps / 2, (estimate.eps - estimate.x_0) / 2) for _, x_t, estimate in shown]
+    names = ["$x_t$", r"$\hat x_0$", r"$\hat\epsilon$", r"$\hat\epsilon - \hat x_0$"]
+    return strip(to_pixels(rows)[:, :, 0].swapaxes(0, 1), [f"t = {t}" for t, *_ in shown], names)
+
+
+def estimates(model, seed, steps):
+    """t, x_t and its clipped estimate, None at t = 0, for the t to show of one reverse process; see `reverse`."""
     import tensorflow as tf
 
-    from ddpm import to_pixels
     from diffusion.denoiser import clipped
     from diffusion.reverse import denoiser_of
 
     trained, generate = prepare_sampling(model, 1)
     denoise, steps = clipped(denoiser_of(trained, 1), trained.sched), steps or choose_steps(trained.sched)
-    shown = [(t, x_t, denoise(x_t, tf.constant([t]))) for t, x_t in generate(seed, [0], every=True) if t and t in steps]
-    rows = [(x_t, estimate.x_0, estimate.eps / 2, (estimate.eps - estimate.x_0) / 2) for _, x_t, estimate in shown]
-    names = ["$x_t$", r"$\hat x_0$", r"$\hat\epsilon$", r"$\hat\epsilon - \hat x_0$"]
-    return strip(to_pixels(rows)[:, :, 0].swapaxes(0, 1), [f"t = {t}" for t, *_ in shown], names)
+    shown = [(t, x_t) for t, x_t in generate(seed, [0], every=True) if t in steps]
+    return [(t, x_t, denoise(x_t, tf.constant([t])) if t else None) for t, x_t in shown]
 
 
 def toy(seed=0):

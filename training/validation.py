@@ -67,8 +67,9 @@ class Validation:
         n, parts = len(self.images), []
         network = self.trained.network
         checkpoint.swap_ema_weights(network)
-        follow_schedule(self.trained)
-        self.weights.assign(comparable_weights(self.trained.sched.alphabar))
+        if self.trained.schedule_layer:
+            follow_schedule(self.trained)
+            self.weights.assign(comparable_weights(self.trained.sched.alphabar))
         for first in range(0, n, BATCH):
             index = np.arange(first, first + BATCH) % n  # the last batch is filled up
             x_0 = from_pixels(self.images[index])
