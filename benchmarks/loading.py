@@ -56,7 +56,7 @@ def with_pillow(folder):
 def forget(folder):
     """Removes the project's cache of the folder."""
     with contextlib.suppress(FileNotFoundError):
-        os.remove(cache.cache_path(folder, SIZE, 3))
+        os.remove(cache.cache_path(folder, (SIZE, SIZE), 3))
 
 
 def seconds(function, *arguments):

@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from data import arrays, drawings, image_files, listing
+from data import arrays, drawings, image_files, listing, pixels
 from data.classes import label_files, note_misplaced, read_labels
+from data.pixels import Scale
 
 CATS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "cats64.npz")
 
@@ -29,6 +30,7 @@ class Report:
         skipped: a pair (file name, reason) for every file that gave no image.
         labels: the class of each image, int32 (N,), 0 for the first and -1 for none; None if it was not asked for.
         classes: the names of the classes.
+        scale: which values of the source the integers of the images stand for.
     """
 
     source: str
@@ -37,6 +39,7 @@ class Report:
     skipped: list[tuple[str, str]] = dataclasses.field(default_factory=list)
     labels: np.ndarray | None = None
     classes: list[str] = dataclasses.field(default_factory=list)
+    scale: Scale = Scale()
 
     def __str__(self) -> str:
         return "\n".join([*self.notes, *([image_files.summarise_skipped(self.skipped)] if self.skipped else [])])
@@ -44,41 +47,52 @@ class Report:
 
 def load_images(
     source: str | os.PathLike,
-    image_size: int,
+    image_size: int | str | tuple[int, int],
     channels: int = 3,
     classes: bool = False,
     recognise: Callable[[np.ndarray], bool] | None = None,
+    bit_depth: int | None = 8,
+    scale: Scale | None = None,
 ) -> tuple[np.ndarray, Report]:
-    """Reads all images of a source, crops each to its central square and resizes it.
+    """Reads all images of a source, crops the middle of each to one shape and resizes it.
 
     Args:
         source: `'drawings'`, `'new-drawings'` (as many, from another seed), a folder (with its sub-folders), or
             a `.npy` or `.npz` file. A folder called `drawings` is written as `'./drawings'` or as a `Path`.
-        image_size: height and width of the result in pixels.
-        channels: 3 for colour, 1 for grey.
+        image_size: height and width of the result in pixels: one integer for both, a pair, or `'48x64'`.
+        channels: 3 for colour, 1 for grey, which are converted into each other; any other number, up to 64, is that of
+            the array, or of the bands and pages of the files.
         classes: whether the images must have classes, which the report then holds: the colour of the fur for drawings,
             sub-folders for a folder, the array `labels` for a `.npz` file.
         recognise: whether a model was trained on these images. Earlier versions sorted file names as they are stored; a
             folder whose images are recognised only in that order keeps it.
+        bit_depth: 8; 16 to keep more of arrays and of files that have it; None for 16 where an array needs it.
+        scale: of a model with more than 8 bits, which other images are read for; it replaces `bit_depth`.
 
     Returns:
-        The images, uint8 (N, image_size, image_size, channels), and a `Report`.
+        The images, uint8 (N, height, width, channels), uint16 for more than 8 bits, and a `Report`.
 
     Raises:
         FileNotFoundError: if the source does not exist.
         ValueError: if an argument is invalid, the source holds no images or no classes, or its values are not pixel
             values.
     """
-    if channels not in (1, 3):
-        raise ValueError(f"channels must be 1 (grey) or 3 (colour), got {channels}")
-    if not (isinstance(image_size, int) and image_size > 0):
-        raise ValueError(f"image_size must be a positive integer, got {image_size}")
+    if not (isinstance(channels, int) and 1 <= channels <= pixels.MOST_CHANNELS):
+        raise ValueError(f"channels must be an integer from 1 to {pixels.MOST_CHANNELS}, got {channels}")
+    size, levels = pixels.as_size(image_size), scale.levels if scale else 65535 if bit_depth == 16 else 255
+    own = Scale(0, levels, levels)  # of images other than arrays
+    if levels % 255 and not os.fspath(source).endswith((".npy", ".npz")):
+        raise ValueError(
+            f"{source}: the model was trained on values {scale.black:g} … {scale.white:g} of an array, which other "
+            "images do not have; name a .npy or .npz file"
+        )
     if source in ("drawings", "new-drawings"):  # the second for evaluating models that were trained on the first
+        if channels not in (1, 3):
+            raise ValueError(f"{source} have 3 channels, or 1 in grey, not {channels}; choose --channels 3 or 1")
         seed = int(source != "drawings")
-        images = drawings.draw_cats(image_size, seed=seed)
-        if channels == 1:
-            images = np.stack([image_files.crop_and_resize(image, image_size, channels) for image in images])
-        report = Report(source, notes=_note_name_clash(source))
+        images = drawings.draw_cats(max(size), seed=seed)
+        images = np.stack([pixels.crop_and_resize(image, size, channels) for image in images])
+        images, report = images * own.dtype(levels // 255), Report(source, notes=_note_name_clash(source), scale=own)
         if classes:
             report.labels, report.classes = drawings.choose_furs(seed=seed), list(drawings.FURS)
         return images, report
@@ -91,18 +105,18 @@ def load_images(
     if not os.path.exists(path):
         raise FileNotFoundError(f"there is no folder or file {name} to read images from")
     if os.path.isdir(path):
-        images, names, skipped, notes = image_files.read_folder(path, image_size, channels)
+        images, names, skipped, notes = image_files.read_folder(path, size, channels, levels)
         order = listing.earlier_order(names) if recognise else None
         if order and not recognise(images) and recognise(images[order]):
             images, names = images[order], [names[k] for k in order]
-        report = Report(path, photographs=True, notes=notes, skipped=skipped)
+        report = Report(path, photographs=True, notes=notes, skipped=skipped, scale=own)
         if classes:
             report.labels, report.classes = label_files(names, path)
             report.notes += note_misplaced(names, path)
         return images, report
     if os.path.isfile(path) and path.endswith((".npy", ".npz")):
-        images, photographs, notes = arrays.read_array_file(path, image_size, channels)
-        report = Report(path, photographs, notes)
+        images, photographs, scale, notes = arrays.read_array_file(path, size, channels, bit_depth, scale)
+        report = Report(path, photographs, notes, scale=scale)
         if classes:
             report.labels, report.classes = read_labels(path, len(images))
         return images, report

@@ -1,8 +1,8 @@
 """Caches the images read from a folder, as reading thousands of photographs takes a minute.
 
-There is one file for each folder, size and number of channels, in Keras' own cache (`~/.keras/datasets`, or below
-`KERAS_HOME`). It is valid as long as names, sizes and times of all files in the folder are the same. If it cannot be
-written or read, the images are read from the folder again.
+There is one file for each folder, size, number of channels and of levels, in Keras' own cache (`~/.keras/datasets`, or
+below `KERAS_HOME`). It is valid as long as names, sizes and times of all files in the folder are the same. If it cannot
+be written or read, the images are read from the folder again.
 """
 
 import contextlib
@@ -44,10 +44,12 @@ def _is_writable(folder):
     return os.access(folder, os.W_OK)
 
 
-def cache_path(folder: str, image_size: int, channels: int) -> str:
-    """Returns the path of the cache file of a folder; earlier versions used the same name."""
+def cache_path(folder: str, size: tuple[int, int], channels: int, levels: int = 255) -> str:
+    """Returns the path of the cache file of a folder; for squares of 8 bits earlier versions used the same name."""
     name = hashlib.blake2b(os.fsencode(os.path.realpath(folder)), digest_size=8).hexdigest()
-    return os.path.join(cache_folder(), f"pictures-{name}-{image_size}x{channels}.npz")
+    sides = f"{size[0]}" if size[0] == size[1] else f"{size[0]}x{size[1]}"
+    deep = f"-{levels}" if levels != 255 else ""
+    return os.path.join(cache_folder(), f"pictures-{name}-{sides}x{channels}{deep}.npz")
 
 
 def folder_fingerprint(folder: str, names: Iterable[str], formats: Sequence[str]) -> str:

@@ -10,7 +10,7 @@ import zipfile
 
 import numpy as np
 
-from data import cache, image_files, listing
+from data import cache, image_files, listing, pixels
 from support import device, files
 
 URL = "https://download.microsoft.com/download/3/E/1/3E1C3F21-ECDB-4869-8368-6DEBA77B919F/kagglecatsanddogs_5340.zip"
@@ -56,12 +56,14 @@ def _is_archive(path):
         return False
 
 
-def prepare(archive: str, out: str, animals: str = "cats", image_size: int = 64) -> tuple[int, list[tuple[str, str]]]:
+def prepare(
+    archive: str, out: str, animals: str = "cats", image_size: int | str = 64
+) -> tuple[int, list[tuple[str, str]]]:
     """Reads the photographs in the archive, without unpacking it, and writes them to one `.npz` file.
 
     Args:
         archive: path of Microsoft's archive, or of Kaggle's `train.zip`.
-        out: path of the output file with the arrays `images`, uint8 (N, image_size, image_size, 3), `labels`,
+        out: path of the output file with the arrays `images`, uint8 (N, height, width, 3), `labels`,
             uint8 (N,) with 0 for cats and 1 for dogs, `class_names`, and `photographs`, a boolean that is True.
         animals: `'cats'`, `'dogs'` or `'both'`.
 
@@ -89,7 +91,7 @@ def prepare(archive: str, out: str, animals: str = "cats", image_size: int = 64)
                 raise ValueError("empty" if size == 0 else f"{size:,} bytes")
             return io.BytesIO(opened.read(member))
 
-        images, skipped = image_files.read_images(list(label_of), open_image, image_size, channels=3)
+        images, skipped = image_files.read_images(list(label_of), open_image, pixels.as_size(image_size), channels=3)
     if len(images) == 0:
         raise ValueError(
             f"{name} holds no readable photographs of {animals}, named like PetImages/Cat/0.jpg or train/cat.0.jpg: "

@@ -1,4 +1,4 @@
-"""Reads image files of any size and format with Pillow, as squares of one size."""
+"""Reads image files of any size and format with Pillow, as images of one size."""
 
 import concurrent.futures
 import contextlib
@@ -15,15 +15,11 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError, features
 
-from data import cache, listing
+from data import cache, listing, pixels
 from support import console, device, files
 
 MAX_PIXELS = 100_000_000  # larger images are skipped as decompression bombs: decoded, they would fill gigabytes
 LARGE = 20_000_000  # images of more pixels are decoded one at a time, to limit memory
-
-UNIT, SIGNED, BYTES = (0, 1), (-1, 1), (0, 255)  # value ranges: black and white
-DARK = 32  # grey levels, 1/8 of all: images without a brighter pixel were more likely scaled wrongly than dark
-CLEARLY_NEGATIVE = -0.25  # some values of -1 … 1 are below this; resampling 0 … 1 overshoots by less
 
 # Advice on files that Pillow cannot read, by their extensions. HEIF and AVIF need the packages that `_suggest` names.
 HEIF, AVIF = (".heic", ".heics", ".heif", ".heifs", ".hif"), (".avif", ".avifs")
@@ -58,15 +54,20 @@ def readable_formats() -> list[str]:
     return [*common, *(name for name in Image.OPEN if name not in (*common, "EPS"))]  # EPS starts another program
 
 
-def read_image(file: str | BinaryIO, image_size: int, channels: int, allow_large: bool = True) -> np.ndarray | None:
-    """Reads one image: upright, on white, cropped to its central square and resized.
+def read_image(
+    file: str | BinaryIO, size: tuple[int, int], channels: int, levels: int = 255, allow_large: bool = True
+) -> np.ndarray | None:
+    """Reads one image: upright, on white, its middle cropped to the shape of `size` and resized.
 
     Args:
         file: a path, or a seekable binary file.
+        size: (height, width).
+        channels: 1 for grey, 3 for colour; any other number is that of the bands and pages of the file.
+        levels: 255, or 65535 to keep 16 bits.
         allow_large: False while other threads read images.
 
     Returns:
-        uint8 (image_size, image_size, channels), or None if the image is large and `allow_large` is False.
+        uint8 or uint16 (*size, channels), or None if the image is large and `allow_large` is False.
 
     Raises:
         Exception: of nearly any kind, as Pillow does for broken files.
@@ -77,7 +78,7 @@ def read_image(file: str | BinaryIO, image_size: int, channels: int, allow_large
         width, height = image.size
         if width * height > MAX_PIXELS:
             raise ValueError(f"{width}×{height} pixels are more than {MAX_PIXELS:,}")
-        image.draft(None, (2 * image_size, 2 * image_size))  # lets the JPEG decoder reduce the image, which is faster
+        image.draft(None, (2 * max(size), 2 * max(size)))  # lets the JPEG decoder reduce the image, which is faster
         if image.width * image.height > LARGE and not allow_large:
             return None
         image.load()
@@ -85,94 +86,15 @@ def read_image(file: str | BinaryIO, image_size: int, channels: int, allow_large
             ImageOps.exif_transpose(image, in_place=True)
         except Exception:  # broken EXIF data: the orientation is unknown, the pixels are not
             pass
-        return crop_and_resize(image, image_size, channels)
-
-
-def crop_and_resize(image: Image.Image | np.ndarray, image_size: int, channels: int) -> np.ndarray:
-    """Resizes the central square of an image and puts transparent pixels on white.
-
-    Args:
-        image: a Pillow image of any mode, or uint8 (height, width, 1 or 3).
-
-    Returns:
-        uint8 (image_size, image_size, channels).
-    """
-    if isinstance(image, np.ndarray):
-        image = Image.fromarray(image.squeeze(axis=-1) if image.shape[-1] == 1 else image)
-    image = ImageOps.fit(_prepare_for_resizing(image), (image_size, image_size), Image.Resampling.LANCZOS)
-    if image.mode == "F":
-        image = Image.fromarray(np.clip(np.rint(image), 0, 255).astype(np.uint8))
-    if image.mode == "RGBA":
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    image = image.convert("L" if channels == 1 else "RGB")
-    return np.asarray(image).reshape(image_size, image_size, channels)
-
-
-def _prepare_for_resizing(image):
-    """The image in a mode whose values can be averaged: L, RGB, RGBA, or F for more than 8 bits."""
-    if image.mode == "F" or image.mode.startswith("I"):
-        factor = 255 / _find_white(image)
-        return image.convert("F").point(lambda value: value * factor + 0)
-    if image.has_transparency_data:
-        return image if image.mode == "RGBA" else image.convert("RGBA")
-    return image if image.mode in ("L", "RGB") else image.convert("L" if image.mode == "1" else "RGB")
-
-
-def _find_white(image):
-    """The value of white in an image, in the units of its file."""
-    if image.mode == "F":
-        return detect_value_range(np.asarray(image), (UNIT, BYTES))[1]
-    if image.mode == "I":  # 32 bits, which Pillow also uses for 16
-        low, high = image.getextrema()
-        if low < 0 or high > 65535:
-            raise ValueError(f"integers from {low} to {high}; 0 … 65535 can be read")
-    return 65535 if image.mode.startswith("I") else 255
-
-
-def detect_value_range(values: np.ndarray, ranges: Sequence[tuple[int, int]]) -> tuple[int, int]:
-    """Returns which of the possible ranges floating-point pixel values have, as the values of black and of white.
-
-    A range fits if all values round to 0 … 255 in it, so values may leave it by half a grey level: rounding, as
-    to float16, does that. Because 0 … 1 lies within the others, -1 … 1 needs clearly negative values, and 0 … 255 needs
-    integers, or values clearly above 1.
-
-    Raises:
-        ValueError: if no range fits.
-    """
-    low, high = float(np.min(values)), float(np.max(values))
-    if not (np.isfinite(low) and np.isfinite(high)):
-        which = "NaN (np.nan)" if np.isnan(low) else "infinity (np.inf)"
-        raise ValueError(f"floating-point numbers with {which} among them; pixels have 0 … 1, -1 … 1 or 0 … 255")
-    for black, white in ranges:
-        half = (white - black) / 510
-        if not (black - half < low and high < white + half):
-            continue
-        if (black, white) == SIGNED and low > CLEARLY_NEGATIVE:
-            continue
-        if (black, white) == BYTES and high < DARK and not all(np.array_equal(v, np.rint(v)) for v in values):
-            continue
-        return black, white
-    described = {
-        UNIT: "0 … 1",
-        SIGNED: f"-1 … 1 (with some below {CLEARLY_NEGATIVE})",
-        BYTES: f"0 … 255 (integers, or with some of {DARK} or more)",
-    }
-    known = " or ".join(described[pair] for pair in ranges)
-    raise ValueError(f"floating-point numbers from {low:g} to {high:g}, not {known}; scale or clip them")
-
-
-def note_if_dark(name: str, high: float, black: float, white: float) -> list[str]:
-    """Returns a list with a note if the largest of all values, `high`, is nearly black, else an empty list."""
-    if high - black >= (white - black) * DARK / 256:
-        return []
-    advice = (
-        f"; multiply the values by {white / high:.4g} if {high:g} is meant to be white" if high > black == 0 else ""
-    )
-    return [f"{name}: the images are nearly black: the largest value is {high:g}, where {white:g} is white{advice}"]
+        return pixels.crop_and_resize(image, size, channels, levels)
 
 
 def read_images(
-    names: Sequence[str], open_image: Callable[[str], str | BinaryIO], image_size: int, channels: int
+    names: Sequence[str],
+    open_image: Callable[[str], str | BinaryIO],
+    size: tuple[int, int],
+    channels: int,
+    levels: int = 255,
 ) -> tuple[np.ndarray, list[tuple[str, str]]]:
     """Reads many images, in as many threads as there are cores.
 
@@ -182,22 +104,23 @@ def read_images(
     Args:
         names: the names of the images.
         open_image: a function from a name to what `read_image` takes.
+        size, channels, levels: see `read_image`.
 
     Returns:
-        uint8 (N, image_size, image_size, channels) in the order of the names, and a pair (name, reason) for every
+        uint8 or uint16 (N, *size, channels) in the order of the names, and a pair (name, reason) for every
         image that could not be read.
     """
 
     def read(name, allow_large=False):
         try:
-            return read_image(open_image(name), image_size, channels, allow_large)
+            return read_image(open_image(name), size, channels, levels, allow_large)
         except Exception as error:
             return _describe_error(error, name)
 
     def read_chunk(chunk):
         return [read(name) for name in chunk]
 
-    images = np.empty((len(names), image_size, image_size, channels), np.uint8)
+    images = np.empty((len(names), *size, channels), pixels.Scale(levels=levels).dtype)
     count, skipped = 0, []
     chunks = [names[k : k + 16] for k in range(0, len(names), 16)]  # a task for each image would take longer
     pool = concurrent.futures.ThreadPoolExecutor(device.cores())
@@ -230,7 +153,7 @@ def _show_progress(results, total):
 
 
 def read_folder(
-    folder: str, image_size: int, channels: int
+    folder: str, size: tuple[int, int], channels: int, levels: int = 255
 ) -> tuple[np.ndarray, list[str], list[tuple[str, str]], list[str]]:
     """Reads all images of a folder and its sub-folders, in the order of their names.
 
@@ -244,7 +167,7 @@ def read_folder(
         ValueError: if the folder holds no image.
     """
     names, unlisted, ignored = listing.list_files(folder)
-    path = cache.cache_path(folder, image_size, channels)
+    path = cache.cache_path(folder, size, channels, levels)
     fingerprint = cache.folder_fingerprint(folder, names, readable_formats())
 
     def open_image(name):
@@ -257,7 +180,7 @@ def read_folder(
         return path
 
     cached, start = cache.load(path, fingerprint), time.monotonic()
-    images, skipped = cached or read_images(names, open_image, image_size, channels)
+    images, skipped = cached or read_images(names, open_image, size, channels, levels)
     if not cached and time.monotonic() - start > cache.MIN_SECONDS:
         cache.save(path, fingerprint, images, skipped)
     unreadable = {name for name, _ in skipped}
@@ -267,19 +190,18 @@ def read_folder(
     if len(images) == 0:
         reasons = "; ".join([*([summarise_skipped(skipped)] if skipped else []), *notes]) or "it is empty"
         raise ValueError(f"there is no image in the folder {escape_name(folder)}: {reasons}")
-    if images.max() < DARK:
+    if images.max() < pixels.DARK * (levels // 255):
         brightest = names[images.max(axis=(1, 2, 3)).argmax()]
-        notes += note_if_dark(escape_name(brightest), *_find_largest_value(os.path.join(folder, brightest)))
+        notes += pixels.note_if_dark(escape_name(brightest), *_find_largest_value(os.path.join(folder, brightest)))
     return images, names, skipped, notes
 
 
 def _find_largest_value(path):
     """The largest value in an image file, and the values of black and white, in the file's own units."""
     with Image.open(path, formats=readable_formats()) as opened:
-        deep = opened.mode == "F" or opened.mode.startswith("I")
-        image = opened if deep else _prepare_for_resizing(opened)
+        image = opened if pixels.is_deep(opened) else pixels.prepare_for_resizing(opened)
         extremes = np.reshape(image.getextrema(), (-1, 2))[:3]  # without transparency
-        return float(extremes.max()), 0, _find_white(image)
+        return float(extremes.max()), 0, pixels.find_white(image)
 
 
 def _describe_error(error, name):

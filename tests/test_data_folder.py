@@ -358,7 +358,7 @@ def test_cache_notices_a_change_of_the_folder(cached, change):
         (folder / "1.png").write_bytes((folder / "1.png").read_bytes())
         os.utime(folder / "1.png", ns=(status.st_atime_ns, status.st_mtime_ns))
     else:
-        path = cache.cache_path(folder, 32, 3)
+        path = cache.cache_path(folder, (32, 32), 3)
         os.truncate(path, os.path.getsize(path) // 2)
     images, _ = load_images(folder, 32)
     assert len(reads) > count
