@@ -256,24 +256,24 @@ def bound_term(x_0, x_t, t, estimate, sched, variance="beta"):
     return _bits(divergence(tf.square(distance), log_variance_ratio(x_t, t, variance, sched)))
 
 
-def bound_decoder(x_0, x_1, estimate, sched, variance="beta"):
-    """L_0 of the bound, -log p_θ(x_0 | x_1), a Gaussian discretised to the 256 values of a pixel (DDPM equation 13).
+def bound_decoder(x_0, x_1, estimate, sched, variance="beta", levels=255):
+    """L_0 of the bound, -log p_θ(x_0 | x_1), a Gaussian discretised to the values of a pixel (DDPM equation 13).
 
-    Arguments and result as in `bound_term`; pixel p is given as p / 127.5 - 1. The variance is β_1, or β̃_2 in place of
-    β̃_1, which is 0, as in the code of the paper.
+    Arguments and result as in `bound_term`; pixels as from `from_pixels`. The variance is β_1, or β̃_2 in place of β̃_1,
+    which is 0, as in the code of the paper.
     """
     t = tf.ones(tf.shape(x_0)[:1], tf.int32)
     smallest = sched["posterior_variance"][2] if n_steps(sched) > 1 else sched["beta_t"][1]
     sigma = np.sqrt(smallest) * tf.exp(log_variance_ratio(x_1, t, variance, sched) / 2)
-    return _bits(-log_probability_of_pixel(x_0, q_mean(estimate, x_1, t, sched), tf.cast(sigma, tf.float64)))
+    return _bits(-log_probability_of_pixel(x_0, q_mean(estimate, x_1, t, sched), tf.cast(sigma, tf.float64), levels))
 
 
-def log_probability_of_pixel(x, mean, sigma):
+def log_probability_of_pixel(x, mean, sigma, levels=255):
     """log of the mass of N(mean, σ²) in a pixel's bin: half-way to the neighbouring values, or to infinity."""
     x, mean = tf.cast(x, tf.float64), tf.cast(mean, tf.float64)
     infinity = tf.constant(np.inf, tf.float64)
-    low = tf.where(x < -0.999, -infinity, (x - 1 / 255 - mean) / sigma)
-    high = tf.where(x > 0.999, infinity, (x + 1 / 255 - mean) / sigma)
+    low = tf.where(x < 1 / levels - 1, -infinity, (x - 1 / levels - mean) / sigma)
+    high = tf.where(x > 1 - 1 / levels, infinity, (x + 1 / levels - mean) / sigma)
     upper = low + high > 0  # mirrored in the upper half, where erfc is small and differences stay exact
     low, high = tf.where(upper, -high, low), tf.where(upper, -low, high)
     mass = 0.5 * (tf.math.erfc(-high / np.sqrt(2)) - tf.math.erfc(-low / np.sqrt(2)))
@@ -285,9 +285,9 @@ def _bits(nats):
     return tf.reduce_mean(nats, axis=(1, 2, 3)) / np.log(2)
 
 
-def from_pixels(images):
-    """Images of integers 0 … 255 as x_0, float32 in [-1, 1]; NumPy arrays. The inverse of `to_pixels`."""
-    return images / np.float32(127.5) - 1
+def from_pixels(images, levels=255):
+    """Images of integers 0 … levels as x_0, float32 in [-1, 1]; NumPy arrays. For 255 the inverse of `to_pixels`."""
+    return images / np.float32(levels / 2) - 1
 
 
 def to_pixels(x_0):

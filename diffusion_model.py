@@ -125,7 +125,8 @@ def train(trained, images, run):
             labels=images.labels,
         )
         for image_batch, labels in train_data:
-            x_t, t_input, target, weight = noisy(from_pixels(image_batch), tf.constant(progress["step"], tf.int64))
+            x_0, step = from_pixels(image_batch, trained.levels), tf.constant(progress["step"], tf.int64)
+            x_t, t_input, target, weight = noisy(x_0, step)
             inputs = [x_t, t_input]
             if settings["network"] == "classifier":
                 target, weight = labels, np.float32(labels >= 0)[:, None, None, None]

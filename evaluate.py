@@ -16,7 +16,7 @@ import sys
 if __name__ == "__main__":  # `python -P` does not look for imports beside the script
     sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))
 from diffusion.options import Sampling, add_model_option, add_sampling_options
-from support import console, files
+from support import console, files, grids
 from support.console import integer, say
 
 PARTS = ("bits", "loss", "overfitting", "kid", "frechet", "precision", "recall", "copies")
@@ -82,7 +82,7 @@ def parse_options(arguments=None):
     options = parser.parse_args(arguments)
     options.out = options.out or os.path.splitext(options.model)[0] + "-evaluation.json"
     if options.figure:
-        files.check_image_name("--figure", options.figure)
+        grids.check_image_name("--figure", options.figure)
     return options
 
 
@@ -122,6 +122,7 @@ def main():
         from support import device
 
         device.start_tensorflow(parts=device.MOST_PARTS)
+        from data.pixels import Scale
         from diffusion import model_file
         from diffusion.sampling import make_plan
         from evaluation.inputs import SAMPLE_PARTS, Sources, load_inputs
@@ -152,11 +153,13 @@ def main():
             n_sample=options.n_sample,
         )
 
+        as_bytes = Scale(**trained.scale).to_bytes  # but for the likelihood, which is of all that the images hold
+        seen, seen_held_out = training if training is None else as_bytes(training), as_bytes(held_out)
         cache = cache_prefix(options.model, options.out, model_file.fingerprint(trained))
         if cache:
             caches = measurement_paths(cache)
             caches += [samples_path(cache, sampling, weaker)] if extract and samples is None else []
-            caches += [] if training is None else [features_path(cache, training, options.features)]
+            caches += [] if training is None else [features_path(cache, seen, options.features)]
             check_caches(caches, options, metadata)
         rows = {}
         if set(options.only) - set(SAMPLE_PARTS):
@@ -166,13 +169,14 @@ def main():
                 samples = generate_samples(trained, weaker, n_sample=options.n_sample, sampling=sampling, cache=cache)
             rows |= sample_rows(
                 samples,
-                training,
-                held_out,
+                seen,
+                seen_held_out,
                 extract,
                 features=options.features,
                 parts=options.only,
                 figure=options.figure,
                 cache=cache,
+                shown=grids.parse_shown(metadata["settings"].get("show"), trained.image_shape[-1]),
             )
         inputs = {
             "model": options.model,

@@ -21,7 +21,7 @@ if __name__ == "__main__":  # which `python -P` leaves out
     sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))
 import data
 from diffusion.options import add_model_option
-from support import console, device, files, plots
+from support import console, device, files, grids, plots
 from support.console import say
 from support.plots import BLUE, GREEN, GREY, VERMILION, boxes, draw_for_files, strip
 from training.curves import no_table, schedule, schedules, training
@@ -141,7 +141,7 @@ def classes(model, classifier=None, guidance=(0, 1, 2, 4), count=4, steps=50, se
     steps, columns = min(steps, n_steps(trained.sched)), []
     for g in guidance:
         *_, (_, x_0) = generate(seed, index, label=label, sampler="ddim", steps=steps, guidance=g)
-        columns.append([files.grid(images) for images in np.split(to_pixels(x_0), len(names))])
+        columns.append([grids.grid(images) for images in np.split(to_pixels(x_0), len(names))])
     return strip(zip(*columns, strict=True), [f"g = {g:g}" for g in guidance], names)
 
 
@@ -152,7 +152,7 @@ def reverse_gif(model, path, n_sample=9, frames=40, seed=0):
     trained, generate = prepare_sampling(model, n_sample)
     shown = {round(n_steps(trained.sched) * (1 - k / frames) ** 2) for k in range(frames + 1)}  # more of them near 0
     steps = generate(seed, range(n_sample), every=True)
-    files.save_animation([to_pixels(x_t) for t, x_t in steps if t in shown], path)
+    grids.save_animation([to_pixels(x_t) for t, x_t in steps if t in shown], path)
 
 
 def network(model):

@@ -71,6 +71,7 @@ def my_sample(
     noise=None,
     corrector=0,
     snr=0.16,
+    raw=False,
 ):
     """Samples images (DDPM algorithm 2).
 
@@ -87,6 +88,7 @@ def my_sample(
         seed: an integer; image k of a seed is the same however many are sampled. None for different ones every time.
         verbose: 0 for silence, 1 for a bar that counts t down.
         noise: an array or tensor (n_sample, height, width, channels), x_T; None to draw it from the seed.
+        raw: whether to return float32 in the range of values of the training images, not rounded.
 
         How to sample (`diffusion.options.Sampling`; None for what the file recommends, or what suits the sampler):
         sampler: `'ddpm'`, `'ddim'`, `'dpm++'` or `'langevin'`, see `diffusion/samplers.py`.
@@ -106,7 +108,7 @@ def my_sample(
             (autoguidance); a label is then followed as it is.
 
     Returns:
-        int16 array (n_sample, height, width, channels), values 0 … 255.
+        int16 array (n_sample, height, width, channels), values 0 … 255, unless they are `raw`.
 
     Raises:
         FileNotFoundError: if there is no such model.
@@ -139,7 +141,8 @@ def my_sample(
     if verbose and (label is None or (guidance != 1 and not weaker)):
         warn(model_file.warn_of_no_class(trained))
     run = {"seed": seed, "clip": clip, "start": x_T, "progress": console.Countdown if verbose else None}
-    return to_pixels(generate.run_plan(plan, trained, labels, **run, **guides))
+    x_0 = generate.run_plan(plan, trained, labels, **run, **guides)
+    return generate.to_raw(x_0, trained) if raw else to_pixels(x_0)
 
 
 @one_at_a_time
@@ -189,42 +192,18 @@ def warn(*sentences):
         console.warn(sentence)
 
 
-def parse_options(arguments=None):
-    from diffusion.options import add_model_option, add_sampling_options
-    from support import console
-
-    parser = console.Parser(description=__doc__)
-    add = parser.add_argument
-    add("--n-sample", type=console.integer(1), default=16, metavar="N", help="number of images (16)")
-    out = "image file for a grid of all images (samples.png, or NAME-samples.png for a model NAME.keras)"
-    add("--out", metavar="FILE", help=out)
-    npy = "array file for the images without enlargement, int16 from 0 to 255 (none)"
-    add("--npy", metavar="FILE.npy", help=npy)
-    seed = "integer from 0; the same seed gives the same images (another one every time)"
-    add("--seed", type=console.integer(0), metavar="N", help=seed)
-    add_model_option(parser)
-    add_sampling_options(parser)
-    options = parser.parse_args(arguments)
-    from support import files
-
-    options.out = options.out or os.path.basename(files.grid_name(options.model))
-    files.check_image_name("--out", options.out)
-    if options.npy and not options.npy.endswith(".npy"):
-        parser.error(f"--npy must end in .npy, got {options.npy}")
-    return options
-
-
 def main():
-    from diffusion.options import Sampling
+    from diffusion.options import Sampling, parse_sampling_options
     from support import console, device
 
     with console.one_line_errors("reverse_diffusion.py"):
-        options = parse_options()
+        options = parse_sampling_options(__doc__)
         arguments = Sampling.among(vars(options)).arguments()
         console.say("reverse_diffusion.py: starting TensorFlow …")
         device.start_tensorflow(parts=min(options.n_sample, device.MOST_PARTS))
+        from data.pixels import Scale
         from diffusion import generate, model_file
-        from support import files
+        from support import files, grids
 
         models = [model_file.locate(path) for path in (options.model, options.classifier, options.weaker) if path]
         files.check_outputs([("--out", options.out), ("--npy", options.npy)], models)
@@ -232,12 +211,19 @@ def main():
             arguments["label"], notes = generate.read_labels(options.label, options.model, options.classifier)
             for note in notes:
                 console.say(note)
-        images = my_sample(None, options.n_sample, options.model, options.seed, **arguments)
-        files.save_grid(images, options.out)
+        trained = generate.open_model(options.model)
+        channels, settings = trained.image_shape[-1], trained.metadata.get("settings", {})
+        shown = grids.parse_shown(options.show or settings.get("show"), channels)
+        images = my_sample(None, options.n_sample, options.model, options.seed, raw=options.raw, **arguments)
         if options.npy:
             files.save_array(images, options.npy)
+        if options.raw:
+            images = Scale(trained.scale["black"], trained.scale["white"]).store(images)
+        grids.save_grid(images, options.out, shown=shown)
         what = "1 image" if options.n_sample == 1 else f"{options.n_sample} images"
         console.say(f"{what} in {options.out}" + (f" and {options.npy}" if options.npy else ""))
+        if sentence := grids.describe_shown(shown, channels):
+            console.say(sentence)
 
 
 if __name__ == "__main__":

@@ -145,6 +145,16 @@ def check_width(n_feat):
         raise ValueError(f"n_feat must be a multiple of {GROUPS} ({GROUPS}, {2 * GROUPS}, …), got {n_feat}")
 
 
+def check_size(height, width, unit, why=""):
+    """Raises ValueError, which names the nearest size that fits, if height and width are not multiples of a unit."""
+    if height < unit or height % unit or width < unit or width % unit:
+        nearest = "×".join(str(unit * max(1, round(size / unit))) for size in (height, width))
+        raise ValueError(
+            f"height and width of the images must be multiples of {unit}{why}, got {height}×{width}; the nearest is "
+            f"{nearest}"
+        )
+
+
 def NaiveUnet(input_shape, n_feat, classes=0):
     """The U-Net of the slides.
 
@@ -164,11 +174,7 @@ def NaiveUnet(input_shape, n_feat, classes=0):
     """
     if len(input_shape) != 3 or any(not isinstance(size, int) or size < 1 for size in input_shape):
         raise ValueError(f"input_shape must be (height, width, channels), three integers, got {input_shape}")
-    if input_shape[0] % 32 or input_shape[1] % 32:
-        raise ValueError(
-            "height and width of the images must be multiples of 32 (32, 64, 96, …), "
-            f"got {input_shape[0]}×{input_shape[1]}"
-        )
+    check_size(*input_shape[:2], 32)
     check_width(n_feat)
 
     img_in = kl.Input(shape=input_shape)

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError, features
 
 from data import cache, listing, pixels
-from support import console, device, files
+from support import console, device, grids
 
 MAX_PIXELS = 100_000_000  # larger images are skipped as decompression bombs: decoded, they would fill gigabytes
 LARGE = 20_000_000  # images of more pixels are decoded one at a time, to limit memory
@@ -73,7 +73,7 @@ def read_image(
         Exception: of nearly any kind, as Pillow does for broken files.
     """
     with Image.open(file, formats=readable_formats()) as image:
-        if image.info.get("Software") == files.SAMPLES:
+        if image.info.get("Software") == grids.SAMPLES:
             raise ValueError("a sample grid")
         width, height = image.size
         if width * height > MAX_PIXELS:

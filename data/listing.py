@@ -28,7 +28,7 @@ def find_sample_grids(names: Iterable[str]) -> set[str]:
     `samples.png` is one even without a model beside it. Otherwise the grid of a deleted model would be a training
     image in the first run but not in the second, when the new model lies beside it, and the second could not resume.
     NAME-samples.png may be the user's own image, unless `NAME.keras` lies beside it. The grid of a deleted model is
-    recognised by its contents, see `files.SAMPLES`.
+    recognised by its contents, see `grids.SAMPLES`.
     """
     grids, known = [found for found in map(GRID.fullmatch, names) if found], set(map(normalise_name, names))
     return {found[0] for found in grids if found["model"] is None or normalise_name(f"{found['model']}.keras") in known}

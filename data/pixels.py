@@ -103,7 +103,10 @@ def _fit_colours(image, size, channels):
 
 
 def _read_planes(image, levels, channels):
-    """All bands of all pages of an image, as Pillow images of floating-point numbers 0 … levels."""
+    """All bands of all pages of an image, as Pillow images of floating-point numbers 0 … levels.
+
+    For grey and colour only those of the first page, as for 8 bits.
+    """
     planes = []
     for page in ImageSequence.Iterator(image):
         with contextlib.suppress(Exception):  # broken EXIF data: the orientation is unknown, the pixels are not
@@ -112,7 +115,7 @@ def _read_planes(image, levels, channels):
             page = prepare_for_resizing(page)
         factor = levels / find_white(page)
         planes += [band.convert("F").point(lambda value, factor=factor: value * factor + 0) for band in page.split()]
-        if len(planes) > max(channels, 3):  # before hundreds of pages fill the memory
+        if channels in (1, 3) or len(planes) > channels:  # hundreds of pages would fill the memory
             break
     return planes
 

@@ -18,6 +18,7 @@ from diffusion.model_file import TrainedModel
 from diffusion.reverse import ReverseSteps, even_batches
 from diffusion.sampling import Plan, sample
 from support import files
+from support.checks import check_finite
 
 SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)  # of batches, as each costs 10 MiB that TensorFlow never gives back
 MOST_CLASSES = 2**31 - 1  # that an int32 holds
@@ -120,6 +121,17 @@ def as_x_0(images: Any, shape: tuple[int, ...]) -> np.ndarray:
     if not np.all((images >= low) & (images <= high)):
         raise ValueError(f"images must lie in {low} … {high}, got {images.min():g} … {images.max():g}")
     return from_pixels(images) if integers else np.float32(images)
+
+
+def to_raw(x_0: np.ndarray, trained: TrainedModel) -> np.ndarray:
+    """Images in [-1, 1] in the range of values of the training images, float32.
+
+    Raises:
+        FloatingPointError: for values that are NaN or infinite.
+    """
+    check_finite(x_0)
+    black, white = trained.scale["black"], trained.scale["white"]
+    return np.float32(black + (x_0.astype(np.float64) + 1) / 2 * (white - black))
 
 
 def warn_of_range(images: Any) -> str | None:

@@ -28,11 +28,11 @@ def log_ratio(u: tf.Tensor, t: tf.Tensor, sched: Schedule) -> tf.Tensor:
     return u * tf.gather(tf.constant(log_variance_range(sched), u.dtype), t)[:, None, None, None]
 
 
-def bound_tables(sched: Schedule, target: str = "eps") -> np.ndarray:
+def bound_tables(sched: Schedule, target: str = "eps", levels: int = 255) -> np.ndarray:
     """log(β_t / β̃_t), k and d at every t, (T + 1, 3) float64: what the bound of a step needs beside e and u.
 
     With an error e of the target the mean of a reverse step is wrong by (μ_q - μ_θ)² / β̃_t = k e². d corrects that at
-    t = 1, where the term of the bound is the pixel's bin, of variance (2/255)² / 12, and not a Gaussian of variance
+    t = 1, where the term of the bound is the pixel's bin, of variance (2/levels)² / 12, and not a Gaussian of variance
     β̃; elsewhere it is 0.
     """
     alphabar, ratio = sched.alphabar, log_variance_range(sched)
@@ -41,11 +41,12 @@ def bound_tables(sched: Schedule, target: str = "eps") -> np.ndarray:
     per_target = np.zeros(len(alphabar))
     per_target[1:] = 1 / find_target(target).error(np.maximum(alphabar[1:], 1e-300))
     k = before * beta * np.exp(ratio) / noise**2 * per_target
-    d = np.where(np.arange(len(alphabar)) == 1, (2 / 255) ** 2 / 12 * np.exp(ratio) / np.append(1.0, beta[1:]) - 1, 0)
+    bin_variance = (2 / levels) ** 2 / 12
+    d = np.where(np.arange(len(alphabar)) == 1, bin_variance * np.exp(ratio) / np.append(1.0, beta[1:]) - 1, 0)
     return np.stack([ratio, k, d], axis=1)
 
 
-def hybrid_loss(sched: Schedule, target: str = "eps") -> Callable[..., tf.Tensor]:
+def hybrid_loss(sched: Schedule, target: str = "eps", levels: int = 255) -> Callable[..., tf.Tensor]:
     """Hybrid loss: weighted squared error plus `BOUND_WEIGHT` times the variational bound, in bits.
 
     L_simple + λ L_vlb of Nichol & Dhariwal 2021, arXiv 2102.09672, equation 16. As there the bound teaches u alone, and
@@ -57,7 +58,7 @@ def hybrid_loss(sched: Schedule, target: str = "eps") -> Callable[..., tf.Tensor
         A function of e² and u, (batch, height, width, channels) float32, weights (batch, 1, 1, 1) and t (batch,) int,
         that returns the loss of every value, like e².
     """
-    tables = tf.constant(bound_tables(sched, target), tf.float32)
+    tables = tf.constant(bound_tables(sched, target, levels), tf.float32)
 
     def loss(squared_error, u, weight, t):
         ratio, k, d = tf.split(tf.gather(tables, t)[:, None, None, :], 3, axis=-1)

@@ -3,7 +3,8 @@
 Its metadata are the `entries` of the network's `Logbook` layer:
 
 `diffusion`   beta1, beta2, T, schedule, zero_snr, target; in files of earlier versions only the first three
-`data`        of the training images: source, count, digest; with classes labels, a digest of those
+`data`        of the training images: source, count, digest; with classes labels, a digest of those; scale, see
+              `data.pixels.Scale`, none in files of earlier versions
 `classes`     the names of the classes that the network knows; none in files of earlier versions
 `no_class`    with classes, whether images without one were trained too; none in files of earlier versions
 `validation`  of the held-out images: source or None, fraction or None, count, digest; None without any
@@ -56,6 +57,17 @@ class TrainedModel:
     def image_shape(self) -> tuple[int, int, int]:
         """(height, width, channels) of its images."""
         return tuple(self.network.inputs[0].shape[1:])
+
+    @property
+    def scale(self) -> dict:
+        """Of the training images: the values that are black and white, and how many levels lie between them."""
+        stored = self.metadata.get("data", {}).get("scale")
+        return stored or {"black": 0, "white": 255, "levels": 255}
+
+    @property
+    def levels(self) -> int:
+        """How many steps lie between black and white: 255 for images of 8 bits."""
+        return self.scale["levels"]
 
     @property
     def takes_labels(self) -> bool:

@@ -20,7 +20,7 @@ from diffusion.layers import (
     SpaceToDepth,
     convolution,
 )
-from unet import GROUPS, NaiveUnet, TimeLayer, check_width
+from unet import GROUPS, NaiveUnet, TimeLayer, check_size, check_width
 
 Tensor = keras.KerasTensor
 
@@ -37,12 +37,8 @@ def check_shape(
             raise ValueError(f"{name} must be an integer from {low} to {high}, got {value}")
     if patch not in (1, 2, 4):
         raise ValueError(f"patch must be 1, 2 or 4, got {patch}")
-    unit = patch * 2 ** (len(widths) - 1)
-    if any(size < unit or size % unit for size in input_shape[:2]):
-        raise ValueError(
-            f"height and width of the images must be multiples of {unit} ({len(widths)} levels and patches of {patch} "
-            f"pixels), got {input_shape[0]}×{input_shape[1]}"
-        )
+    why = f" ({len(widths)} levels and patches of {patch} pixels)"
+    check_size(*input_shape[:2], patch * 2 ** (len(widths) - 1), why)
 
 
 def embed(t: Tensor, labels: Sequence[Tensor], classes: int, channels: int) -> Tensor:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 from diffusion.samplers import SAMPLERS, SPACINGS, VARIANCES
-from support import console
+from support import console, files, grids
 from support.checks import LARGEST, MOST, check_choice, check_number
 
 MOST_CORRECTOR_STEPS = 4095  # whose draws of noise have a key, see `sampling.standard_normal`
@@ -239,3 +240,30 @@ def add_sampling_options(parser: argparse.ArgumentParser, omit: Collection[str] 
         if field.name not in omit:
             flag = "--" + field.name.replace("_", "-")
             parser.add_argument(flag, default=field.default, help=field.metadata["help"], **field.metadata["parser"])
+
+
+def parse_sampling_options(description: str | None, arguments: list[str] | None = None) -> argparse.Namespace:
+    """The options of `reverse_diffusion.py`: what it samples, how, and where the images go."""
+    parser = console.Parser(description=description)
+    add = parser.add_argument
+    add("--n-sample", type=console.integer(1), default=16, metavar="N", help="number of images (16)")
+    out = "image file for a grid of all images (samples.png, or NAME-samples.png for a model NAME.keras)"
+    add("--out", metavar="FILE", help=out)
+    show = "channels that the grid shows, counted from 1: one, or three separated by commas (those of training)"
+    add("--show", metavar="N,N,N", type=console.integers(1), help=show)
+    npy = "array file for the images without enlargement, int16 from 0 to 255 (none)"
+    add("--npy", metavar="FILE.npy", help=npy)
+    raw = "write --npy as float32 in the range of values of the training images, not rounded (no)"
+    add("--raw", action="store_true", help=raw)
+    seed = "integer from 0; the same seed gives the same images (another one every time)"
+    add("--seed", type=console.integer(0), metavar="N", help=seed)
+    add_model_option(parser)
+    add_sampling_options(parser)
+    options = parser.parse_args(arguments)
+    options.out = options.out or os.path.basename(files.grid_name(options.model))
+    grids.check_image_name("--out", options.out)
+    if options.npy and not options.npy.endswith(".npy"):
+        parser.error(f"--npy must end in .npy, got {options.npy}")
+    if options.raw and not options.npy:
+        parser.error("--raw writes the array of --npy; add --npy FILE.npy")
+    return options

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection
 import numpy as np
 
 import data
+from data.pixels import Scale
 from data.splits import split_held_out
 from diffusion.model_file import TrainedModel
 from evaluation.features import extractor
@@ -57,10 +58,12 @@ def load_inputs(
     Returns:
         Held-out images, training images, given samples, and the feature extractor; the last three may be None.
     """
-    metadata, (size, _, channels) = trained.metadata, trained.image_shape
+    metadata, scale = trained.metadata, Scale(**trained.scale)
+    scale = scale if scale.levels != 255 else None
 
-    def load(source, recognise=None):
-        return data.load_images(source, size, channels, recognise=recognise)[0]
+    def load(source, recognise=None, scale=scale):
+        *size, channels = trained.image_shape
+        return data.load_images(source, size, channels, recognise=recognise, scale=scale)[0]
 
     compare_training = figure or not {"overfitting", "copies"}.isdisjoint(parts)
     held_out, training = load_images(load, metadata, sources, training_needed=compare_training)
@@ -72,7 +75,7 @@ def load_inputs(
         say(f"{among}, which makes results look better than for new images")
 
     with_samples = figure or not set(SAMPLE_PARTS).isdisjoint(parts)
-    samples = random_subset(load(sources.samples), n_sample) if with_samples and sources.samples else None
+    samples = random_subset(load(sources.samples, scale=None), n_sample) if with_samples and sources.samples else None
     distances = ", ".join(name for name in DISTANCES if name in parts)
     for option, images in ("--data", held_out), ("--samples", samples):
         if distances and images is not None and len(images) < FEWEST:

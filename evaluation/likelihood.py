@@ -45,11 +45,14 @@ def likelihood_rows(
     held_out_path, training_path = measurement_paths(cache) if cache else (None, None)
 
     def measure(images, path):
-        return measure_denoising(denoise, sched, images, draws, batch_size, path, ways)
+        return measure_denoising(denoise, sched, images, draws, batch_size, path, ways, trained.levels)
 
     on_held_out = measure(held_out, held_out_path)
-    rows = bound_rows(on_held_out, ways) if "bits" in parts else {}
-    rows |= loss_rows(on_held_out, sched, held_out) if "loss" in parts else {}
+    scale = trained.scale
+    width = (scale["white"] - scale["black"]) / scale["levels"]
+    remark = f"for values in bins {width:.4g} wide" if trained.levels != 255 else ""
+    rows = bound_rows(on_held_out, ways, remark) if "bits" in parts else {}
+    rows |= loss_rows(on_held_out, sched, held_out, trained.levels) if "loss" in parts else {}
     if "overfitting" in parts:
         on_training = measure(random_subset(training, len(held_out)), training_path)
         rows |= overfitting_rows(on_training, on_held_out, sched)
@@ -61,22 +64,26 @@ def measurement_paths(cache: str) -> list[str]:
     return [f"{cache}-bits.npz", f"{cache}-training-bits.npz"]
 
 
-def bound_rows(measurements: dict[str, np.ndarray], ways: Sequence[tuple[str, bool]] = tuple(WAYS)) -> dict[str, dict]:
+def bound_rows(
+    measurements: dict[str, np.ndarray], ways: Sequence[tuple[str, bool]] = tuple(WAYS), remark: str = ""
+) -> dict[str, dict]:
     """Rows: bits per dimension for each of the `ways` that were measured, and L_T."""
     rows, names = {}, {"beta": "β", "posterior": "β̃", "learned": "learned"}
     for (variance, clip), bits in zip(ways, measurements["bits"].T + measurements["prior"], strict=True):
         name = f"bits/dim, {names[variance]}, {'clipped' if clip else 'not clipped'}"
-        rows[name] = mean_row(bits)
+        rows[name] = mean_row(bits, remark)
     rows["… of it L_T"] = mean_row(measurements["prior"], "part of the above: KL divergence of x_T from pure noise")
     return rows
 
 
-def loss_rows(measurements: dict[str, np.ndarray], sched: Schedule, images: np.ndarray) -> dict[str, dict]:
+def loss_rows(
+    measurements: dict[str, np.ndarray], sched: Schedule, images: np.ndarray, levels: int = 255
+) -> dict[str, dict]:
     """Rows: squared error of ε̂ in tenths of t, beside the best that the mean and variance of each pixel allow.
 
     Both are means over the t that were measured, since the error falls steeply within the first tenth.
     """
-    rows, variance = {}, np.var(from_pixels(images), axis=0).ravel()
+    rows, variance = {}, np.var(from_pixels(images, levels), axis=0).ravel()
     for (low, high), here in tenths(measurements, sched).items():
         t, counts = np.unique(measurements["t"][here], return_counts=True)
         alphabar = sched["alphabar_t"][t, None]
@@ -134,6 +141,7 @@ def measure_denoising(
     batch_size: int,
     cache: str | None = None,
     ways: Sequence[tuple[str, bool]] = tuple(WAYS),
+    levels: int = 255,
 ) -> dict[str, np.ndarray]:
     """Measures the error of ε̂ and the terms of the bound at some steps t of every image.
 
@@ -142,7 +150,7 @@ def measure_denoising(
 
     Args:
         denoise: see `diffusion/denoiser.py`, not clipped.
-        images: uint8 (N, height, width, channels).
+        images: integers (N, height, width, channels), 0 … levels.
         draws: how many steps t, 0 for all.
         cache: a file into which everything is written after every batch, and from which a later call resumes.
         ways: to take a reverse step, its variance and whether it is clipped.
@@ -161,7 +169,7 @@ def measure_denoising(
         estimates = {False: estimate.x_0, True: clip_estimate(estimate, x_t, t, sched).x_0}
         learned = {} if estimate.u is None else {"learned": log_ratio(estimate.u, t, sched)}
         each = [(estimates[clip], sched, learned.get(variance, variance)) for variance, clip in ways]
-        bits = [bound_decoder(x_0, x_t, *way) if last else bound_term(x_0, x_t, t, *way) for way in each]
+        bits = [bound_decoder(x_0, x_t, *way, levels) if last else bound_term(x_0, x_t, t, *way) for way in each]
         return tf.reduce_mean(tf.square(estimate.eps - eps), axis=(1, 2, 3)), tf.stack(bits, axis=1)
 
     T = n_steps(sched)
@@ -180,7 +188,7 @@ def measure_denoising(
     for first in range(start, len(images), batch_size):
         real = min(batch_size, len(images) - first)
         index = np.arange(first, first + batch_size) % len(images)  # the last batch is filled up
-        x_0 = tf.constant(from_pixels(images[index]))
+        x_0 = tf.constant(from_pixels(images[index], levels))
         rng, bits = np.random.default_rng(first), 0
         new = {"prior": bound_prior(x_0, sched)[:real], "t": [], "error": []}
         for k in range(draws + 1):

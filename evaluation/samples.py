@@ -13,7 +13,7 @@ from diffusion.reverse import ReverseSteps, even_batches
 from diffusion.sampling import make_plan, sample
 from evaluation import metrics
 from evaluation.features import KNOWN
-from support import console, files
+from support import console, files, grids
 from support.console import say
 
 
@@ -59,6 +59,7 @@ def sample_rows(
     parts: Collection[str],
     figure: str | None = None,
     cache: str | None = None,
+    shown: Sequence[int] | None = None,
 ) -> dict[str, dict]:
     """Rows: distances between samples and held-out images, and how near both are to training images.
 
@@ -69,6 +70,7 @@ def sample_rows(
         features: its name.
         parts: what is measured: kid, frechet, precision, recall, copies.
         figure: where to draw the nearest images, if anywhere.
+        shown: the channels that networks and the figure see, of images with other than 1 or 3, see `grids.visible`.
         cache: a path beside which features of training images are cached, also for other models of these images.
     """
 
@@ -76,6 +78,7 @@ def sample_rows(
         if path and os.path.exists(path):
             return np.load(path).astype(np.float64)
         say(f"{features}: features of {len(images):,} {what}")
+        images = images if features == "pixels" else grids.visible(images, shown)
         computed = extract(images, console.Bar(len(images), "image").update)
         if path:
             files.save_array(computed.astype(np.float32), path)
@@ -103,7 +106,7 @@ def sample_rows(
         if "copies" in parts:
             rows |= copy_rows("exact pixels", *pixels) | copy_rows(features, *extracted)
         if figure:
-            save_nearest_figure(samples[:8], training, held_out, extracted, figure)
+            save_nearest_figure(samples[:8], training, held_out, extracted, figure, shown)
     return rows
 
 
@@ -131,7 +134,12 @@ def copy_rows(space: str, *features: np.ndarray) -> dict[str, dict]:
 
 
 def save_nearest_figure(
-    samples: np.ndarray, training: np.ndarray, held_out: np.ndarray, features: Sequence[np.ndarray], path: str
+    samples: np.ndarray,
+    training: np.ndarray,
+    held_out: np.ndarray,
+    features: Sequence[np.ndarray],
+    path: str,
+    shown: Sequence[int] | None = None,
 ) -> None:
     """Writes an image of samples, below each its nearest training image, and below that its nearest held-out one.
 
@@ -147,5 +155,5 @@ def save_nearest_figure(
     for images, candidates in (training, training_features), (held_out, held_out_features):
         index, _, flipped = metrics.nearest_either_way(sample_features[drawn], mirrored_features[drawn], candidates)
         rows.append(np.where(flipped[:, None, None, None], images[index, :, ::-1], images[index]))
-    files.save_grid(np.concatenate(rows), path, columns=len(samples))
+    grids.save_grid(np.concatenate(rows), path, columns=len(samples), shown=shown)
     say(f"{path}: samples, below them the nearest training images, then the nearest held-out ones")

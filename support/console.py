@@ -279,6 +279,14 @@ def integers(low: int) -> Callable[[str], str]:
     return parse
 
 
+def image_size(text: str) -> int | str:
+    """An argparse type: `32` for squares, as an integer, or height and width, `48x64`, as text."""
+    sides = text.lower().replace("×", "x").split("x")
+    if len(sides) > 2 or not all(side.isdecimal() and int(side) for side in sides):
+        raise argparse.ArgumentTypeError(f"must be pixels, or HEIGHTxWIDTH in pixels such as 48x64, got {text!r}")
+    return int(sides[0]) if len(set(sides)) == 1 else "x".join(sides)
+
+
 def some_of(names: Sequence[str]) -> Callable[[str], list[str]]:
     """An argparse type: a comma-separated selection of names, as a list."""
 

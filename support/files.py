@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import glob
-import io
 import os
 import shutil
 import socket
@@ -13,11 +12,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator
 
 import numpy as np
-from PIL import Image, PngImagePlugin
 
-SAMPLES = "diffusion model samples"  # marks a grid, so that it is not taken for a training image
-
-VISIBLE = 96  # pixels, the least width of an image in a grid
 DAY = 86400  # seconds after which a draft of another computer counts as abandoned
 
 
@@ -185,62 +180,6 @@ def save_array(array: np.ndarray, path: str) -> None:
     """Writes an array as a `.npy` file."""
     with replacing(path) as draft, open(draft, "wb") as file:
         np.save(file, array, allow_pickle=False)
-
-
-def grid(images: np.ndarray, columns: int | None = None) -> np.ndarray:
-    """Images (n, height, width, 1 or 3), 0 … 255, as one uint8 image, about square if `columns` is None."""
-    n, height, width, channels = images.shape
-    columns = columns or int(np.ceil(np.sqrt(n)))
-    rows = -(-n // columns)
-    cells = np.full((rows, columns, height + 2, width + 2, channels), 255, np.uint8)
-    cells.reshape(-1, height + 2, width + 2, channels)[:n, 1:-1, 1:-1] = images
-    return cells.swapaxes(1, 2).reshape(rows * (height + 2), columns * (width + 2), channels)
-
-
-def check_image_name(option: str, path: str) -> None:
-    """Checks that the ending of `path` names an image format that Pillow can write, in grey and in colour.
-
-    Pillow also lists formats that it only reads, that need a plug-in, or that take few colours, so this is a trial.
-
-    Raises:
-        ValueError: if it does not; the sentence names the option.
-    """
-    format_name = Image.registered_extensions().get(os.path.splitext(path)[1].lower())
-    try:
-        for mode in "L", "RGB":
-            Image.new(mode, (8, 8)).save(io.BytesIO(), format_name)
-    except Exception as error:  # each format fails in its own way
-        raise ValueError(
-            f"{option} must end in .png or another image format that can be written, got {path}"
-        ) from error
-
-
-def enlarged(images: np.ndarray, width: int = VISIBLE) -> np.ndarray:
-    """Images (n, height, width, channels), each pixel repeated until they are at least `width` pixels wide."""
-    factor = -(-width // images.shape[2])
-    return images.repeat(factor, axis=1).repeat(factor, axis=2)
-
-
-def save_grid(images: np.ndarray, path: str, columns: int | None = None) -> None:
-    """Writes images (n, height, width, 1 or 3), 0 … 255, as one image, enlarged so that a person sees them."""
-    image, mark = grid(enlarged(images), columns), PngImagePlugin.PngInfo()
-    if len(images) > 1:
-        mark.add_text("Software", SAMPLES)
-    with replacing(path) as draft:
-        Image.fromarray(image.squeeze(axis=-1) if image.shape[-1] == 1 else image).save(draft, pnginfo=mark)
-
-
-def save_animation(batches: Iterable[np.ndarray], path: str) -> None:
-    """Writes batches of images, each as for `save_grid`, as the frames of a GIF that pauses at its end."""
-    frames = []
-    for images in batches:
-        image = grid(enlarged(images))
-        frame = Image.fromarray(image.squeeze(axis=-1) if image.shape[-1] == 1 else image)
-        frames.append(frame.quantize(64, dither=Image.Dither.NONE))
-    first, *rest = frames
-    durations = [80] * len(rest) + [2500]  # milliseconds
-    with replacing(path) as draft:
-        first.save(draft, save_all=True, append_images=rest, duration=durations, loop=0)
 
 
 def script_name(name: str) -> str:

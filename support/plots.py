@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from support.grids import visible
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -61,11 +63,12 @@ def two_curves(
 
 
 def strip(rows: Iterable[Iterable[np.ndarray]], titles: Sequence[str], names: Sequence[str]) -> Figure:
-    """Rows of images, (height, width, 1 or 3) with values 0 … 255, titles above the columns, names beside the rows."""
+    """Rows of images (height, width, channels), values 0 … 255, titles above the columns, names beside the rows."""
     import matplotlib.pyplot as plt
 
-    rows = list(rows)
-    size = (1.3 * len(titles) + 0.4, 1.3 * len(rows) + 0.3)
+    rows = [[visible(image) for image in row] for row in rows]
+    height, width, _ = rows[0][0].shape
+    size = (1.3 * len(titles) + 0.4, 1.3 * len(rows) * height / width + 0.3)
     figure, axes = plt.subplots(len(rows), len(titles), figsize=size, squeeze=False, layout="constrained")
     for row, images, name in zip(axes, rows, names, strict=True):
         for axis, image in zip(row, images, strict=True):

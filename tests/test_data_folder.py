@@ -31,7 +31,7 @@ from PIL import Image, features
 
 import data
 from data import cache, image_files, listing, load_images
-from support import device, files
+from support import device, grids
 
 PHOTOS = os.path.join(ROOT, "..", "shared", "data", "photos")
 
@@ -261,9 +261,9 @@ def test_hidden_and_system_files_and_our_own_grids_are_ignored(tmp_path, names, 
 
 def test_sample_grids_are_recognised_by_their_contents(tmp_path):
     write(tmp_path, {"a.png": RED})
-    files.save_grid(noise(4, 8, 8, 3), tmp_path / "more.png")
-    files.save_grid(noise(4, 8, 8, 1), tmp_path / "of-a-deleted-model-samples.png")
-    files.save_grid(noise(1, 8, 8, 3), tmp_path / "single.png")  # as `evaluate.py --samples` may read it
+    grids.save_grid(noise(4, 8, 8, 3), tmp_path / "more.png")
+    grids.save_grid(noise(4, 8, 8, 1), tmp_path / "of-a-deleted-model-samples.png")
+    grids.save_grid(noise(1, 8, 8, 3), tmp_path / "single.png")  # as `evaluate.py --samples` may read it
     images, report = load_images(tmp_path, 8)
     assert len(images) == 2
     assert report.skipped == [(name, "a sample grid") for name in ("more.png", "of-a-deleted-model-samples.png")]

@@ -53,12 +53,12 @@ def parsers():
     import data.__main__
     import evaluate
     import figures
-    import reverse_diffusion
+    from diffusion import options
     from training import settings
 
     return {
         "diffusion_model.py": lambda arguments: settings.parse_options("", arguments),
-        "reverse_diffusion.py": reverse_diffusion.parse_options,
+        "reverse_diffusion.py": lambda arguments: options.parse_sampling_options(None, arguments),
         "evaluate.py": evaluate.parse_options,
         "figures.py": figures.parse_options,
         "data": data.__main__.parse_options,

@@ -429,7 +429,7 @@ def test_the_estimate_of_the_sum_weighs_every_step_alike(monkeypatch):
     def decoder_term(variance, clip):
         return 1000 * (1 + 2 * (variance == "beta") + tf.cast(clip, tf.float32))
 
-    def decoder(x_0, x_1, estimate, sched, variance):
+    def decoder(x_0, x_1, estimate, sched, variance, levels):
         return x_0[:, 0, 0, 0] + decoder_term(variance, tf.reduce_all(tf.abs(estimate) <= 1))
 
     monkeypatch.setattr(likelihood, "bound_term", lambda x_0, x_t, t, *more: tf.cast(t, tf.float32))

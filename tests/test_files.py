@@ -11,8 +11,8 @@ import pytest
 from conftest import ROOT, environment
 from PIL import Image
 
-import reverse_diffusion
-from support import console, device, files
+from diffusion import options
+from support import console, device, files, grids
 
 
 def test_a_file_is_replaced_only_by_a_complete_one(tmp_path):
@@ -101,7 +101,7 @@ def test_names_are_compared_where_inodes_are_0(outputs, monkeypatch):
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_grid_shows_every_image_once(tmp_path, channels):
     images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, channels)).astype(np.int16)
-    files.save_grid(images, tmp_path / "grid.png")
+    grids.save_grid(images, tmp_path / "grid.png")
     grid = np.asarray(Image.open(tmp_path / "grid.png")).reshape(2 * 98, 3 * 98, channels)
     for k in range(5):  # 8 pixels shown as 96, and a white line around
         y, x = 98 * (k // 3) + 1, 98 * (k % 3) + 1
@@ -112,7 +112,7 @@ def test_a_grid_shows_every_image_once(tmp_path, channels):
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_an_animation_shows_each_batch_and_pauses_at_its_end(tmp_path, channels):
-    files.save_animation([np.full((4, 8, 8, channels), grey) for grey in (0, 100, 200)], tmp_path / "a.gif")
+    grids.save_animation([np.full((4, 8, 8, channels), grey) for grey in (0, 100, 200)], tmp_path / "a.gif")
     with Image.open(tmp_path / "a.gif") as image:
         assert image.n_frames == 3 and image.size == (2 * 98, 2 * 98) and image.info["loop"] == 0  # for ever
         for k, grey in enumerate((0, 100, 200)):
@@ -199,7 +199,7 @@ def test_settings_too_late_for_tensorflow_are_not_inherited(monkeypatch):
 )
 def test_values_that_begin_with_a_dash_say_how(capsys, words, said):
     with pytest.raises(SystemExit, match="2"):
-        reverse_diffusion.parse_options(words)
+        options.parse_sampling_options(None, words)
     error = capsys.readouterr().err
     assert said in error and len(error.splitlines()) == 1
 
@@ -211,7 +211,7 @@ def test_labels_may_begin_with_a_dash():
         (["--label", "sad", "happy"], ["sad", "happy"]),
         ([], None),
     ):
-        assert reverse_diffusion.parse_options(words).label == labels
+        assert options.parse_sampling_options(None, words).label == labels
 
 
 class Broken(io.TextIOWrapper):
@@ -361,10 +361,10 @@ def test_no_file_gets_the_descriptor_of_a_stream_that_is_missing():
 )
 def test_only_image_formats_that_can_be_written_are_accepted(name, can_be_written):
     if can_be_written:
-        files.check_image_name("--out", name)
+        grids.check_image_name("--out", name)
     else:
         with pytest.raises(ValueError, match=f"--out .*got {name}$"):
-            files.check_image_name("--out", name)
+            grids.check_image_name("--out", name)
 
 
 def test_a_folder_in_the_place_of_a_file_is_refused(tmp_path):

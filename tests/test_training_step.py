@@ -23,7 +23,7 @@ import unet
 from data import drawings
 from diffusion import model_file, reverse, sampling
 from diffusion.options import Sampling
-from support import device, files, lock
+from support import device, files, grids, lock
 from training import checkpoint, history, preparation, train_step, training_run
 from training.images import Images
 
@@ -610,7 +610,7 @@ def test_grids_show_the_ema_weights_and_a_save_comes_first(begun, tmp_path, monk
     """The first grid compiles a step, and the model is saved before. Noise of -100 gives white images, of 100 black."""
     events, save = [], checkpoint.save
     monkeypatch.setattr(checkpoint, "save", lambda *arguments: (events.append("save"), save(*arguments)))
-    monkeypatch.setattr(files, "save_grid", lambda images, path, *more, **named: events.append(images))
+    monkeypatch.setattr(grids, "save_grid", lambda images, path, *more, **named: events.append(images))
     model = new_run(begun)
     model.layers[-1].set_weights([np.zeros((1, 1, 1, 1)), np.full(1, -100)])
     checkpoint.swap_ema_weights(model)
@@ -622,21 +622,21 @@ def test_grids_show_the_ema_weights_and_a_save_comes_first(begun, tmp_path, monk
         assert float(model.layers[-1].bias[0]) == 100  # the raw weights are back
     count_step(run)
     run.make_grid(str(tmp_path / "grid.png"))
-    what, *grids = events
-    assert what == "save" and len(grids) == 3
-    for images in grids:
+    what, *sampled = events
+    assert what == "save" and len(sampled) == 3
+    for images in sampled:
         assert images.shape == (16, *SHAPE) and np.all(images == 255)
 
 
 def test_grids_are_always_made_from_the_same_noise(begun, tmp_path, monkeypatch):
-    grids = []
-    monkeypatch.setattr(files, "save_grid", lambda images, path, *more, **named: grids.append(images))
+    sampled = []
+    monkeypatch.setattr(grids, "save_grid", lambda images, path, *more, **named: sampled.append(images))
     run = new_keeper(new_run(begun), tmp_path)
     for _ in range(2):
         count_step(run)
         run.make_grid(str(tmp_path / "grid.png"))
-    np.testing.assert_array_equal(*grids)
-    assert grids[0].std() > 5
+    np.testing.assert_array_equal(*sampled)
+    assert sampled[0].std() > 5
 
 
 def test_grids_are_sampled_as_the_file_recommends(begun, tmp_path):
@@ -664,7 +664,7 @@ def test_grids_are_sampled_as_the_file_recommends(begun, tmp_path):
 def test_grid_follows_every_second_epoch_unless_already_made(begun, tmp_path, monkeypatch, place, exists, steps, made):
     made_now = []
     monkeypatch.setattr(
-        files, "save_grid", lambda images, path, *more, **named: made_now.append(os.path.basename(path))
+        grids, "save_grid", lambda images, path, *more, **named: made_now.append(os.path.basename(path))
     )
     if exists:
         (tmp_path / "samples-epoch0002.png").write_bytes(b"")

@@ -8,6 +8,7 @@ import numpy as np
 
 import data
 from data.classes import match_classes
+from data.pixels import Scale
 from data.splits import split_held_out
 from support.console import say
 from training import advice
@@ -16,7 +17,7 @@ from training.settings import FOR_GPU, STEPS, as_fraction
 
 @dataclasses.dataclass
 class Images:
-    """Images, uint8 (N, height, width, channels), and their labels, (N,) int, or None."""
+    """Images, uint8 or uint16 (N, height, width, channels), and their labels, (N,) int, or None."""
 
     images: np.ndarray
     labels: np.ndarray | None = None
@@ -32,7 +33,8 @@ def choose_data(options: dict, settings: dict, metadata: dict, path: str) -> tup
     before = metadata.get("data")
     default = data.CATS if settings["preset"] in FOR_GPU and os.path.exists(data.CATS) else "drawings"
     fraction = (before and metadata.get("validation") or {}).get("fraction")
-    images, report = read_images("data", options, before, default, settings, path, fraction)
+    scale = stored_scale(before)
+    images, report = read_images("data", options, before, default, settings, path, scale, fraction)
     if before and sorted(metadata["classes"]) != sorted(report.classes):
         raise ValueError(
             f"{path} was trained with the classes {', '.join(metadata['classes'])}, and {report.source} has "
@@ -40,8 +42,12 @@ def choose_data(options: dict, settings: dict, metadata: dict, path: str) -> tup
         )
     metadata["classes"] = metadata["classes"] if before else report.classes
     images.labels = match_classes(images.labels, report.classes, metadata["classes"])
-    images, held_out = choose_validation(images, options, settings, metadata, path)
+    scale = report.scale if report.scale.levels != 255 else None
+    images, held_out = choose_validation(images, options, settings, metadata, path, scale)
+    settings["bit_depth"] = 16 if scale else 8
     now = images.facts(report.source)
+    if not before or "scale" in before:
+        now["scale"] = dataclasses.asdict(report.scale)
     if before and not same_images("data", now, before, path, options):
         metadata["progress"].update(images=0, epoch_steps=0, loss=0.0, seconds=0.0)  # the epoch begins anew
         settings["flip"] = options.get("flip")
@@ -58,8 +64,14 @@ def choose_data(options: dict, settings: dict, metadata: dict, path: str) -> tup
     return images, held_out
 
 
+def stored_scale(facts: dict | None) -> Scale | None:
+    """How a model's training images were stored if they have more than 8 bits, so that others are read the same way."""
+    scale = Scale(**(facts or {}).get("scale", {}))
+    return scale if scale.levels != 255 else None
+
+
 def choose_validation(
-    images: Images, options: dict, settings: dict, metadata: dict, path: str
+    images: Images, options: dict, settings: dict, metadata: dict, path: str, scale: Scale | None
 ) -> tuple[Images, Images | None]:
     """Training images, and held-out ones: a fraction of the images, images of another source, or None."""
     before, typed, count = metadata.get("validation"), options.get("validation"), len(images.images)
@@ -81,7 +93,7 @@ def choose_validation(
         both = (split_held_out(part, fraction, settings["seed"]) for part in parts)
         images, held_out = (Images(*side) for side in zip(*both, strict=True))
     elif typed is not None or before:
-        held_out, report = read_images("validation", options, before, None, settings, path)
+        held_out, report = read_images("validation", options, before, None, settings, path, scale)
         source = report.source
         if unknown := [name for name in report.classes if name not in set(metadata["classes"])]:
             raise ValueError(
@@ -111,12 +123,14 @@ def read_images(
     default: str | None,
     settings: dict,
     path: str,
+    scale: Scale | None,
     fraction: float | None = None,
 ) -> tuple[Images, data.Report]:
     """Images from the source typed as `--data` or `--validation`, else the one in the file, else a default.
 
     Args:
         before: what the model file stores about them.
+        scale: how the training images are stored if they have more than 8 bits.
         fraction: of the images that was held out, or None; `before` is about the others.
     """
 
@@ -125,9 +139,10 @@ def read_images(
         return data.digest(part) == before.get("digest")
 
     source = options.get(name, before["source"] if before else default)
-    how = settings["image_size"], settings["channels"], settings["classes"]
+    how = {"image_size": settings["image_size"], "channels": settings["channels"], "classes": settings["classes"]}
+    how |= {"bit_depth": settings["bit_depth"] if name == "data" else 8, "scale": scale}
     try:
-        images, report = data.load_images(source, *how, recognise if before else None)
+        images, report = data.load_images(source, recognise=recognise if before else None, **how)
     except FileNotFoundError as error:
         if options.get(name):
             raise

@@ -42,7 +42,7 @@ def follow_schedule(trained: TrainedModel) -> None:
     trained.sched.alphabar = now.alphabar
 
 
-def levels(gamma: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+def signal_and_noise(gamma: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """√ᾱ, √(1 - ᾱ), (batch, 1, 1, 1) float32, and ᾱ, (batch,) float64: 1 - ᾱ of 1e-6 needs the digits."""
     gamma = tf.cast(gamma, tf.float64)
     alphabar, noise = tf.sigmoid(-gamma), tf.sigmoid(gamma)
@@ -78,7 +78,7 @@ def schedule_gradients(trained: TrainedModel) -> Callable[..., tuple[tf.Tensor, 
         gamma, gamma_slope = start + width * shape, width * slope
 
         # The network, for which the schedule is as it is.
-        a, b, alphabar = levels(gamma)
+        a, b, alphabar = signal_and_noise(gamma)
         x_t, wanted = a * x_0 + b * eps, target.wanted(x_0, eps, a, b)
         weight = tf.cast(loss_weight(alphabar, trained.target, weighting, minimum=tf.minimum), tf.float32)
         with tf.GradientTape() as tape:
@@ -92,7 +92,7 @@ def schedule_gradients(trained: TrainedModel) -> Callable[..., tuple[tf.Tensor, 
         # above, as both are the same squared error, each times a factor of its image.
         with tf.GradientTape() as tape:
             tape.watch([gamma, gamma_slope])
-            a, b, alphabar = levels(gamma)
+            a, b, alphabar = signal_and_noise(gamma)
             snr = alphabar / (1 - alphabar)
             half = 0.5 * gamma_slope * tf.cast(snr / target.error(alphabar), tf.float32)
             direct = half * sum_of_squares(output - target.wanted(x_0, eps, a, b))
@@ -107,7 +107,8 @@ def schedule_gradients(trained: TrainedModel) -> Callable[..., tuple[tf.Tensor, 
             fixed, fixed_slope, fixed_width = (tf.stop_gradient(part) for part in (shape, slope, width))
             ends = by_gamma * (start + width * fixed) + by_slope * width * fixed_slope
             variance = 2 * factor * bound * fixed_width * (by_gamma * shape + by_slope * slope)
-            total = tf.reduce_sum(ends + variance) + factor * ends_of_bound(x_0, eps, start, start + width)
+            at_ends = ends_of_bound(x_0, eps, start, start + width, trained.levels)
+            total = tf.reduce_sum(ends + variance) + factor * at_ends
             scaled = scale(total)
         of_layer = tape.gradient(scaled, layer.trainable_weights)
         both = zip([*others, *layer.trainable_weights], [*of_others, *of_layer], strict=True)
@@ -117,7 +118,7 @@ def schedule_gradients(trained: TrainedModel) -> Callable[..., tuple[tf.Tensor, 
     return gradients
 
 
-def ends_of_bound(x_0: tf.Tensor, eps: tf.Tensor, first: tf.Tensor, last: tf.Tensor) -> tf.Tensor:
+def ends_of_bound(x_0: tf.Tensor, eps: tf.Tensor, first: tf.Tensor, last: tf.Tensor, levels: int = 255) -> tf.Tensor:
     """L_0 + L_T of all images, in nats: how well x_1 tells the pixels, and how far x_T is from noise.
 
     L_0 here decodes x_1 / √ᾱ_1 itself, as VDM does; the bound that is measured decodes what the network makes of it,
@@ -126,6 +127,7 @@ def ends_of_bound(x_0: tf.Tensor, eps: tf.Tensor, first: tf.Tensor, last: tf.Ten
     ends = tf.cast(tf.stack([first, last]), tf.float64)
     (signal, signal_T), (noise, noise_T) = tf.unstack(tf.sigmoid(-ends)), tf.unstack(tf.sigmoid(ends))
     sigma = tf.sqrt(noise / signal)
-    pixels = log_probability_of_pixel(x_0, tf.cast(x_0, tf.float64) + sigma * tf.cast(eps, tf.float64), sigma)
+    x_1 = tf.cast(x_0, tf.float64) + sigma * tf.cast(eps, tf.float64)
+    pixels = log_probability_of_pixel(x_0, x_1, sigma, levels)
     prior = 0.5 * (tf.cast(noise_T - 1 - tf.math.log(noise_T), tf.float32) + tf.cast(signal_T, tf.float32) * x_0**2)
     return tf.reduce_sum(prior - pixels)

@@ -10,13 +10,14 @@ import numpy as np
 
 import data
 from data.classes import describe_classes
+from data.pixels import as_size
 from diffusion import model_file
 from diffusion.layers import LearnedSchedule
 from diffusion.model_file import TrainedModel
 from diffusion.networks import NETWORKS
 from diffusion.schedules import LEARNED_FROM, make_schedule
 from diffusion.targets import TARGETS
-from support import device, files
+from support import device, files, grids
 from support.console import say
 from training import advice, checkpoint
 from training.images import Images, choose_data
@@ -189,6 +190,7 @@ def check_network_options(settings: dict, typed: dict) -> None:
             "--variance learned needs a network that has learned it; choose another variance, or start a new run with "
             "--network unet --learn-variance"
         )
+    grids.parse_shown(settings["show"], settings["channels"])
     for name in NETWORK_OPTIONS["unet"]:  # which takes all of them
         others = [network for network, options in NETWORK_OPTIONS.items() if name in options]
         if settings["network"] not in others and typed.get(name, False) is not False:
@@ -198,7 +200,7 @@ def check_network_options(settings: dict, typed: dict) -> None:
 
 def build_network(settings: dict, classes: int) -> keras.Model:
     """A new network, for this number of classes."""
-    shape, network = (settings["image_size"], settings["image_size"], settings["channels"]), settings["network"]
+    shape, network = (*as_size(settings["image_size"]), settings["channels"]), settings["network"]
     own = {name: settings[name] for name in NETWORK_OPTIONS[network]}
     if "widths" in own:
         own["widths"] = [int(width) for width in own["widths"].split(",")]
@@ -246,6 +248,14 @@ def finished(run: TrainingRun) -> bool:
     return True
 
 
+def describe_images(trained: TrainedModel) -> str:
+    """Shape, and range and precision unless they are the usual ones: `48×64×5, 0 … 1 in 65,535 steps`."""
+    shape, scale = "×".join(map(str, trained.image_shape)), trained.scale
+    if trained.levels == 255:
+        return shape
+    return f"{shape}, {scale['black']:g} … {scale['white']:g} in {scale['levels']:,} steps"
+
+
 def describe(trained: TrainedModel, path: str, labels: np.ndarray | None = None) -> None:
     """Prints what the run is about to do. `labels` belong to the training images."""
     model, metadata = trained.network, trained.metadata
@@ -260,7 +270,7 @@ def describe(trained: TrainedModel, path: str, labels: np.ndarray | None = None)
         say('TensorFlow cannot use the GPU here; try pip install "tensorflow[and-cuda]", and check nvidia-smi')
     if sentence := advice.on_precision(s["precision"], device.has_bfloat16()):
         say(sentence)
-    say(f"data      {d['source']}: {d['count']:,} images, {s['image_size']}×{s['image_size']}×{s['channels']}")
+    say(f"data      {d['source']}: {d['count']:,} images, {describe_images(trained)}")
     if metadata["classes"]:
         say(f"classes   {describe_classes(labels, metadata['classes'])}")
         for sentence in advice.on_classes(labels, metadata["classes"]), model_file.warn_of_no_class(trained):
@@ -268,6 +278,8 @@ def describe(trained: TrainedModel, path: str, labels: np.ndarray | None = None)
                 say(sentence)
     say(f"network   {s['network']}, n_feat {s['n_feat']}, {model.count_params():,} parameters")
     say(f"training  {s['n_epochs']} epochs of {steps:,} steps of {s['batch_size']} images, {rate}")
+    if sentence := grids.describe_shown(grids.parse_shown(s["show"], s["channels"]), s["channels"]):
+        say(f"grids     {sentence}")
     grid = [] if trained.is_classifier else [files.grid_name(path)]
     copy = [files.weaker_name(path)] if copies_early(trained) else []
     say(f"files     {', '.join([path, *grid, *copy])}")

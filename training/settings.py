@@ -12,7 +12,7 @@ from diffusion.samplers import SAMPLERS, VARIANCES
 from diffusion.schedules import SCHEDULES
 from diffusion.targets import T_SAMPLINGS, TARGETS, WEIGHTINGS
 from support import console, device, files
-from support.console import integer, integers, number, say
+from support.console import image_size, integer, integers, number, say
 
 # Presets: what differs from the defaults of the table below, which are the slides'. See docs/evaluation.md.
 BETTER = {"network": "unet", "target": "v", "schedule": "cosine", "lr_decay": "cosine", "variance": "posterior"}
@@ -97,10 +97,13 @@ OPTIONS = (
                "drawings; for presets slides and gpu-16gb data/cats64.npz if it exists", metavar="SOURCE"),
     run_option("new_data", "resume with other images than the run started with, instead of reporting an error",
                action="store_true"),
-    setting("image_size", "height and width to which images are resized, in pixels: a multiple of 32 with --network "
-            "naive, else of --patch times 2^(L - 1) with L --widths", 64, fixed=True, type=integer(1),
-            metavar="PIXELS"),
-    setting("channels", "channels of the images: 1 for grey, 3 for colour", 3, fixed=True, type=int, choices=(1, 3)),
+    setting("image_size", "height and width to which images are resized, in pixels: one number for both, or "
+            "HEIGHTxWIDTH; multiples of 32 with --network naive, else of --patch times 2^(L - 1) with L --widths", 64,
+            fixed=True, type=image_size, metavar="PIXELS"),
+    setting("channels", "channels of the images: 1 for grey, 3 for colour, or as many as the array or the files have, "
+            "up to 64", 3, fixed=True, type=integer(1, 64), metavar="N"),
+    setting("bit_depth", "bits of a pixel value: 8, or 16 to keep the precision of arrays and files that have more",
+            default="16 for arrays that need it, else 8", fixed=True, type=int, choices=(8, 16)),
     setting("network", "naive: the U-Net of the slides; unet: a U-Net with the time embedding in every residual block "
             "and with attention; classifier: predicts the class of noisy images, to guide another model with "
             "reverse_diffusion.py --classifier", "naive", fixed=True, choices=tuple(NETWORK_OPTIONS)),
@@ -168,6 +171,8 @@ OPTIONS = (
             metavar="EPOCHS"),
     setting("sample_every", "epochs between grids of samples; 0 for one at the end only", 10,
             default="half of all epochs", type=integer(0), metavar="EPOCHS"),
+    setting("show", "channels that grids show, counted from 1: one as grey, or three, separated by commas, as red, "
+            "green and blue", default="all of 1 or 3 channels, else the first", type=integers(1), metavar="N,N,N"),
     setting("sampler", "sampler of the sample grids, and of reverse_diffusion.py by default", "ddpm",
             choices=tuple(name for name in SAMPLERS if name != "langevin")),
     setting("variance", "noise variance of a step of --sampler ddpm; beta: as on the slides; posterior: better with "
@@ -192,7 +197,7 @@ PRESETS = {name: {option.name: option.value for option in SETTINGS} | values for
 # Progress in the metadata: epochs and steps done, and of the running epoch the images used, the steps taken, the sum of
 # their losses, and the seconds they took.
 DIFFUSION = ("beta1", "beta2", "T", "schedule", "zero_snr", "target")  # settings that samplers need
-DEFAULTS_OF_OLD_FILES = {"ema_warmup": False, "sampler": None}  # where they differ from the defaults of new ones
+DEFAULTS_OF_OLD_FILES = {"ema_warmup": False, "sampler": None, "bit_depth": 8}  # where new files have others
 NOTHING_DONE = {"epoch": 0, "step": 0, "images": 0, "epoch_steps": 0, "loss": 0.0, "seconds": 0.0}
 
 

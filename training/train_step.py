@@ -110,7 +110,7 @@ def choose_loss(trained: TrainedModel) -> Callable[..., tf.Tensor]:
         return lambda inputs, output, target, weight: weight * cross_entropies(output, target)
     if not trained.learns_variance:
         return lambda inputs, output, target, weight: weight * tf.square(output - target)
-    hybrid, T = hybrid_loss(trained.sched, trained.target), n_steps(trained.sched)
+    hybrid, T = hybrid_loss(trained.sched, trained.target, trained.levels), n_steps(trained.sched)
 
     def loss(inputs, output, target, weight):
         predicted, u = split_output(output, target.shape[-1])

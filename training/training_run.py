@@ -12,7 +12,7 @@ from ddpm import to_pixels
 from diffusion.model_file import TrainedModel, open_model
 from diffusion.reverse import ReverseSteps
 from diffusion.sampling import make_plan, sample
-from support import console, files
+from support import console, files, grids
 from support.signals import Interruption
 from training import advice, checkpoint
 from training.history import History
@@ -55,6 +55,7 @@ class TrainingRun:
         self.table = History(files.table_name(path), self.progress["epoch"])
         self.bar = StepBar(steps_to_go(self.settings, self.progress, self.count))
         self.checkpoints = Checkpoints(self.model, path, self.table, save_every, keep, self.bar.warn)
+        self.shown = grids.parse_shown(self.settings["show"], trained.image_shape[-1])
         self.grids = None if trained.is_classifier else Grids(trained, interruption)  # a classifier samples nothing
         self.started, self.warned = time.monotonic(), False
         self.interruption = interruption
@@ -184,7 +185,7 @@ class TrainingRun:
             return
         if self.interruption.stop:
             self.save_and_end()
-        if self.checkpoints.attempt(name, lambda: files.save_grid(images, name)) and self.board:
+        if self.checkpoints.attempt(name, lambda: grids.save_grid(images, name, shown=self.shown)) and self.board:
             epoch = self.progress["epoch"]
             self.checkpoints.attempt(self.board.folder, lambda: self.board.grid(epoch, name))
         self.bar.lap()

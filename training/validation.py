@@ -22,7 +22,8 @@ class Validation:
 
     Args:
         trained: the model in training, compiled by `training.checkpoint.compile_for_run`.
-        images: uint8 (N, height, width, channels), not trained on. Each gets one t; together they cover 1 … T evenly.
+        images: integers (N, height, width, channels), not trained on. Each gets one t; together they cover 1 … T
+            evenly.
         labels: (N,) int, the class of each image, or None.
     """
 
@@ -72,7 +73,7 @@ class Validation:
             self.weights.assign(comparable_weights(self.trained.sched.alphabar))
         for first in range(0, n, BATCH):
             index = np.arange(first, first + BATCH) % n  # the last batch is filled up
-            x_0 = from_pixels(self.images[index])
+            x_0 = from_pixels(self.images[index], self.trained.levels)
             label = self.labels[index].astype(np.int32)
             parts.append(self.measures(tf.constant(x_0), self.t[index], label, index.astype(np.int64)))
         checkpoint.swap_ema_weights(network)
