@@ -12,6 +12,8 @@ import keras.saving as ks
 import numpy as np
 from keras import ops
 
+from diffusion.dropout import drop_features
+
 CHANNELS_LAST = {"data_format": "channels_last"}  # whatever the user has set Keras to
 
 
@@ -107,13 +109,14 @@ class ResidualBlock(kl.Layer):
 
     Twice normalization, SiLU and a 3×3 convolution. The embedding of time and class scales and shifts the second
     normalization. Last convolution and modulation begin with zeros, so that a new block returns its skip connection,
-    which is x where the number of channels stays.
+    which is x where the number of channels stays. In training dropout comes before the last convolution.
     """
 
-    def __init__(self, num_chan, groups=8, **kwargs):
+    def __init__(self, num_chan, groups=8, dropout=0, **kwargs):
         super().__init__(**kwargs)
         self.num_chan = num_chan
         self.groups = groups
+        self.dropout = dropout
         self.Norm_1 = GroupNormalization(groups, dtype=self.dtype_policy)
         self.Conv2D_1 = convolution(num_chan, dtype=self.dtype_policy)
         self.Modulation = kl.Dense(2 * num_chan, kernel_initializer="zeros", dtype=self.dtype_policy)
@@ -132,14 +135,15 @@ class ResidualBlock(kl.Layer):
         if image[-1] != self.num_chan:
             self.Skip.build(image)
 
-    def call(self, inputs):
+    def call(self, inputs, training=False):
         x, embedding = inputs
         h = self.Conv2D_1(self.Norm_1(x, silu=True))
-        h = self.Conv2D_2(self.Norm_2(h, self.Modulation(embedding), silu=True))
+        h = self.Norm_2(h, self.Modulation(embedding), silu=True)
+        h = self.Conv2D_2(drop_features(h, self.dropout) if training and self.dropout else h)
         return h + (self.Skip(x) if self.Skip.built else x)
 
     def get_config(self):
-        return {**super().get_config(), "num_chan": self.num_chan, "groups": self.groups}
+        return {**super().get_config(), "num_chan": self.num_chan, "groups": self.groups, "dropout": self.dropout}
 
 
 @ks.register_keras_serializable(package="MyLayers")

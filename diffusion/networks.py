@@ -50,7 +50,14 @@ def embed(t: Tensor, labels: Sequence[Tensor], classes: int, channels: int) -> T
 
 
 def encode(
-    image: Tensor, embedding: Tensor, n_feat: int, widths: Sequence[int], blocks: int, attention: int, patch: int
+    image: Tensor,
+    embedding: Tensor,
+    n_feat: int,
+    widths: Sequence[int],
+    blocks: int,
+    attention: int,
+    patch: int,
+    dropout: float = 0,
 ) -> list[Tensor]:
     """The features of an image at each level, which has half the height and width of the one before.
 
@@ -62,7 +69,7 @@ def encode(
     for level, width in enumerate(widths):
         x = kl.AveragePooling2D(2, **CHANNELS_LAST)(features[-1]) if level else features[-1]
         for _ in range(blocks):
-            x = ResidualBlock(n_feat * width, GROUPS)([x, embedding])
+            x = ResidualBlock(n_feat * width, GROUPS, dropout)([x, embedding])
             x = SelfAttention(groups=GROUPS)(x) if level >= len(widths) - attention else x
             features.append(x)
     return features
@@ -77,6 +84,7 @@ def Unet(
     attention: int = 1,
     patch: int = 1,
     learn_variance: bool = False,
+    dropout: float = 0,
 ) -> keras.Model:
     """A U-Net of residual blocks; in each of them time and class scale and shift the features.
 
@@ -91,6 +99,7 @@ def Unet(
             with four times the channels, and so a fraction of the work.
         learn_variance: whether the output has twice the channels, of which the second half says how much noise a
             reverse step adds, see `diffusion.learned_variance.split_output`.
+        dropout: fraction of the features in each block that are set to 0 in training, below 1.
 
     Returns:
         A Keras model: inputs [image (batch, height, width, channels), t/T (batch, 1)], and with classes an integer
@@ -104,12 +113,12 @@ def Unet(
     labels = [kl.Input(shape=(1,), dtype="int32")] if classes else []
     embedding = embed(t, labels, classes, 4 * n_feat)
 
-    skips = encode(image, embedding, n_feat, widths, blocks, attention, patch)
-    x = ResidualBlock(n_feat * widths[-1], GROUPS)([skips[-1], embedding])
+    skips = encode(image, embedding, n_feat, widths, blocks, attention, patch, dropout)
+    x = ResidualBlock(n_feat * widths[-1], GROUPS, dropout)([skips[-1], embedding])
     for level, width in reversed(list(enumerate(widths))):
         for _ in range(blocks):
             x = kl.Concatenate(axis=-1)([x, skips.pop()])
-            x = ResidualBlock(n_feat * width, GROUPS)([x, embedding])
+            x = ResidualBlock(n_feat * width, GROUPS, dropout)([x, embedding])
             x = SelfAttention(groups=GROUPS)(x) if level >= len(widths) - attention else x
         x = DepthToSpace(2)(kl.Concatenate(axis=-1)([x] * 4)) if level else x  # each pixel four times
 
@@ -119,7 +128,7 @@ def Unet(
         # predicted by weights of its own from coarse features, and the patches show as a grid.
         fine = GROUPS * max(1, n_feat // (2 * GROUPS))
         x = kl.Concatenate(axis=-1)([DepthToSpace(patch)(convolution(patch**2 * fine)(x)), convolution(fine)(image)])
-        x = GroupNormalization(GROUPS)(ResidualBlock(fine, GROUPS)([x, embedding]), silu=True)
+        x = GroupNormalization(GROUPS)(ResidualBlock(fine, GROUPS, dropout)([x, embedding]), silu=True)
     channels = input_shape[-1] * (2 if learn_variance else 1)
     out = convolution(channels, kernel_initializer="zeros", dtype="float32")(x)
     return keras.Model(inputs=[image, t, *labels], outputs=out)

@@ -26,7 +26,11 @@ PRESETS = {
     "slides": {},
 }
 SHAPE = ("widths", "blocks", "attention", "patch")
-NETWORK_OPTIONS = {"naive": (), "unet": (*SHAPE, "learn_variance"), "classifier": SHAPE}  # what each network takes
+NETWORK_OPTIONS = {
+    "naive": (),
+    "unet": (*SHAPE, "learn_variance", "dropout"),
+    "classifier": SHAPE,
+}  # what each network takes
 FOR_GPU = ("gpu-16gb", "slides")  # which train on the slides' cats, where those are prepared
 STEPS = {"first": 4100, "cpu-hour": 50_000, "gpu-16gb": 100_000}  # of which an automatic number of epochs is made
 
@@ -120,6 +124,8 @@ OPTIONS = (
             1, fixed=True, type=int, choices=(1, 2, 4)),
     setting("learn_variance", "unet only: also learn the variance of a reverse step, for --variance learned", False,
             fixed=True, action=YES_OR_NO),
+    setting("dropout", "unet only: fraction of the features of each block that are set to 0 at random in training", 0.0,
+            fixed=True, type=number(0, 0.95), metavar="FRACTION"),
     setting("classes", "train with the classes of the images: the sub-folders of a folder, the array labels of a .npz "
             "file, or the fur colours of drawings", False, fixed=True, action=YES_OR_NO),
     setting("drop_label", "with --classes: fraction of the images, 0 to 1, that are shown without their class; "

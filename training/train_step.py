@@ -13,6 +13,7 @@ import keras
 import tensorflow as tf
 
 from ddpm import n_steps
+from diffusion.dropout import keyed_dropout
 from diffusion.learned_variance import hybrid_loss, split_output
 from diffusion.model_file import TrainedModel, describe
 from diffusion.reverse import split
@@ -145,24 +146,27 @@ def divide_training(model: keras.Model, parts: int, ema_warmup: bool = False) ->
     target = tf.TensorSpec([None], tf.int32) if trained.is_classifier else inputs[0]
     signature, errors = [*inputs, target, tf.TensorSpec([None, 1, 1, 1])], choose_loss(trained)
     with_schedule = trained.schedule_layer and schedule_gradients(trained)
+    seed = trained.metadata.get("settings", {}).get("seed", 0)
 
     @tf.function(reduce_retracing=True, autograph=False)  # traced once for all parts
     def differentiate(*part):
-        *inputs, target, sample_weight, factor = part
-        if with_schedule:
-            return with_schedule(inputs, target, factor, model.optimizer.scale_loss)
-        with tf.GradientTape() as tape:
-            output = model(inputs, training=True)
-            loss = tf.reduce_sum(errors(inputs, output, target, sample_weight)) * factor
-            scaled = model.optimizer.scale_loss(loss)  # in float16
-        return loss, tape.gradient(scaled, model.trainable_weights)
+        *inputs, target, sample_weight, rows, factor = part
+        with keyed_dropout(seed, optimizer.iterations, rows):
+            if with_schedule:
+                return with_schedule(inputs, target, factor, model.optimizer.scale_loss)
+            with tf.GradientTape() as tape:
+                output = model(inputs, training=True)
+                loss = tf.reduce_sum(errors(inputs, output, target, sample_weight)) * factor
+                scaled = model.optimizer.scale_loss(loss)  # in float16
+            return loss, tape.gradient(scaled, model.trainable_weights)
 
     @functools.cache  # a smaller batch than that many parts stays whole
     def step_in(parts):
         @tf.function(input_signature=signature, jit_compile=model.jit_compile, autograph=False)
         def step(*batch):
             factor = 1 / tf.cast(tf.size(batch[-2]), tf.float32)
-            pieces = zip(*(split(tensor, parts) for tensor in batch), strict=True)
+            rows = tf.range(tf.shape(batch[-1])[0])
+            pieces = zip(*(split(tensor, parts) for tensor in (*batch, rows)), strict=True)
             losses, gradients = zip(*(differentiate(*piece, factor) for piece in pieces), strict=True)
             total = [tf.add_n(terms) for terms in zip(*gradients, strict=True)]
             with _fused(optimizer, ema_warmup):
