@@ -77,11 +77,12 @@ def train_model(options, path, interruption):
     except tf.errors.OpError as error:
         if not device.out_of_memory(error):
             raise
-        smaller = max(1, metadata["settings"]["batch_size"] // 2)
+        batch_size, more = metadata["settings"]["batch_size"], 2 * trained.network.parts_in_turn
+        smaller = f"--batch-size {max(1, batch_size // 2)}"
+        way_out = f"--parts {more} --sequential, which needs less, or {smaller}" if more <= batch_size else smaller
         give_up(
             metadata,
-            f"the images of a batch do not fit in memory; add --batch-size {smaller}, or end other processes that use "
-            "the memory",
+            f"the images of a batch do not fit in memory; add {way_out}, or end other processes that use the memory",
         )
 
 

@@ -31,12 +31,12 @@ def some_batches(counts, size=32):
         yield [x_t, rng.random((count, 1), np.float32)], eps
 
 
-def trained_in(parts, sizes, precision="float32"):
+def trained_in(parts, sizes, precision="float32", sequential=False):
     """The losses and the weights after each of some batches, trained in a number of parts."""
     keras.utils.set_random_seed(0)
     model = small_network(32)
     optimizer = keras.optimizers.SGD(0.1, use_ema=True, ema_momentum=0.9)  # Adam would hide factors of gradients
-    checkpoint.compile_for_run(model, optimizer, precision, xla=False, parts=parts)
+    checkpoint.compile_for_run(model, optimizer, precision, xla=False, parts=parts, sequential=sequential)
     losses, weights = [], []
     for inputs, eps in some_batches(sizes):
         losses.append(model.train_on_batch(inputs, eps))
@@ -59,15 +59,16 @@ def trained_by_hand(sizes):
     return losses, weights
 
 
-def test_training_in_parts_is_training():
+@pytest.mark.parametrize("sequential", [False, True])
+def test_training_in_parts_is_training(sequential):
     """A batch of 2 is not divided into 3."""
     whole_losses, whole_weights = trained_by_hand([5, 2, 4])
-    losses, weights = trained_in(3, [5, 2, 4])
+    losses, weights = trained_in(3, [5, 2, 4], sequential=sequential)
     np.testing.assert_allclose(losses, whole_losses, rtol=1e-5)
     for part, whole in zip(weights[-1], whole_weights[-1], strict=True):
         np.testing.assert_allclose(part, whole, atol=2e-6)
 
-    (loss,), (weights,) = trained_in(2, [5], "float16")  # its scaled loss is divided out again
+    (loss,), (weights,) = trained_in(2, [5], "float16", sequential)  # its scaled loss is divided out again
     assert loss == pytest.approx(whole_losses[0], rel=1e-2)
     *_, bias = whole_weights[0]
     assert np.abs(weights[-1] - bias).max() < 0.02 * np.abs(bias).max()

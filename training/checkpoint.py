@@ -50,6 +50,7 @@ def compile_for_run(
     xla: bool,
     parts: int = 1,
     ema_warmup: bool = False,
+    sequential: bool = False,
 ) -> None:
     """Compiles a model to train in a precision, with or without XLA, as `train_step.divide_training` says.
 
@@ -64,7 +65,7 @@ def compile_for_run(
         model.optimizer.build(model.trainable_variables)
         model.optimizer.step_counter.assign(before["age"])
     set_precision(model, precision)
-    divide_training(model, parts, ema_warmup)
+    divide_training(model, parts, ema_warmup, sequential)
 
 
 def save(model: keras.Model, path: str) -> None:

@@ -85,9 +85,11 @@ def prepare(options: dict, path: str) -> tuple[TrainedModel, Images, Images | No
         optimizer.build(model.trainable_variables)
 
     xla = options.get("xla", device.has_gpu()) and not options.get("deterministic")
-    parts = options.get("parts", 1 if xla else device.parts_for(settings["batch_size"]))
+    sequential = bool(options.get("sequential"))
+    parts = options.get("parts", 2 if sequential else 1 if xla else device.parts_for(settings["batch_size"]))
     parts = min(parts, settings["batch_size"])
-    checkpoint.compile_for_run(model, optimizer, settings["precision"], xla, parts, settings["ema_warmup"])
+    how = settings["precision"], xla, parts, settings["ema_warmup"], sequential
+    checkpoint.compile_for_run(model, optimizer, *how)
     trained = model_file.describe(model)
     if copies_early(trained):
         check_early_copy(trained, files.weaker_name(path), typed_inputs(options))
@@ -262,7 +264,8 @@ def describe(trained: TrainedModel, path: str, labels: np.ndarray | None = None)
     s, d, done = metadata["settings"], metadata["data"], metadata["progress"]
     steps = math.ceil(d["count"] / s["batch_size"])
     xla = ", XLA" if model.jit_compile else ""
-    parts = f", batches in {model.parts} parts" if model.parts > 1 else ""
+    in_turn, parts = model.parts_in_turn, f", batches in {model.parts} parts" if model.parts > 1 else ""
+    parts = f", batches in {in_turn} parts one after another" if in_turn > 1 else parts
     rate = f"learning rate {s['learning_rate']:g}" + (" falling to 0" if s["lr_decay"] == "cosine" else "")
     say(f"preset    {s['preset']} (--preset {'|'.join(PRESETS)}, --help for all options)")
     say(f"device    {device.name()}, {s['precision']}{xla}{parts}")

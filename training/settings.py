@@ -195,6 +195,8 @@ OPTIONS = (
     run_option("xla", "compile the training step with XLA", "yes on a GPU, no on a CPU", action=YES_OR_NO),
     run_option("parts", "number of parts of a batch that are computed in parallel", "one for each CPU core, at most "
                f"{device.MOST_PARTS}; 1 on a GPU", type=integer(1), metavar="N"),
+    run_option("sequential", "compute the --parts of a batch one after another (gradient accumulation), for a batch "
+               "that does not fit in memory; the result is the same", "no", action="store_true"),
     run_option("deterministic", "on a GPU: make runs bit-identical, slower and without XLA; on a CPU they always are",
                action="store_true"),
 )  # fmt: skip

@@ -127,10 +127,11 @@ def cross_entropies(logits: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
     return errors[:, None, None, None]
 
 
-def divide_training(model: keras.Model, parts: int, ema_warmup: bool = False) -> None:
+def divide_training(model: keras.Model, parts: int, ema_warmup: bool = False, sequential: bool = False) -> None:
     """Replaces the training step of a compiled model by one that computes a batch in parts, for its `train_on_batch`.
 
-    Each part has its own gradient, so that none waits for the others before the weights change. One trace serves
+    Each part has its own gradient, and their sum, to rounding that of the whole batch, changes the weights. The parts
+    are computed side by side, or one after another in the memory of one (gradient accumulation). One trace serves
     batches of all sizes: otherwise the order in which sizes come would decide which graph computes them, and a resumed
     run would differ in the last bits. The loss is the mean of `choose_loss`, weighted by the `sample_weight` of each
     image, (batch, 1, 1, 1), if given.
@@ -139,12 +140,15 @@ def divide_training(model: keras.Model, parts: int, ema_warmup: bool = False) ->
         model: compiled, with an optimizer that keeps EMA weights.
         parts: how many.
         ema_warmup: whether their momentum rises as `ema_momentum` computes it, instead of being constant.
+        sequential: whether the parts are computed one after another.
     """
-    model.parts, trained = parts, describe(model)
+    model.parts, model.parts_in_turn = (1, parts) if sequential else (parts, 1)
+    trained = describe(model)
     optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)  # in float16 it is wrapped
     inputs = [tf.TensorSpec([None, *tensor.shape[1:]], tensor.dtype) for tensor in model.inputs]
     target = tf.TensorSpec([None], tf.int32) if trained.is_classifier else inputs[0]
     signature, errors = [*inputs, target, tf.TensorSpec([None, 1, 1, 1])], choose_loss(trained)
+    scalar, rows_spec = tf.TensorSpec([]), tf.TensorSpec([None], tf.int32)
     with_schedule = trained.schedule_layer and schedule_gradients(trained)
     seed = trained.metadata.get("settings", {}).get("seed", 0)
 
@@ -160,25 +164,52 @@ def divide_training(model: keras.Model, parts: int, ema_warmup: bool = False) ->
                 scaled = model.optimizer.scale_loss(loss)  # in float16
             return loss, tape.gradient(scaled, model.trainable_weights)
 
+    def divide(batch, parts):
+        """The parts of a batch, each with the places of its images in the batch, and the factor of their losses."""
+        tensors = *batch, tf.range(tf.shape(batch[-1])[0])
+        factor = 1 / tf.cast(tf.size(batch[-2]), tf.float32)
+        return [(*piece, factor) for piece in zip(*(split(tensor, parts) for tensor in tensors), strict=True)]
+
+    def apply(gradients):
+        with _fused(optimizer, ema_warmup):
+            model.optimizer.apply(gradients, model.trainable_weights)
+
     @functools.cache  # a smaller batch than that many parts stays whole
     def step_in(parts):
         @tf.function(input_signature=signature, jit_compile=model.jit_compile, autograph=False)
         def step(*batch):
-            factor = 1 / tf.cast(tf.size(batch[-2]), tf.float32)
-            rows = tf.range(tf.shape(batch[-1])[0])
-            pieces = zip(*(split(tensor, parts) for tensor in (*batch, rows)), strict=True)
-            losses, gradients = zip(*(differentiate(*piece, factor) for piece in pieces), strict=True)
-            total = [tf.add_n(terms) for terms in zip(*gradients, strict=True)]
-            with _fused(optimizer, ema_warmup):
-                model.optimizer.apply(total, model.trainable_weights)
+            losses, gradients = zip(*(differentiate(*piece) for piece in divide(batch, parts)), strict=True)
+            apply([tf.add_n(terms) for terms in zip(*gradients, strict=True)])
             return {"loss": tf.add_n(losses)}
 
         return step
+
+    sums_signature = [scalar, *(tf.TensorSpec(weight.shape, weight.dtype) for weight in model.trainable_weights)]
+
+    @tf.function(
+        input_signature=[sums_signature, *signature, rows_spec, scalar], jit_compile=model.jit_compile, autograph=False
+    )
+    def accumulate(sums, *piece):
+        loss, gradients = differentiate(*piece)
+        return [one + other for one, other in zip(sums, [loss, *gradients], strict=True)]
+
+    @tf.function(input_signature=[sums_signature[1:]], jit_compile=model.jit_compile, autograph=False)
+    def apply_sums(gradients):
+        apply(gradients)
+
+    def step_sequentially(*batch):
+        sums = [tf.zeros(spec.shape, spec.dtype) for spec in sums_signature]
+        for piece in divide([tf.convert_to_tensor(tensor) for tensor in batch], min(parts, len(batch[-2]))):
+            sums = accumulate(sums, *piece)
+        apply_sums(sums[1:])
+        return {"loss": sums[0]}
 
     def train_function(data):
         inputs, target, sample_weight = next(data)
         if sample_weight is None:
             sample_weight = tf.ones((len(target), 1, 1, 1))
+        if sequential:
+            return step_sequentially(*inputs, target, sample_weight)
         return step_in(parts if len(target) >= parts else 1)(*inputs, target, sample_weight)
 
     def make_train_function(force=False):

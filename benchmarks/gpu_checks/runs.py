@@ -119,7 +119,7 @@ def run_out_of_memory(size):
             if ended[0] == 0:
                 return {"tried": tried, "fits": batch}
             printed = scripts.expect(ended, 1)
-            advice = re.search(r"do not fit in memory; add --batch-size (\d+)", printed)
+            advice = re.search(r"do not fit in memory; add .*--batch-size (\d+)", printed)
             if not advice:
                 raise RuntimeError(f"no advice at batches of {batch}:\n{printed}")
             batch = int(advice[1])
