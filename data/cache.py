@@ -10,7 +10,8 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import PIL
@@ -67,20 +68,42 @@ def folder_fingerprint(folder: str, names: Iterable[str], formats: Sequence[str]
     return fingerprint.hexdigest()
 
 
-def load(path: str, fingerprint: str) -> tuple[np.ndarray, list[tuple[str, str]]] | None:
-    """Returns what `image_files.read_images` returned, or None if it is not cached or the folder has changed since."""
+def load_or_read(
+    path: str, fingerprint: str, read: Callable[[], tuple]
+) -> tuple[np.ndarray, list[tuple[str, str]], np.ndarray | None]:
+    """Images, skipped files and labels from a cache file, if it is valid; else what `read` returns, cached if slow.
+
+    Args:
+        path: of the cache file.
+        fingerprint: of all that the images depend on.
+        read: returns images, skipped files and, if there are any, labels.
+    """
+    if (cached := _load(path, fingerprint)) is not None:
+        return cached
+    start = time.monotonic()
+    images, skipped, *labels = read()
+    found = images, skipped, labels[0] if labels else None
+    if time.monotonic() - start > MIN_SECONDS:
+        _save(path, fingerprint, *found)
+    return found
+
+
+def _load(path, fingerprint):
+    """What was saved, or None if it is not cached or the source has changed since."""
     try:
         with np.load(path, allow_pickle=False) as cached:
             if str(cached["fingerprint"]) == fingerprint:
-                return cached["images"], [tuple(pair) for pair in json.loads(str(cached["skipped"]))]
+                skipped = [tuple(pair) for pair in json.loads(str(cached["skipped"]))]
+                return cached["images"], skipped, cached["labels"] if "labels" in cached.files else None
     except Exception:  # corrupt files raise nearly every kind
         pass
     return None
 
 
-def save(path: str, fingerprint: str, images: np.ndarray, skipped: list[tuple[str, str]]) -> None:
+def _save(path, fingerprint, images, skipped, labels):
     """Writes the cache file; does nothing if that is not possible."""
+    more = {} if labels is None else {"labels": labels}
     with contextlib.suppress(OSError):
         os.makedirs(os.path.dirname(path), exist_ok=True)
         with files.replacing(path) as draft:
-            np.savez(draft, fingerprint=fingerprint, images=images, skipped=json.dumps(skipped))
+            np.savez(draft, fingerprint=fingerprint, images=images, skipped=json.dumps(skipped), **more)

@@ -91,7 +91,9 @@ def prepare(
                 raise ValueError("empty" if size == 0 else f"{size:,} bytes")
             return io.BytesIO(opened.read(member))
 
-        images, skipped = image_files.read_images(list(label_of), open_image, pixels.as_size(image_size), channels=3)
+        members = zip(label_of, label_of, strict=True)
+        size = pixels.as_size(image_size)
+        images, skipped = image_files.read_images(members, len(label_of), open_image, size, channels=3)
     if len(images) == 0:
         raise ValueError(
             f"{name} holds no readable photographs of {animals}, named like PetImages/Cat/0.jpg or train/cat.0.jpg: "

@@ -1,5 +1,6 @@
 """Reads image files of any size and format with Pillow, as images of one size."""
 
+import collections
 import concurrent.futures
 import contextlib
 import functools
@@ -9,14 +10,16 @@ import re
 import stat
 import time
 import warnings
-from collections.abc import Callable, Sequence
-from typing import BinaryIO
+from collections.abc import Callable, Iterable, Sequence
+from typing import BinaryIO, TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError, features
 
 from data import cache, listing, pixels
 from support import console, device, grids
+
+T = TypeVar("T")
 
 MAX_PIXELS = 100_000_000  # larger images are skipped as decompression bombs: decoded, they would fill gigabytes
 LARGE = 20_000_000  # images of more pixels are decoded one at a time, to limit memory
@@ -90,8 +93,9 @@ def read_image(
 
 
 def read_images(
-    names: Sequence[str],
-    open_image: Callable[[str], str | BinaryIO],
+    files: Iterable[tuple[str, T]],
+    count: int,
+    open_image: Callable[[T], str | BinaryIO],
     size: tuple[int, int],
     channels: int,
     levels: int = 255,
@@ -102,43 +106,55 @@ def read_images(
     on standard input and in a script without a main guard.
 
     Args:
-        names: the names of the images.
-        open_image: a function from a name to what `read_image` takes.
+        files: pairs of a name and what `open_image` opens; a stream is read only some hundred images in advance.
+        count: how many there are at most.
+        open_image: a function that returns what `read_image` takes.
         size, channels, levels: see `read_image`.
 
     Returns:
-        uint8 or uint16 (N, *size, channels) in the order of the names, and a pair (name, reason) for every
+        uint8 or uint16 (N, *size, channels) in the order of the files, and a pair (name, reason) for every
         image that could not be read.
     """
 
-    def read(name, allow_large=False):
+    def read(name, file, allow_large=False):
         try:
-            return read_image(open_image(name), size, channels, levels, allow_large)
+            return read_image(open_image(file), size, channels, levels, allow_large)
         except Exception as error:
             return _describe_error(error, name)
 
     def read_chunk(chunk):
-        return [read(name) for name in chunk]
+        return [(name, file, read(name, file)) for name, file in chunk]
 
-    images = np.empty((len(names), *size, channels), pixels.Scale(levels=levels).dtype)
-    count, skipped = 0, []
-    chunks = [names[k : k + 16] for k in range(0, len(names), 16)]  # a task for each image would take longer
+    images = np.empty((count, *size, channels), pixels.Scale(levels=levels).dtype)
+    kept, skipped, files = 0, [], iter(files)
+    chunks = iter(lambda: list(itertools.islice(files, 16)), [])  # a task for each image would take longer
     pool = concurrent.futures.ThreadPoolExecutor(device.cores())
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of files that are skipped, or that it reads nevertheless
-            results = itertools.chain.from_iterable(pool.map(read_chunk, chunks))
-            for name, result in zip(names, _show_progress(results, len(names)), strict=True):
+            results = itertools.chain.from_iterable(_map_ahead(pool, read_chunk, chunks, 2 * device.cores()))
+            for name, file, result in _show_progress(results, count):
                 if result is None:
-                    result = read(name, allow_large=True)
+                    result = read(name, file, allow_large=True)
                 if isinstance(result, str):
                     skipped.append((name, result))
                 else:
-                    images[count] = result
-                    count += 1
+                    images[kept] = result
+                    kept += 1
     finally:
         pool.shutdown(cancel_futures=True)
-    return images[:count], skipped
+    return images[:kept], skipped
+
+
+def _map_ahead(pool, function, items, ahead):
+    """As `pool.map`, but takes only so many items in advance, so that a stream is not held in memory."""
+    running = collections.deque()
+    for item in items:
+        running.append(pool.submit(function, item))
+        if len(running) > ahead:
+            yield running.popleft().result()
+    while running:
+        yield running.popleft().result()
 
 
 def _show_progress(results, total):
@@ -179,10 +195,10 @@ def read_folder(
             raise ValueError("empty")
         return path
 
-    cached, start = cache.load(path, fingerprint), time.monotonic()
-    images, skipped = cached or read_images(names, open_image, size, channels, levels)
-    if not cached and time.monotonic() - start > cache.MIN_SECONDS:
-        cache.save(path, fingerprint, images, skipped)
+    def read():
+        return read_images(zip(names, names, strict=True), len(names), open_image, size, channels, levels)
+
+    images, skipped, _ = cache.load_or_read(path, fingerprint, read)
     unreadable = {name for name, _ in skipped}
     names = [name for name in names if name not in unreadable]
     skipped = [(name, _describe_error(error, name)) for name, error in unlisted] + skipped
