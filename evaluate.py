@@ -5,7 +5,8 @@
     python evaluate.py --data FOLDER --figure copies.png           samples and the images nearest to them
 
 Prints a table, and writes it as JSON beside the model. `--data` are images that the model was not trained on;
-`held-out` means the images that training held out (`diffusion_model.py --validation`).
+`held-out` means the images that training held out (`diffusion_model.py --validation`), or else the test part of the
+named set that it used, such as mnist-test.
 """
 
 import contextlib
@@ -30,8 +31,8 @@ def parse_options(arguments=None):
         "--data",
         required=True,
         metavar="SOURCE",
-        help="images that the model was not trained on: held-out (those that training held out), new-drawings, a "
-        "folder, or a .npy or .npz file (required)",
+        help="images that the model was not trained on: held-out (those that training held out, else the test part of "
+        "a named set), a folder, a .npy or .npz file, or a name such as new-drawings or mnist-test (required)",
     )
     add(
         "--train",

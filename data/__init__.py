@@ -1,48 +1,21 @@
-"""Image sources: drawings made by code, folders of photographs, and array files.
+"""Image sources: drawings made by code, published sets, folders of photographs, and array files.
 
     images, report = load_images("drawings", image_size=32)     # uint8 (2048, 32, 32, 3)
 
 `python -m data cats` prepares the cats of the slides (see `data/cats.py`).
 """
 
-import dataclasses
 import hashlib
 import os
 from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from data import arrays, drawings, image_files, listing, pixels
+from data import arrays, image_files, listing, named, pixels
+from data.cats import CATS as CATS
 from data.classes import label_files, note_misplaced, read_labels
 from data.pixels import Scale
-
-CATS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "cats64.npz")
-
-
-@dataclasses.dataclass
-class Report:
-    """Where images came from, how they were read, and which files were skipped.
-
-    Attributes:
-        source: `'drawings'`, `'new-drawings'` or an absolute path.
-        photographs: whether the images are known to be photographs, which may be mirrored for training.
-        notes: sentences on how the source was read.
-        skipped: a pair (file name, reason) for every file that gave no image.
-        labels: the class of each image, int32 (N,), 0 for the first and -1 for none; None if it was not asked for.
-        classes: the names of the classes.
-        scale: which values of the source the integers of the images stand for.
-    """
-
-    source: str
-    photographs: bool = False
-    notes: list[str] = dataclasses.field(default_factory=list)
-    skipped: list[tuple[str, str]] = dataclasses.field(default_factory=list)
-    labels: np.ndarray | None = None
-    classes: list[str] = dataclasses.field(default_factory=list)
-    scale: Scale = Scale()
-
-    def __str__(self) -> str:
-        return "\n".join([*self.notes, *([image_files.summarise_skipped(self.skipped)] if self.skipped else [])])
+from data.report import Report as Report
 
 
 def load_images(
@@ -57,13 +30,13 @@ def load_images(
     """Reads all images of a source, crops the middle of each to one shape and resizes it.
 
     Args:
-        source: `'drawings'`, `'new-drawings'` (as many, from another seed), a folder (with its sub-folders), or
-            a `.npy` or `.npz` file. A folder called `drawings` is written as `'./drawings'` or as a `Path`.
+        source: a name of `named.SOURCES` such as `'drawings'` or `'cifar10'`, a folder (with its sub-folders), or a
+            `.npy` or `.npz` file. A folder called `drawings` is written as `'./drawings'` or as a `Path`.
         image_size: height and width of the result in pixels: one integer for both, a pair, or `'48x64'`.
         channels: 3 for colour, 1 for grey, which are converted into each other; any other number, up to 64, is that of
             the array, or of the bands and pages of the files.
-        classes: whether the images must have classes, which the report then holds: the colour of the fur for drawings,
-            sub-folders for a folder, the array `labels` for a `.npz` file.
+        classes: whether the images must have classes, which the report then holds: those of a named set, sub-folders
+            for a folder, the array `labels` for a `.npz` file.
         recognise: whether a model was trained on these images. Earlier versions sorted file names as they are stored; a
             folder whose images are recognised only in that order keeps it.
         bit_depth: 8; 16 to keep more of arrays and of files that have it; None for 16 where an array needs it.
@@ -74,6 +47,7 @@ def load_images(
 
     Raises:
         FileNotFoundError: if the source does not exist.
+        OSError: if a published set cannot be downloaded.
         ValueError: if an argument is invalid, the source holds no images or no classes, or its values are not pixel
             values.
     """
@@ -86,15 +60,9 @@ def load_images(
             f"{source}: the model was trained on values {scale.black:g} … {scale.white:g} of an array, which other "
             "images do not have; name a .npy or .npz file"
         )
-    if source in ("drawings", "new-drawings"):  # the second for evaluating models that were trained on the first
-        if channels not in (1, 3):
-            raise ValueError(f"{source} have 3 channels, or 1 in grey, not {channels}; choose --channels 3 or 1")
-        seed = int(source != "drawings")
-        images = drawings.draw_cats(max(size), seed=seed)
-        images = np.stack([pixels.crop_and_resize(image, size, channels) for image in images])
-        images, report = images * own.dtype(levels // 255), Report(source, notes=_note_name_clash(source), scale=own)
-        if classes:
-            report.labels, report.classes = drawings.choose_furs(seed=seed), list(drawings.FURS)
+    if named.find(source):
+        images, report = named.read(source, size, channels, levels, classes)
+        report.scale = own
         return images, report
 
     source = os.fspath(source)
@@ -103,7 +71,7 @@ def load_images(
     path = os.path.abspath(source)
     name = image_files.escape_name(source)
     if not os.path.exists(path):
-        raise FileNotFoundError(f"there is no folder or file {name} to read images from")
+        raise FileNotFoundError(f"there is no folder or file {name} to read images from{named.suggest(source)}")
     if os.path.isdir(path):
         images, names, skipped, notes = image_files.read_folder(path, size, channels, levels)
         order = listing.earlier_order(names) if recognise else None
@@ -121,13 +89,6 @@ def load_images(
             report.labels, report.classes = read_labels(path, len(images))
         return images, report
     raise ValueError(f"{name} is neither a folder of images nor a .npy or .npz file")
-
-
-def _note_name_clash(source):
-    """A list with a note if a folder has the same name as a built-in source, else an empty list."""
-    if not os.path.isdir(source):
-        return []
-    return [f"{source} means the built-in drawings; for the folder of that name write .{os.sep}{source}"]
 
 
 def digest(images: np.ndarray) -> str:

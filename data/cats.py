@@ -1,18 +1,17 @@
 """The cats of the slides: Microsoft's cats-and-dogs archive (Asirra), converted to one compact file."""
 
-import http.client
 import io
 import os
 import re
-import socket
-import urllib.error
 import zipfile
 
 import numpy as np
 
 from data import cache, image_files, listing, pixels
-from support import device, files
+from data.downloads import downloading
+from support import console, files
 
+CATS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "cats64.npz")  # written by `python -m data cats`
 URL = "https://download.microsoft.com/download/3/E/1/3E1C3F21-ECDB-4869-8368-6DEBA77B919F/kagglecatsanddogs_5340.zip"
 ANIMALS = ("cat", "dog")  # the labels 0 and 1
 MEMBER = re.compile(r"(?:^|/)(cat|dog)s?[./].*?(\d+)\.jpe?g$", re.IGNORECASE)  # PetImages/Cat/7.jpg, train/cat.7.jpg
@@ -26,21 +25,14 @@ def download(url: str = URL) -> str:
     Raises:
         OSError: if the download fails; no incomplete file remains.
     """
-    device.start_tensorflow()
-    import keras
-
     name, folder = os.path.basename(url), cache.cache_folder()
     cached = os.path.join(folder, name)
     if os.path.exists(cached) and not _is_archive(cached):
         os.remove(cached)  # left by a killed download
-    socket.setdefaulttimeout(60)  # a compute node without internet would wait for minutes
-    try:
-        os.makedirs(folder, exist_ok=True)  # get_file downloads elsewhere if the folder does not exist
+    with downloading(url, [cached], BY_HAND):
+        import keras
+
         path = keras.utils.get_file(name, url, cache_dir=os.path.dirname(folder), cache_subdir=os.path.basename(folder))
-    except (OSError, http.client.HTTPException, urllib.error.ContentTooShortError) as error:
-        raise OSError(f"{url} could not be downloaded ({error}); {BY_HAND}") from error
-    except Exception as error:  # get_file raises plain Exceptions, whose text names the URL
-        raise OSError(f"{error}; {BY_HAND}") from error
     if not _is_archive(path):
         os.remove(path)
         raise OSError(f"{url} did not return a complete zip archive; try again, or give another --url")
@@ -54,6 +46,19 @@ def _is_archive(path):
             return True
     except Exception:  # corrupt ones raise nearly every kind
         return False
+
+
+def prepare_if_missing() -> list[tuple[str, str]]:
+    """Downloads and prepares the cats of the slides, unless that has been done. Returns skipped files, as `prepare`.
+
+    Raises:
+        OSError: if that fails; nothing incomplete remains.
+    """
+    if os.path.exists(CATS):
+        return []
+    console.say("the cats of the slides are not prepared yet: 800 MB to download, once")
+    files.check_writable(CATS)  # fail before the work, not after it
+    return prepare(download(), CATS)[1]
 
 
 def prepare(

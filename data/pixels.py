@@ -91,6 +91,26 @@ def crop_and_resize(
     return _fit_planes(_read_planes(image, levels, channels), size, channels, levels)
 
 
+def fit_images(images: np.ndarray, size: tuple[int, int], channels: int, levels: int = 255) -> np.ndarray:
+    """Many images as from `crop_and_resize`; the same array if they have that shape already.
+
+    Args:
+        images: uint8 (N, height, width, 1 or 3).
+        channels: 1 or 3.
+        levels: 255 or 65535.
+
+    Returns:
+        uint8 or uint16 (N, *size, channels), 0 … levels.
+    """
+    dtype = Scale(levels=levels).dtype
+    if levels == 255 and images.shape[1:] == (*size, channels):
+        return images
+    fitted = np.empty((len(images), *size, channels), dtype)
+    for k, image in enumerate(images):
+        fitted[k] = crop_and_resize(image, size, channels) * dtype(levels // 255)
+    return fitted
+
+
 def _fit_colours(image, size, channels):
     """Grey or colour of 8 bits, uint8 (*size, 1 or 3)."""
     image = ImageOps.fit(prepare_for_resizing(image), size[::-1], Image.Resampling.LANCZOS)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection
 import numpy as np
 
 import data
+from data.named import find_held_out
 from data.pixels import Scale
 from data.splits import split_held_out
 from diffusion.model_file import TrainedModel
@@ -25,7 +26,7 @@ class Sources:
 
     Attributes:
         model: path of its file.
-        data: held-out images; `'held-out'` for what training held out.
+        data: held-out images; `'held-out'` for what training held out, else the test part of a named set.
         train: training images; None for the source that the metadata names.
         samples: samples of the model; None if they are to be generated.
     """
@@ -169,6 +170,8 @@ def load_held_out(
     if sources.data != "held-out":
         return load(sources.data), None
     fraction, source, expected = held_out_by_training(metadata)
+    if fraction is None and source is None and (source := find_held_out(metadata["data"]["source"])):
+        say(f"held-out images: {source}")
     if fraction is None and source is None:
         raise ValueError(
             f"{sources.model} was trained without --validation, so no images were held out; name others with --data "

@@ -97,6 +97,11 @@ class SafeStream:
                     os.close(nowhere)
 
 
+def can_redraw() -> bool:
+    """Whether a line on stdout can be written over, as progress bars do: on a terminal, and in a notebook."""
+    return SafeStream(sys.stdout).isatty() or "ipykernel" in sys.modules
+
+
 def _stand_ins(error):
     """An error handler of encoders: replaces characters that an encoding lacks by ASCII."""
     missing = error.object[error.start : error.end]
@@ -192,7 +197,7 @@ class Countdown:
     def show(self, t: int) -> None:
         """Shows that x_t has been computed."""
         now, width, k = time.monotonic(), 30, self.place[t]
-        if SafeStream(sys.stdout).isatty() or "ipykernel" in sys.modules:
+        if can_redraw():
             if k < self.last and now - self.shown < 0.1:
                 return
             self.shown = now

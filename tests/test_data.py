@@ -128,7 +128,7 @@ def test_a_folder_named_like_the_drawings_is_told_apart(tmp_path, monkeypatch, n
     images, report = load_images(name, 8)
     np.testing.assert_array_equal(images, drawings.draw_cats(8, count=2, seed=int(name == "new-drawings")))
     assert report.source == name
-    assert report.notes == [f"{name} means the built-in drawings; for the folder of that name write .{os.sep}{name}"]
+    assert report.notes == [f"{name} means the set of that name; for the folder of that name write .{os.sep}{name}"]
     for folder in f"./{name}", f"{name}/", tmp_path / name, pathlib.Path(name):
         images, report = load_images(folder, 8)
         assert len(images) == 1 and report.source == str(tmp_path / name) and report.notes == []

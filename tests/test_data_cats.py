@@ -17,7 +17,7 @@ from PIL import Image
 
 import data
 from data import __main__ as command
-from data import load_images
+from data import cats, load_images
 
 
 def shade(animal, k):
@@ -126,6 +126,22 @@ def test_kaggle_s_archive_is_prepared_in_the_default_size(tmp_path, run):
     done = run("cats", "--archive", tmp_path / "train.zip", "--animals", "both", "--out", out)
     assert done.returncode == 0 and done.stderr == "" and "skipped" not in done.stdout
     assert_prepared(out, [(animal, k) for animal in ("cat", "dog") for k in (0, 1, 2, 10)], size=64)
+
+
+def test_the_source_cats_is_prepared_if_it_is_missing(tmp_path, monkeypatch, capsys):
+    write(tmp_path, {"pets.zip": MICROSOFT})
+    monkeypatch.setattr(cats, "CATS", str(tmp_path / "cats64.npz"))
+    downloads = []
+    monkeypatch.setattr(cats, "download", lambda: downloads.append(1) or tmp_path / "pets.zip")
+    images, report = load_images("cats", 16, classes=True)
+    assert_prepared(tmp_path / "cats64.npz", CATS, 64)
+    assert capsys.readouterr().out == "the cats of the slides are not prepared yet: 800 MB to download, once\n"
+    assert images.shape == (len(CATS), 16, 16, 3) and report.source == "cats" and report.photographs
+    assert len(report.skipped) == 2 and "licence CDLA-Permissive-2.0" in report.origin
+    again, report = load_images("cats", 16, channels=1, classes=True)
+    assert again.shape == (len(CATS), 16, 16, 1) and report.labels.tolist() == [0] * len(CATS)
+    assert report.classes == ["cat", "dog"] and report.skipped == [] and len(downloads) == 1
+    assert capsys.readouterr().out == ""
 
 
 @posix

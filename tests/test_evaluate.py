@@ -284,6 +284,15 @@ def test_images_are_split_as_they_were_in_training(sources, capsys, noted, read_
     assert len(said) == 1 and f"{len(sources[held_out])} images" in said[0]
 
 
+def test_held_out_is_a_test_part_if_none_were_held_out(sources, monkeypatch, capsys):
+    book, read = metadata(sources["training"], "mnist", None), []
+    images = {"mnist": sources["training"], "mnist-test": sources["other"]}
+    monkeypatch.setattr(data, "load_images", lambda source, *_, **__: (images[read.append(source) or source], None))
+    loaded, training, *_ = load(book, "held-out")
+    assert same(loaded, sources["other"]) and same(training, sources["training"]) and read == ["mnist-test", "mnist"]
+    assert "held-out images: mnist-test\n" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     "read_from, source, text, words",
     [

@@ -31,10 +31,12 @@ class Images:
 def choose_data(options: dict, settings: dict, metadata: dict, path: str) -> tuple[Images, Images | None]:
     """Reads training and held-out images (or None), records them in the metadata, settles what depends on them."""
     before = metadata.get("data")
-    default = data.CATS if settings["preset"] in FOR_GPU and os.path.exists(data.CATS) else "drawings"
+    default = "cats" if settings["preset"] in FOR_GPU and os.path.exists(data.CATS) else "drawings"
     fraction = (before and metadata.get("validation") or {}).get("fraction")
     scale = stored_scale(before)
     images, report = read_images("data", options, before, default, settings, path, scale, fraction)
+    if report.origin and not before:
+        say(report.origin)
     if before and sorted(metadata["classes"]) != sorted(report.classes):
         raise ValueError(
             f"{path} was trained with the classes {', '.join(metadata['classes'])}, and {report.source} has "

@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+from data import named
 from diffusion.samplers import SAMPLERS, VARIANCES
 from diffusion.schedules import SCHEDULES
 from diffusion.targets import T_SAMPLINGS, TARGETS, WEIGHTINGS
@@ -97,8 +98,8 @@ OPTIONS = (
             "hours on a GPU with 16 GB or more; slides: the lecture's values, days on a GPU with 28 GB or more",
             default="slides if such a GPU and data/cats64.npz are there, else first", choices=tuple(PRESETS),
             fixed=True),
-    run_option("data", "images to train on: drawings (built-in cartoon cats), a folder, or a .npy or .npz file",
-               "drawings; for presets slides and gpu-16gb data/cats64.npz if it exists", metavar="SOURCE"),
+    run_option("data", f"images to train on: a folder, a .npy or .npz file, or a name: {named.describe()}",
+               "drawings; for presets slides and gpu-16gb cats if they are prepared", metavar="SOURCE"),
     run_option("new_data", "resume with other images than the run started with, instead of reporting an error",
                action="store_true"),
     setting("image_size", "height and width to which images are resized, in pixels: one number for both, or "
