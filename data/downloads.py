@@ -37,7 +37,8 @@ def downloading(what: str, paths: Sequence[str], way_out: str) -> Iterator[None]
             os.makedirs(os.path.dirname(path), exist_ok=True)  # else Keras downloads to elsewhere
         yield
     except Exception as error:  # `get_file` raises plain Exceptions, whose text names the URL
-        text = " ".join(str(error).split()).removeprefix(f"URL fetch failure on {what}: ") or type(error).__name__
+        text = " ".join(str(error).split()).removeprefix("URL fetch failure on ").removeprefix(f"{what}: ")
+        text = text.replace("None -- ", "") or type(error).__name__
         raise OSError(f"{what} could not be {'downloaded' if missing else 'read'} ({text}); {way_out}") from error
     finally:
         if talkative:
