@@ -12,6 +12,7 @@ import urllib.error
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from data_helpers import RED, encode, noise, plain, write
 
 from data import cache, hubs, keras_sets, load_images, named, pixels
@@ -75,6 +76,19 @@ def test_help_names_every_set_but_test_parts():
     assert "new-drawings" not in text and "-test" not in text
 
 
+def test_the_page_has_every_set_with_its_facts():
+    with open(os.path.join(ROOT, "docs", "data.md"), encoding="utf-8") as file:
+        page = file.read()
+    for name, known in named.SOURCES.items():
+        assert f"`{name}`" in page
+        row = next((line for line in page.splitlines() if line.startswith(f"| `{name}` |") and line.count("|") > 5), "")
+        keras_set = keras_sets.SETS.get(name)
+        facts = [known.licence, known.address] if "-test" not in name else []
+        facts += [f"{count:,}" for count in keras_set.counts] if keras_set else []
+        facts += ["| yes |" if known.photographs else "| no |"] if row else []
+        assert all(fact in row for fact in facts), name
+
+
 def three(source, size, channels, levels, _):
     images = pixels.fit_images(noise(3, 10, 12, 3), size, channels, levels)
     return images, named.Report(source, labels=np.int32([0, 1, 0]), classes=["cup", "pot"])
@@ -116,7 +130,7 @@ def test_training_says_the_licence_once(cups, capsys):
     from training import images
 
     settings = {"preset": "first", "image_size": 8, "channels": 3, "classes": True, "seed": 0, "batch_size": 2}
-    settings |= {"flip": None, "n_epochs": 1, "sample_every": 1, "validation": None}
+    settings |= {"bit_depth": None, "flip": None, "n_epochs": 1, "sample_every": 1, "validation": None}
     metadata = {"progress": {}}
     images.choose_data({"data": "cups"}, settings, metadata, "model.keras")
     assert capsys.readouterr().out.count("licence CC0") == 1
@@ -190,7 +204,7 @@ def keras_home(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_sets_of_keras_are_read_with_their_classes(keras_home, capsys, name):
+def test_sets_keras_set_are_read_with_their_classes(keras_home, capsys, name):
     WRITERS[name](keras_home)
     grey = "mnist" in name
     images, labels = (GREY[..., None], LABELS[10]) if grey else (COLOUR, LABELS[10 if name == "cifar10" else 100])
@@ -210,7 +224,7 @@ def test_sets_of_keras_are_read_with_their_classes(keras_home, capsys, name):
     assert capsys.readouterr().out == ""  # nothing is downloaded
 
 
-def test_classes_of_keras_sets_are_the_published_ones():
+def test_classes_keras_set_sets_are_the_published_ones():
     """Their first, last and some between; CIFAR-100's names are in alphabetical order."""
     assert keras_sets.SETS["mnist"].classes == tuple(map(str, range(10)))
     assert keras_sets.SETS["fashion-mnist"].classes[8:] == ("Bag", "Ankle boot")
@@ -219,14 +233,14 @@ def test_classes_of_keras_sets_are_the_published_ones():
     assert list(names) == sorted(names) and (names[0], names[53], names[99]) == ("apple", "orange", "worm")
 
 
-def test_counts_and_files_of_keras_sets_are_the_published_ones():
+def test_counts_and_files_keras_set_sets_are_the_published_ones():
     assert {name: known.counts for name, known in keras_sets.SETS.items()} == {
         **dict.fromkeys(["mnist", "fashion-mnist"], (60_000, 10_000)),
         **dict.fromkeys(["cifar10", "cifar100"], (50_000, 10_000)),
     }
 
 
-def test_sets_of_keras_are_resized_and_cached(keras_home, monkeypatch):
+def test_sets_keras_set_are_resized_and_cached(keras_home, monkeypatch):
     monkeypatch.setattr(cache, "MIN_SECONDS", -1)
     write_mnist(keras_home)
     images, _ = load_images("mnist", "20x16")
@@ -251,13 +265,13 @@ def test_sets_of_keras_are_resized_and_cached(keras_home, monkeypatch):
         (GREY, LABELS[10] + np.uint8(1), "has labels 1 … 10 of 10 classes"),
     ],
 )
-def test_a_set_of_keras_is_checked(keras_home, images, labels, said):
+def test_a_set_keras_set_is_checked(keras_home, images, labels, said):
     write_mnist(keras_home, images, labels)
     with pytest.raises(OSError, match=f"^mnist .*{said}; delete .*mnist.npz to download"):
         load_images("mnist", 28, 1)
 
 
-def test_a_broken_set_of_keras_is_one_sentence(keras_home):
+def test_a_broken_set_keras_set_is_one_sentence(keras_home):
     write_fashion(keras_home)
     path = keras_home / "fashion-mnist" / "t10k-images-idx3-ubyte.gz"
     os.truncate(path, path.stat().st_size // 2)
