@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import importlib
 import io
+import logging
 import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
@@ -62,7 +63,7 @@ class Opened:
         files: that the rows are in.
         rows: a function from a column with images, and one with classes or None, to pairs: an encoded image, or the
             path of one, and the number of its class, -1 for none.
-        licence, address: of the set.
+        licence, address: of the set; no address for a folder.
     """
 
     columns: list[str]
@@ -139,7 +140,8 @@ def read(source: str, size: tuple[int, int], channels: int, levels: int, classes
     if len(images) + len(skipped) != opened.count:
         raise OSError(f"{source} has {len(images) + len(skipped):,} rows, not {opened.count:,}; delete and try again")
     report = Report(str(query), skipped=skipped, labels=numbers, classes=opened.classes.get(label, []))
-    report.origin = f"{query}: licence {opened.licence or 'on its page'}, {opened.address}"
+    if opened.address:
+        report.origin = f"{query}: licence {opened.licence or 'on its page'}, {opened.address}"
     return images, report
 
 
@@ -177,6 +179,18 @@ def _first_line(error):
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
+@contextlib.contextmanager
+def _absl_warnings_hidden():
+    """TensorFlow Datasets warns of functions of its own that it uses."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
 def _open_tfds(query):
     """A set of TensorFlow Datasets, downloaded and prepared if it is missing."""
     with _in_a_sentence(query):
@@ -186,13 +200,15 @@ def _open_tfds(query):
             tfds.disable_progress_bar()
         builder = tfds.builder(f"{query.name}/{query.config}" if query.config else query.name)
         builder.download_and_prepare()
-        info, part = builder.info, builder.info.splits[query.split]
+        info, split = builder.info, builder.info.splits[query.split]
 
     def rows(image, label):
         decoders = tfds.decode.PartialDecoding(
             {name: True for name in (image, label) if name}, decoders={image: tfds.decode.SkipDecoding()}
         )
-        for row in builder.as_dataset(split=query.split, decoders=decoders).as_numpy_iterator():
+        with _absl_warnings_hidden():
+            part = builder.as_dataset(split=query.split, decoders=decoders)
+        for row in part.as_numpy_iterator():
             yield row[image], int(row[label]) if label else -1
 
     return Opened(
@@ -203,8 +219,8 @@ def _open_tfds(query):
             for name, kind in info.features.items()
             if isinstance(kind, tfds.features.ClassLabel)
         },
-        count=part.num_examples,
-        files=[os.fspath(path) for path in part.filepaths],
+        count=split.num_examples,
+        files=[os.fspath(path) for path in split.filepaths],
         rows=rows,
         licence=info.redistribution_info.license,
         address=info.homepage or f"https://www.tensorflow.org/datasets/catalog/{query.name}",
@@ -236,7 +252,7 @@ def _open_hf(query):
         files=files,
         rows=rows,
         licence=table.info.license,
-        address=query.name if os.path.isabs(query.name) else f"https://huggingface.co/datasets/{query.name}",
+        address="" if os.path.isabs(query.name) else f"https://huggingface.co/datasets/{query.name}",
     )
 
 

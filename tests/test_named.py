@@ -13,7 +13,7 @@ import urllib.error
 import numpy as np
 import pytest
 from conftest import ROOT
-from data_helpers import RED, encode, noise, plain, write
+from data_helpers import BLUE, GREEN, RED, encode, noise, plain, write
 
 from data import cache, hubs, keras_sets, load_images, named, pixels
 from support import console
@@ -469,7 +469,7 @@ def hugging_face(tmp_path, monkeypatch):
     return f"hf:{tmp_path / 'set'}"
 
 
-def test_sets_of_the_hugging_face_hub_are_read(hugging_face, monkeypatch, capsys):
+def test_sets_of_the_hugging_face_hub_are_read(hugging_face, tmp_path, capsys):
     images, report = load_images(hugging_face, 8, classes=True)
     assert images[:, 0, 0].tolist() == list(map(list, COLOURS))
     assert report.labels.tolist() == [0, 1] * 3 and report.classes == ["cup", "pot"] and report.source == hugging_face
@@ -477,6 +477,9 @@ def test_sets_of_the_hugging_face_hub_are_read(hugging_face, monkeypatch, capsys
     assert len(load_images(f"{hugging_face},split=train[:50%]", 8)[0]) == 3
     words = load_images(f"{hugging_face},label=word", 8, classes=True)[1]
     assert words.labels.tolist() == [0, 1, 1, 0, 1, 1] and words.classes == ["cup", "pot"]
+    write(tmp_path, {"files/train/cup/a.png": RED, "files/train/pot/b.png": BLUE, "files/train/pot/c.png": GREEN})
+    images, report = load_images(f"hf:{tmp_path / 'files'}", 8, classes=True)  # paths instead of encoded images
+    assert images[:, 0, 0].tolist() == [list(RED), list(BLUE), list(GREEN)] and report.labels.tolist() == [0, 1, 1]
     assert capsys.readouterr().err == ""
 
 
@@ -530,6 +533,7 @@ def test_sets_of_tensorflow_datasets_are_read(tensorflow_datasets, capsys):
     assert report.labels[order].tolist() == [0, 1] * 3 and report.classes == ["cup", "pot"]
     assert report.origin == "tfds:crockery: licence on its page, https://example.org"
     np.testing.assert_array_equal(load_images("tfds:crockery", 8)[0], images)
+    assert capsys.readouterr().err == ""
     assert len(load_images("tfds:crockery,split=test", 8)[0]) == 4
     assert len(load_images("tfds:crockery,split=train[:50%]", 8)[0]) == 3
     for source, said in (
