@@ -204,7 +204,7 @@ def keras_home(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_sets_keras_set_are_read_with_their_classes(keras_home, capsys, name):
+def test_sets_of_keras_are_read_with_their_classes(keras_home, capsys, name):
     WRITERS[name](keras_home)
     grey = "mnist" in name
     images, labels = (GREY[..., None], LABELS[10]) if grey else (COLOUR, LABELS[10 if name == "cifar10" else 100])
@@ -224,7 +224,7 @@ def test_sets_keras_set_are_read_with_their_classes(keras_home, capsys, name):
     assert capsys.readouterr().out == ""  # nothing is downloaded
 
 
-def test_classes_keras_set_sets_are_the_published_ones():
+def test_classes_of_keras_sets_are_the_published_ones():
     """Their first, last and some between; CIFAR-100's names are in alphabetical order."""
     assert keras_sets.SETS["mnist"].classes == tuple(map(str, range(10)))
     assert keras_sets.SETS["fashion-mnist"].classes[8:] == ("Bag", "Ankle boot")
@@ -233,14 +233,14 @@ def test_classes_keras_set_sets_are_the_published_ones():
     assert list(names) == sorted(names) and (names[0], names[53], names[99]) == ("apple", "orange", "worm")
 
 
-def test_counts_and_files_keras_set_sets_are_the_published_ones():
+def test_counts_of_keras_sets_are_the_published_ones():
     assert {name: known.counts for name, known in keras_sets.SETS.items()} == {
         **dict.fromkeys(["mnist", "fashion-mnist"], (60_000, 10_000)),
         **dict.fromkeys(["cifar10", "cifar100"], (50_000, 10_000)),
     }
 
 
-def test_sets_keras_set_are_resized_and_cached(keras_home, monkeypatch):
+def test_sets_of_keras_are_resized_and_cached(keras_home, monkeypatch):
     monkeypatch.setattr(cache, "MIN_SECONDS", -1)
     write_mnist(keras_home)
     images, _ = load_images("mnist", "20x16")
@@ -265,13 +265,13 @@ def test_sets_keras_set_are_resized_and_cached(keras_home, monkeypatch):
         (GREY, LABELS[10] + np.uint8(1), "has labels 1 … 10 of 10 classes"),
     ],
 )
-def test_a_set_keras_set_is_checked(keras_home, images, labels, said):
+def test_a_set_of_keras_is_checked(keras_home, images, labels, said):
     write_mnist(keras_home, images, labels)
     with pytest.raises(OSError, match=f"^mnist .*{said}; delete .*mnist.npz to download"):
         load_images("mnist", 28, 1)
 
 
-def test_a_broken_set_keras_set_is_one_sentence(keras_home):
+def test_a_broken_set_of_keras_is_one_sentence(keras_home):
     write_fashion(keras_home)
     path = keras_home / "fashion-mnist" / "t10k-images-idx3-ubyte.gz"
     os.truncate(path, path.stat().st_size // 2)
