@@ -127,6 +127,10 @@ def read(source: str, size: tuple[int, int], channels: int, levels: int, classes
 
     def read_rows():
         images, skipped = image_files.read_images(files(), opened.count, open_image, size, channels, levels)
+        if len(labels) != opened.count:
+            raise OSError(
+                f"{query} has {len(labels):,} rows, not {opened.count:,}; delete the package's copy of the set"
+            )
         missing = {name for name, _ in skipped}
         kept = [number for k, number in enumerate(labels) if f"image {k}" not in missing]
         return images, skipped, *([np.array(kept, np.int32)] if label else [])
@@ -137,8 +141,6 @@ def read(source: str, size: tuple[int, int], channels: int, levels: int, classes
     images, skipped, numbers = cache.load_or_read(path, fingerprint, read_rows)
     if len(images) == 0:
         raise ValueError(f"{source}: no image could be read; {image_files.summarise_skipped(skipped)}")
-    if len(images) + len(skipped) != opened.count:
-        raise OSError(f"{source} has {len(images) + len(skipped):,} rows, not {opened.count:,}; delete and try again")
     report = Report(str(query), skipped=skipped, labels=numbers, classes=opened.classes.get(label, []))
     if opened.address:
         report.origin = f"{query}: licence {opened.licence or 'on its page'}, {opened.address}"
