@@ -24,7 +24,8 @@ def main():
 
     device.start_tensorflow(parts=device.MOST_PARTS)
     from training.preparation import build_network
-    from training.settings import FOR_GPU, PRESETS, choose_settings
+    from training.run_settings import choose_settings
+    from training.settings import FOR_GPU, PRESETS
 
     computed = (f"on {card} (computed)" for card in CARDS)
     rows = [

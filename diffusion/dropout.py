@@ -6,6 +6,8 @@ So they are the same however a batch is divided among cores or devices, and when
 import contextlib
 import contextvars
 import math
+from collections.abc import Iterator
+from typing import Any
 
 import keras
 from keras import ops
@@ -14,7 +16,7 @@ KEYS = contextvars.ContextVar("keys of dropout masks", default=None)
 
 
 @contextlib.contextmanager
-def keyed_dropout(seed, step, rows):
+def keyed_dropout(seed: Any, step: Any, rows: Any) -> Iterator[None]:
     """Within it, masks depend on the seed, the step, the place of an image in the batch and the layer alone.
 
     Args:
@@ -29,7 +31,7 @@ def keyed_dropout(seed, step, rows):
         KEYS.reset(token)
 
 
-def drop_features(x, rate):
+def drop_features(x: Any, rate: float) -> Any:
     """x, (batch, …) float, with a fraction of its values set to 0 and the others divided by 1 - rate."""
     keys = KEYS.get()
     if keys is None:  # a model that is trained by other code than ours

@@ -119,8 +119,16 @@ def test_first_gpu_decides_and_its_memory_is_not_taken(monkeypatch, gigabytes, l
     "where, error, words",
     [
         ("prepare", tf.errors.ResourceExhaustedError(None, None, "OOM"), "network does not fit"),
-        ("train", tf.errors.ResourceExhaustedError(None, None, "OOM"), "add --batch-size 8"),
-        ("train", tf.errors.NotFoundError(None, None, "No algorithm worked! Error messages:"), "add --batch-size 8"),
+        (
+            "train",
+            tf.errors.ResourceExhaustedError(None, None, "OOM"),
+            "add --parts 2 --sequential, which needs less, or --batch-size 8, or end",
+        ),
+        (
+            "train",
+            tf.errors.NotFoundError(None, None, "No algorithm worked! Error messages:"),
+            "add --parts 2 --sequential, which needs less, or --batch-size 8, or end",
+        ),
         ("train", tf.errors.NotFoundError(None, None, "another"), None),
     ],
 )
@@ -146,7 +154,7 @@ def test_loss_of_the_first_run_is_compared_with_a_measured_loss():
         *(("widths", "1,2"), ("blocks", 2), ("attention", 2), ("patch", 1), ("batch_size", 32), ("n_epochs", 40)),
         *(("optimizer", "adam"), ("learning_rate", 1e-3), ("lr_decay", "none"), ("warmup", 0), ("T", 500)),
         *(("schedule", "linear"), ("zero_snr", True), ("target", "eps"), ("weighting", "none")),
-        ("t_sampling", "logsnr"),
+        *(("t_sampling", "logsnr"), ("dropout", 0.1)),
     ):
         assert advice.on_loss(first | {name: value}, "drawings", 2, 0.034) is None, name
     assert settings.STEPS["first"] // 128 == 32  # of 2,048 drawings

@@ -28,7 +28,7 @@ def test_benchmarks_are_short_and_formatted():
 def test_recipes_are_options_and_train_as_long_as_their_minutes(tmp_path):
     import recipes
 
-    from training import settings
+    from training import run_settings, settings
 
     options = argparse.Namespace(
         data="drawings",
@@ -43,7 +43,7 @@ def test_recipes_are_options_and_train_as_long_as_their_minutes(tmp_path):
     search = recipes.Search(options)
     for name in *recipes.SCREENED, "naive", "naive-v-zerosnr", "unet-48-muon":
         typed = settings.parse_options("", search.training_options(name, 3))
-        chosen = settings.choose_settings(typed, {}, "", None)
+        chosen = run_settings.choose_settings(typed, {}, "", None)
         assert (
             chosen["precision"] == "bfloat16"
             and chosen["seed"] == 3

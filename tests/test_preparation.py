@@ -15,7 +15,7 @@ from test_resume import in_a_process
 import diffusion_model
 from data import drawings
 from support import files
-from training import preparation, settings
+from training import preparation, run_settings, settings
 from training.images import choose_data
 
 
@@ -32,8 +32,8 @@ def choose(book=None, path="model.keras", **options):
     """What a run makes of its options: the logbook that it would save, training images, held-out images."""
     book = copy.deepcopy(book or {})
     if book:
-        settings.complete(book, learns_variance=False)
-    book["settings"] = settings.choose_settings(options, book, path, lambda: "first")
+        run_settings.complete(book, learns_variance=False)
+    book["settings"] = run_settings.choose_settings(options, book, path, lambda: "first")
     before = {name: book[name] for name in ("data", "validation", "progress", "classes") if name in book}
     images, held_out = choose_data(options, book["settings"], before, path)
     held_out = held_out and held_out.images
@@ -95,7 +95,7 @@ def test_a_fraction_leaves_images_on_both_sides(folder, fraction):
 @pytest.mark.parametrize("text, fraction", [("0.25", 0.25), ("images.npy", None), (None, None)])
 def test_validation_of_a_file_that_knows_only_what_was_typed(text, fraction):
     book = {"settings": {"validation": text}, "progress": {"images": 17, "batch_size": 12}}
-    settings.complete(book, learns_variance=False)
+    run_settings.complete(book, learns_variance=False)
     expected = text and {"source": None if fraction else text, "fraction": fraction}
     assert book["validation"] == expected
     assert book["progress"] == {"images": 17, "epoch_steps": 2, "epoch": 0, "step": 0, "loss": 0.0, "seconds": 0.0}
@@ -122,17 +122,17 @@ def test_settings_marked_as_fixed_are_refused_and_others_are_not():
     for flag, name in flags.items():
         if marks[flag] != "fixed":
             value = 400 if name == "n_epochs" else "another"
-            chosen = settings.choose_settings({name: value}, book, "model.keras", pytest.fail)
+            chosen = run_settings.choose_settings({name: value}, book, "model.keras", pytest.fail)
             assert chosen == {**book["settings"], name: value}
             continue
         with pytest.raises(ValueError, match=f"model.keras was trained with {flag} .*, not another; omit {flag} to"):
-            settings.choose_settings({name: "another"}, book, "model.keras", pytest.fail)
+            run_settings.choose_settings({name: "another"}, book, "model.keras", pytest.fail)
 
 
 @pytest.mark.parametrize("steps, sampler", [(None, "ddpm"), (20, "ddpm"), (19, "ddim")])
 def test_files_that_name_no_sampler_had_ddim_for_few_steps(steps, sampler):
     book = {"settings": {"T": 20, "sample_steps": steps}, "progress": {}}
-    settings.complete(book, learns_variance=False)
+    run_settings.complete(book, learns_variance=False)
     assert book["settings"]["sampler"] == sampler
 
 
@@ -145,7 +145,7 @@ def test_a_target_that_is_the_presets_changes_no_weighting(folder, capsys):
         ({"beta2": 0.1}, "min-snr", "schedule  linear, as --beta1 and --beta2 belong to it\n"),
         ({"beta2": 0.1, "schedule": "linear"}, "min-snr", ""),
     ):
-        chosen = settings.choose_settings({"preset": "first", **typed}, {}, "m.keras", None)
+        chosen = run_settings.choose_settings({"preset": "first", **typed}, {}, "m.keras", None)
         assert chosen["weighting"] == weighting and capsys.readouterr().out == said
         assert chosen["schedule"] == ("linear" if "beta2" in typed else "cosine")
 
@@ -162,7 +162,7 @@ def test_a_target_that_is_the_presets_changes_no_weighting(folder, capsys):
     ],
 )
 def test_options_without_effect_are_refused(typed, message):
-    chosen = settings.choose_settings({"preset": "first", **typed}, {}, "m.keras", None)
+    chosen = run_settings.choose_settings({"preset": "first", **typed}, {}, "m.keras", None)
     with pytest.raises(ValueError, match=f"{message}.*; change that, or omit --"):
         preparation.check_effects(chosen, typed)
 
@@ -179,14 +179,14 @@ def test_options_without_effect_are_refused(typed, message):
     ],
 )
 def test_options_with_an_effect_are_taken(capsys, typed):
-    chosen = settings.choose_settings({"preset": "first", **typed}, {}, "m.keras", None)
+    chosen = run_settings.choose_settings({"preset": "first", **typed}, {}, "m.keras", None)
     preparation.check_effects(chosen, typed)
     assert "no effect" not in capsys.readouterr().out
 
 
 def test_variance_without_effect_on_ddim_is_reported(capsys):
     typed = {"variance": "posterior", "sampler": "ddim"}
-    preparation.check_effects(settings.choose_settings({"preset": "first", **typed}, {}, "m.keras", None), typed)
+    preparation.check_effects(run_settings.choose_settings({"preset": "first", **typed}, {}, "m.keras", None), typed)
     assert "--variance posterior has no effect with --sampler ddim, only with ddpm" in capsys.readouterr().out
 
 

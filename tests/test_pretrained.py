@@ -13,7 +13,7 @@ import figures
 import reverse_diffusion as rd
 from diffusion import model_file
 from diffusion.options import Sampling
-from training import preparation, publish, settings
+from training import preparation, publish, run_settings
 
 NOISE = {"n_sample": 2, "seed": 3, "verbose": 0}
 
@@ -64,7 +64,7 @@ def test_the_recommendation_can_change_when_a_run_resumes(model, train_tiny):
 @pytest.mark.parametrize("steps, sampler", [(None, "ddpm"), (20, "ddpm"), (7, "ddim")])
 def test_old_settings_without_a_sampler_keep_their_meaning(steps, sampler):
     book = {"settings": {"T": 20, "sample_steps": steps}, "progress": {}}
-    settings.complete(book, learns_variance=False)
+    run_settings.complete(book, learns_variance=False)
     assert book["settings"]["sampler"] == sampler
     slides = {"network": "naive", "target": "eps", "schedule": "linear", "patch": 1, "ema_warmup": False}
     assert {name: book["settings"][name] for name in slides} == slides

@@ -23,7 +23,7 @@ from diffusion.layers import Logbook
 from diffusion.networks import NETWORKS
 from diffusion.schedules import make_schedule
 from support import device
-from training import checkpoint, preparation, settings, tensorboard, training_run, validation
+from training import checkpoint, preparation, run_settings, settings, tensorboard, training_run, validation
 from training.train_step import is_wide_kernel
 
 EPOCH_LINE = re.compile(r"^Epoch :(\d+) loss :(\d+\.\d+(?:e-?\d+)?)$", re.MULTILINE)
@@ -324,7 +324,7 @@ def test_more_epochs_plan_a_new_decay_of_the_learning_rate(tiny_folder, capsys):
 def test_learning_rate_decay_is_printed_only_if_planned_anew(capsys, typed, said):
     before = {**settings.PRESETS["slides"], "preset": "slides", "n_epochs": 2, "lr_decay": "cosine"}
     book = {"settings": before, "progress": {"epoch": 0}}
-    settings.choose_settings(typed, book, "model.keras", pytest.fail)
+    run_settings.choose_settings(typed, book, "model.keras", pytest.fail)
     assert ("falls to 0" in capsys.readouterr().out) == said
 
 

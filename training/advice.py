@@ -45,7 +45,7 @@ MEASURED = {  # mean loss of a step by the epoch, of `diffusion_model.py --data 
 }
 EPOCH = 128  # steps, of the 2,048 drawings
 LOSS_SETTINGS = (
-    *("image_size", "channels", "network", "n_feat", "widths", "blocks", "attention", "patch", "classes"),
+    *("image_size", "channels", "network", "n_feat", "widths", "blocks", "attention", "patch", "classes", "dropout"),
     *("batch_size", "optimizer", "learning_rate", "lr_decay", "warmup"),
     *("T", "schedule", "zero_snr", "target", "weighting", "t_sampling", "learn_variance"),
 )

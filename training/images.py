@@ -12,7 +12,8 @@ from data.pixels import Scale
 from data.splits import split_held_out
 from support.console import say
 from training import advice
-from training.settings import FOR_GPU, STEPS, as_fraction
+from training.run_settings import as_fraction
+from training.settings import FOR_GPU, STEPS
 
 
 @dataclasses.dataclass

@@ -21,8 +21,9 @@ from support import device, files, grids
 from support.console import say
 from training import advice, checkpoint
 from training.images import Images, choose_data
+from training.run_settings import DIFFUSION, NOTHING_DONE, choose_settings, complete
 from training.saving import copied_epoch, copy_name
-from training.settings import DIFFUSION, NETWORK_OPTIONS, NOTHING_DONE, PRESETS, choose_settings, complete
+from training.settings import NETWORK_OPTIONS, PRESETS
 from training.training_run import TrainingRun, copies_early, is_early_copy
 from training.transfer import start_from
 

@@ -17,8 +17,9 @@ from support.signals import Interruption
 from training import advice, checkpoint
 from training.history import History
 from training.learned_schedule import follow_schedule, with_live_schedule
+from training.run_settings import complete
 from training.saving import Checkpoints
-from training.settings import SETTINGS, complete
+from training.settings import SETTINGS
 from training.tensorboard import Board
 from training.validation import Validation, overfitting_warning
 
