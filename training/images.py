@@ -13,7 +13,7 @@ from data.splits import split_held_out
 from support.console import say
 from training import advice
 from training.run_settings import as_fraction
-from training.settings import FOR_GPU, STEPS
+from training.settings import DATA, FOR_GPU, STEPS
 
 
 @dataclasses.dataclass
@@ -32,7 +32,9 @@ class Images:
 def choose_data(options: dict, settings: dict, metadata: dict, path: str) -> tuple[Images, Images | None]:
     """Reads training and held-out images (or None), records them in the metadata, settles what depends on them."""
     before = metadata.get("data")
-    default = "cats" if settings["preset"] in FOR_GPU and os.path.exists(data.CATS) else "drawings"
+    default = DATA.get(settings["preset"], "drawings")
+    if settings["preset"] in FOR_GPU and os.path.exists(data.CATS):
+        default = "cats"
     fraction = (before and metadata.get("validation") or {}).get("fraction")
     scale = stored_scale(before)
     images, report = read_images("data", options, before, default, settings, path, scale, fraction)

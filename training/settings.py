@@ -19,20 +19,28 @@ BETTER = {"network": "unet", "target": "v", "schedule": "cosine", "lr_decay": "c
 BETTER |= {"n_epochs": None, "sample_every": None, "sample_steps": 50}
 ON_CPU = {**BETTER, "image_size": 32, "patch": 2, "batch_size": 16, "learning_rate": 2e-3, "optimizer": "muon"}
 ON_GPU = {**BETTER, "blocks": 2, "learning_rate": 3e-4, "precision": "bfloat16"}
+# Of DDPM (arXiv 2006.11239, appendix B) for CIFAR-10, but for attention, which that has at 16×16 pixels only.
+DDPM = {"network": "unet", "image_size": 32, "n_feat": 128, "widths": "1,2,2,2", "blocks": 2, "attention": 3}
+DDPM |= {"dropout": 0.1, "batch_size": 128, "learning_rate": 2e-4, "warmup": 5000, "ema": 0.9999, "ema_warmup": False}
+DDPM |= {"n_epochs": None, "sample_every": None}
 PRESETS = {
     "first": {**ON_CPU, "target": "x0", "weighting": "min-snr", "n_feat": 32, "warmup": 50, "ema": 0.99},
     "cpu-hour": {**ON_CPU, "n_feat": 48, "warmup": 200, "ema": 0.999, "weaker_after": 3000},
+    "cifar10": DDPM,
     "gpu-16gb": {**ON_GPU, "n_feat": 128, "warmup": 1000, "ema": 0.9995, "weaker_after": 6000},
     "slides": {},
 }
 SHAPE = ("widths", "blocks", "attention", "patch")
-NETWORK_OPTIONS = {
-    "naive": (),
-    "unet": (*SHAPE, "learn_variance", "dropout"),
-    "classifier": SHAPE,
-}  # what each network takes
+# What each network takes.
+NETWORK_OPTIONS = {"naive": (), "unet": (*SHAPE, "learn_variance", "dropout"), "classifier": SHAPE}
 FOR_GPU = ("gpu-16gb", "slides")  # which train on the slides' cats, where those are prepared
-STEPS = {"first": 4100, "cpu-hour": 50_000, "gpu-16gb": 100_000}  # of which an automatic number of epochs is made
+DATA = {"cifar10": "cifar10"}  # what a preset trains on; others on drawings
+STEPS = {
+    "first": 4100,
+    "cpu-hour": 50_000,
+    "gpu-16gb": 100_000,
+    "cifar10": 800_000,
+}  # of which an automatic number of epochs is made
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,11 +102,12 @@ def run_option(name: str, help: str, default: str = "", **how: Any) -> Option:
 YES_OR_NO = argparse.BooleanOptionalAction
 OPTIONS = (
     setting("preset", "set of defaults; first: minutes on 2 CPU cores; cpu-hour: an hour on 2 CPU cores; gpu-16gb: "
-            "hours on a GPU with 16 GB or more; slides: the lecture's values, days on a GPU with 28 GB or more",
+            "hours on a GPU with 16 GB or more; cifar10: the setting of DDPM's paper, days on a GPU; slides: the "
+            "lecture's values, days on a GPU with 28 GB or more",
             default="slides if such a GPU and data/cats64.npz are there, else first", choices=tuple(PRESETS),
             fixed=True),
     run_option("data", f"images to train on: a folder, a .npy or .npz file, or a name: {named.describe()}",
-               "drawings; for presets slides and gpu-16gb cats if they are prepared", metavar="SOURCE"),
+               "drawings; for preset cifar10 that set; for slides and gpu-16gb prepared cats", metavar="SOURCE"),
     run_option("new_data", "resume with other images than the run started with, instead of reporting an error",
                action="store_true"),
     setting("image_size", "height and width to which images are resized, in pixels: one number for both, or "
