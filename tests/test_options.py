@@ -9,7 +9,7 @@ import pytest
 
 import evaluate
 import reverse_diffusion as rd
-from diffusion.options import Sampling
+from diffusion.options import Sampling, parse_sampling_options
 from diffusion.samplers import SAMPLERS, SPACINGS
 
 # A value of each option that is not its default, with what it needs to mean something.
@@ -128,10 +128,10 @@ def test_my_sample_and_scripts_have_all_options_and_defaults():
     parameters = inspect.signature(rd.my_sample).parameters
     assert {name: parameters[name].default for name in defaults} == defaults
     assert all(re.search(rf"^ +(\w+, )*{name}(, \w+)*: ", rd.my_sample.__doc__, re.MULTILINE) for name in defaults)
-    assert Sampling.among(vars(rd.parse_options([]))) == Sampling()
+    assert Sampling.among(vars(parse_sampling_options(None, []))) == Sampling()
     assert Sampling.among(vars(evaluate.parse_options(["--data", "drawings"]))) == Sampling()
     typed = ["--sampler", "ddpm", "--steps", "9", "--no-clip", "--guidance-interval", "3", "9", "--guidance", "2"]
-    asked = Sampling.among(vars(rd.parse_options([*typed, "--label", "cat", "dog"])))
+    asked = Sampling.among(vars(parse_sampling_options(None, [*typed, "--label", "cat", "dog"])))
     assert asked == Sampling("ddpm", 9, clip=False, label=["cat", "dog"], guidance=2, guidance_interval=[3, 9])
 
 
@@ -142,13 +142,13 @@ def test_an_entry_of_a_table_reaches_parsers_and_errors(run):
         "from diffusion import samplers, schedules, targets\n"
         "schedules.SCHEDULES['toy'], targets.TARGETS['toy'] = schedules.cosine, targets.TARGETS['v']\n"
         "samplers.SAMPLERS['toy'], samplers.SPACINGS['toy'] = samplers.SAMPLERS['ddim'], samplers.SPACINGS['uniform']\n"
-        "import evaluate, reverse_diffusion as rd\n"
-        "from diffusion.options import Sampling\n"
+        "import evaluate\n"
+        "from diffusion.options import Sampling, parse_sampling_options\n"
         "from training import settings\n"
         "typed = ['--schedule', 'toy', '--target', 'toy', '--sampler', 'toy']\n"
         "assert settings.parse_options('', typed)['target'] == 'toy'\n"
         "typed = ['--sampler', 'toy', '--spacing', 'toy', '--steps', '5', '--eta', '0.5']\n"
-        "for options in rd.parse_options(typed), evaluate.parse_options([*typed, '--data', 'drawings']):\n"
+        "for options in parse_sampling_options(None, typed), evaluate.parse_options([*typed, '--data', 'drawings']):\n"
         "    assert Sampling.among(vars(options)).file_name() == 'toy-5-toy-eta0.5-'\n"
         "try:\n"
         "    Sampling('ddpm', eta=0.5)\n"
