@@ -20,7 +20,7 @@ from diffusion.options import Sampling, add_model_option, add_sampling_options
 from support import console, files, grids
 from support.console import integer, say
 
-PARTS = ("bits", "loss", "overfitting", "kid", "frechet", "precision", "recall", "copies")
+PARTS = ("bits", "loss", "overfitting", "fid", "kid", "frechet", "precision", "recall", "copies")
 
 
 def parse_options(arguments=None):
@@ -29,10 +29,10 @@ def parse_options(arguments=None):
     add_model_option(parser)
     add(
         "--data",
-        required=True,
         metavar="SOURCE",
         help="images that the model was not trained on: held-out (those that training held out, else the test part of "
-        "a named set), a folder, a .npy or .npz file, or a name such as new-drawings or mnist-test (required)",
+        "a named set), a folder, a .npy or .npz file, or a name such as new-drawings or mnist-test (required, unless "
+        "--only fid and --statistics are given)",
     )
     add(
         "--train",
@@ -48,16 +48,28 @@ def parse_options(arguments=None):
     add(
         "--only",
         type=console.some_of(PARTS),
-        default=PARTS,
         metavar="PARTS",
-        help=f"what to measure, separated by commas: {', '.join(PARTS)} (all)",
+        help=f"what to measure, separated by commas: {', '.join(PARTS)} (all, but fid only with --features fid, and "
+        "frechet only with others)",
     )
     add(
         "--features",
         default="inception",
         metavar="NAME",
-        help="extractor of the features that images are compared in: inception (downloads its weights), efficientnet "
-        "(see requirements-optional.txt), pixels, a Keras model FILE.keras or a function module:function (inception)",
+        help="extractor of the features that images are compared in: inception (downloads its weights), fid (the "
+        "network of published FIDs), vgg16, efficientnet (see requirements-optional.txt for these), pixels, a Keras "
+        "model FILE.keras or a function module:function (inception)",
+    )
+    add(
+        "--statistics",
+        metavar="FILE.npz",
+        help="mean and covariance of the features of real images, arrays mu and sigma, to measure the FID to, instead "
+        "of to --data (none)",
+    )
+    add(
+        "--save-statistics",
+        metavar="FILE.npz",
+        help="a new file for those of --data, to be read with --statistics (none)",
     )
     add_sampling_options(parser, omit=("label", "classifier"))  # samples have no class
     add(
@@ -81,10 +93,34 @@ def parse_options(arguments=None):
     )
     add("--out", metavar="FILE.json", help="file for the results (NAME-evaluation.json beside the model NAME.keras)")
     options = parser.parse_args(arguments)
+    # The Fréchet distance of the features `fid` is the FID.
+    options.only = options.only or [
+        part for part in PARTS if part != ("frechet" if options.features == "fid" else "fid")
+    ]
+    if problem := find_contradiction(options):
+        parser.error(problem)
     options.out = options.out or os.path.splitext(options.model)[0] + "-evaluation.json"
     if options.figure:
         grids.check_image_name("--figure", options.figure)
     return options
+
+
+def find_contradiction(options):
+    """A sentence on options that do not go together, or None."""
+    fid, statistics = "fid" in options.only, options.statistics or options.save_statistics
+    if fid and options.features != "fid":
+        return "--only fid needs --features fid"
+    if statistics and not fid:
+        return "--statistics and --save-statistics are for the FID; add --features fid, and fid to --only"
+    if options.statistics and options.save_statistics:
+        return "--save-statistics writes the statistics of --data, and --statistics replaces them; omit one of both"
+    if options.save_statistics and not options.save_statistics.endswith(".npz"):
+        return f"--save-statistics must end in .npz, got {options.save_statistics}"
+    if options.save_statistics and os.path.exists(options.save_statistics):
+        return f"{options.save_statistics} exists; read it with --statistics, or choose another --save-statistics"
+    if not options.data and not (options.statistics and options.only == ["fid"] and not options.figure):
+        return "the following arguments are required: --data"
+    return None
 
 
 def check_outputs(options, metadata):
@@ -93,7 +129,8 @@ def check_outputs(options, metadata):
     Raises:
         ValueError, OSError: if not.
     """
-    files.check_outputs([("--out", options.out), ("--figure", options.figure)], input_paths(options, metadata))
+    outputs = [("--out", options.out), ("--figure", options.figure), ("--save-statistics", options.save_statistics)]
+    files.check_outputs(outputs, input_paths(options, metadata))
 
 
 def input_paths(options, metadata):
@@ -102,7 +139,7 @@ def input_paths(options, metadata):
 
     models = [model_file.locate(path) for path in (options.model, options.weaker) if path]
     trained_on = [(metadata.get(images) or {}).get("source") for images in ("data", "validation")]
-    return [*models, options.data, options.train, options.samples, options.features, *trained_on]
+    return [*models, options.data, options.train, options.samples, options.features, options.statistics, *trained_on]
 
 
 def check_caches(caches, options, metadata):
@@ -111,7 +148,7 @@ def check_caches(caches, options, metadata):
     Raises:
         ValueError: if one does.
     """
-    taken = [*input_paths(options, metadata), options.out, options.figure]
+    taken = [*input_paths(options, metadata), options.out, options.figure, options.save_statistics]
     files.check_distinct([("the cache", path) for path in caches], taken)
 
 
@@ -123,12 +160,15 @@ def main():
         from support import device
 
         device.start_tensorflow(parts=device.MOST_PARTS)
+        import numpy as np
+
         from data.pixels import Scale
         from diffusion import model_file
         from diffusion.sampling import make_plan
         from evaluation.inputs import SAMPLE_PARTS, Sources, load_inputs
         from evaluation.likelihood import likelihood_rows, measurement_paths
         from evaluation.samples import features_path, generate_samples, sample_rows, samples_path
+        from evaluation.statistics import load_statistics
 
         trained = model_file.open_with_schedule(options.model)
         metadata = trained.metadata
@@ -155,7 +195,12 @@ def main():
         )
 
         as_bytes = Scale(**trained.scale).to_bytes  # but for the likelihood, which is of all that the images hold
-        seen, seen_held_out = training if training is None else as_bytes(training), as_bytes(held_out)
+        seen, seen_held_out = (images if images is None else as_bytes(images) for images in (training, held_out))
+        statistics = None
+        if options.statistics:
+            dimensions = extract(np.zeros((1, *trained.image_shape[:2], 3), np.uint8)).shape[1]
+            statistics = load_statistics(options.statistics, dimensions)
+
         cache = cache_prefix(options.model, options.out, model_file.fingerprint(trained))
         if cache:
             caches = measurement_paths(cache)
@@ -178,12 +223,15 @@ def main():
                 figure=options.figure,
                 cache=cache,
                 shown=grids.parse_shown(metadata["settings"].get("show"), trained.image_shape[-1]),
+                statistics=statistics,
+                save_to=options.save_statistics,
             )
         inputs = {
             "model": options.model,
             "data": options.data,
             "step": metadata["progress"]["step"],
             "features": options.features,
+            "statistics": options.statistics,
             "samples": options.samples,
             "sampler": None if options.samples else sampling.arguments(),  # unknown for a file
         }

@@ -8,9 +8,12 @@ import contextlib
 import importlib
 import io
 import os
+import sys
 from collections.abc import Callable
 
 import numpy as np
+
+from support import device
 
 BATCH = 16  # twice as fast as 64, whose feature maps are allocated anew every time
 
@@ -22,11 +25,12 @@ def extractor(name: str) -> Callable[..., np.ndarray]:
 
     Args:
         name: `'inception'` (InceptionV3 of `keras.applications`, whose weights Keras downloads once; not the network of
-            published FIDs), `'efficientnet'` (EfficientNet-Lite0, whose weights come with a Python package), `'pixels'`
-            (no network: 8×8 colours), a `.keras` file with a model that takes images in 0 … 255, or `module:function`.
+            published FIDs), `'fid'` (the network of published FIDs), `'vgg16'` (as in arXiv 1904.06991),
+            `'efficientnet'` (EfficientNet-Lite0, whose weights come with a Python package), `'pixels'` (no network: 8×8
+            colours), a `.keras` file with a model that takes images in 0 … 255, or `module:function`.
 
     Raises:
-        ValueError: if the name is unknown.
+        ValueError: if the name is unknown, or a package is missing.
         OSError: if the weights cannot be downloaded.
     """
     if name in KNOWN:
@@ -48,7 +52,7 @@ def extractor(name: str) -> Callable[..., np.ndarray]:
         for first in range(0, len(images), BATCH):
             parts.append(np.asarray(function(images[first : first + BATCH])))
             show(min(first + BATCH, len(images)))
-        features = np.concatenate(parts).astype(np.float64)
+        features = np.concatenate(parts, dtype=np.float64)
         if features.ndim != 2 or len(features) != len(images):
             raise ValueError(
                 f"--features {name} returned an array of shape {features.shape} for {len(images)} images; it must be "
@@ -103,6 +107,43 @@ def _efficientnet():
     return average_maps
 
 
+def _torch_fidelity(name, layer):
+    """A network of torch-fidelity, which resizes uint8 images itself, as TensorFlow 1 did for published FIDs."""
+    sys.modules.setdefault("triton", None)  # a second LLVM beside that of TensorFlow, which ends the process
+    try:
+        import torch
+        from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+        from torch_fidelity.utils import create_feature_extractor
+        from torchvision.models import VGG16_Weights
+    except ImportError as error:
+        raise ValueError(
+            f"--features fid and vgg16 need the package {error.name}: pip install torch-fidelity"
+        ) from error
+    on_gpu = device.has_gpu() and torch.cuda.is_available()
+    try:
+        network = create_feature_extractor(name, [layer], cuda=on_gpu, verbose=False)
+    except Exception as error:  # of the network, the file, or the weights in it
+        url = VGG16_Weights.IMAGENET1K_V1.url if name == "vgg16" else URL_INCEPTION_V3
+        folder = os.path.join(torch.hub.get_dir(), "checkpoints")
+        raise OSError(
+            f"the weights of {name} cannot be loaded ({str(error).splitlines()[0]}); download {url} and put the file "
+            f"into {folder}"
+        ) from error
+
+    def call_network(images):
+        if images.dtype != np.uint8 or images.shape[-1] != 3:
+            raise ValueError(
+                "--features fid and vgg16 take uint8 images with 1 or 3 channels, as published numbers do, got "
+                f"{images.dtype} with {images.shape[-1]} channels"
+            )
+        batch = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+        with torch.inference_mode():
+            (features,) = network(batch.cuda() if on_gpu else batch)
+        return features.cpu().numpy()
+
+    return call_network
+
+
 def _keras_model(path):
     import keras
 
@@ -118,7 +159,6 @@ def _predict_in_parts(model, prepare):
     import tensorflow as tf
 
     from diffusion.reverse import predictor
-    from support import device
 
     def call_model(inputs, training):  # a model takes its only input without a list around it
         return model(inputs[0], training=training)
@@ -134,6 +174,8 @@ def _pixels(images):
 
 KNOWN = {
     "inception": _inception,
+    "fid": lambda: _torch_fidelity("inception-v3-compat", "2048"),
+    "vgg16": lambda: _torch_fidelity("vgg16", "fc2_relu"),
     "efficientnet": _efficientnet,
     "pixels": lambda: _pixels,
 }  # fixed extractors, whose features may be cached

@@ -15,7 +15,7 @@ from evaluation.features import extractor
 from evaluation.metrics import random_subset
 from support.console import say
 
-DISTANCES = ("kid", "frechet", "precision", "recall")  # parts of an evaluation that compare samples with images
+DISTANCES = ("fid", "kid", "frechet", "precision", "recall")  # parts of an evaluation that compare samples with images
 SAMPLE_PARTS = (*DISTANCES, "copies")  # parts that need samples
 FEWEST = 20  # images in a set: statistics of fewer mean nothing
 
@@ -26,13 +26,14 @@ class Sources:
 
     Attributes:
         model: path of its file.
-        data: held-out images; `'held-out'` for what training held out, else the test part of a named set.
+        data: held-out images; `'held-out'` for what training held out, else the test part of a named set; None if no
+            part needs them.
         train: training images; None for the source that the metadata names.
         samples: samples of the model; None if they are to be generated.
     """
 
     model: str
-    data: str
+    data: str | None
     train: str | None = None
     samples: str | None = None
 
@@ -46,7 +47,7 @@ def load_inputs(
     features: str,
     count: int,
     n_sample: int,
-) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None, Callable | None]:
+) -> tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None, Callable | None]:
     """Reads all images that the requested parts need, so that what is missing is reported before the long work.
 
     Args:
@@ -57,7 +58,7 @@ def load_inputs(
         count, n_sample: the largest numbers of held-out images and of samples; others are left out at random.
 
     Returns:
-        Held-out images, training images, given samples, and the feature extractor; the last three may be None.
+        Held-out images, training images, given samples, and the feature extractor; each may be None.
     """
     metadata, scale = trained.metadata, Scale(**trained.scale)
     scale = scale if scale.levels != 255 else None
@@ -67,10 +68,14 @@ def load_inputs(
         return data.load_images(source, size, channels, recognise=recognise, scale=scale)[0]
 
     compare_training = figure or not {"overfitting", "copies"}.isdisjoint(parts)
-    held_out, training = load_images(load, metadata, sources, training_needed=compare_training)
-    held_out = random_subset(held_out, count)
-    training_steps = f"{metadata['progress']['step']:,} steps on {metadata['data']['source']}"
-    say(f"{sources.model}: {training_steps}; {sources.data}: {len(held_out):,} images")
+    held_out = training = None
+    steps = f"{metadata['progress']['step']:,} steps on {metadata['data']['source']}"
+    if sources.data is None:
+        say(f"{sources.model}: {steps}")
+    else:
+        held_out, training = load_images(load, metadata, sources, training_needed=compare_training)
+        held_out = random_subset(held_out, count)
+        say(f"{sources.model}: {steps}; {sources.data}: {len(held_out):,} images")
     if training is not None and (known := count_known(held_out, training)):
         among = f"{known:,} of the {len(held_out):,} held-out images are among the training images"
         say(f"{among}, which makes results look better than for new images")

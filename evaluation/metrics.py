@@ -3,9 +3,11 @@
 Values depend on the features and compare only with values on the same ones. Everything is computed in float64.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
+
+from evaluation.statistics import Statistics, gather_statistics
 
 BLOCKS = 10
 
@@ -17,11 +19,15 @@ def kid(one: np.ndarray, other: np.ndarray) -> float:
     distribution. Meaningful from about 500 images on.
     """
     d = one.shape[1]
-    (m, n), kernel = (len(one), len(other)), lambda x, y: (x @ y.T / d + 1) ** 3
-    within_one, within_other = kernel(one, one), kernel(other, other)
-    within_one = (within_one.sum() - np.trace(within_one)) / (m * (m - 1))
-    within_other = (within_other.sum() - np.trace(within_other)) / (n * (n - 1))
-    return within_one + within_other - 2 * kernel(one, other).mean()
+
+    def kernel_mean(x, y):
+        return sum(((rows @ y.T / d + 1) ** 3).sum() for rows in chunks(x)) / (len(x) * len(y))
+
+    def within(x):  # without the pairs of an image with itself
+        n, itself = len(x), np.mean((np.sum(x**2, axis=1) / d + 1) ** 3)
+        return (n * kernel_mean(x, x) - itself) / (n - 1)
+
+    return within(one) + within(other) - 2 * kernel_mean(one, other)
 
 
 def frechet(one: np.ndarray, other: np.ndarray) -> float:
@@ -30,12 +36,26 @@ def frechet(one: np.ndarray, other: np.ndarray) -> float:
     Heusel et al. 2017, arXiv 1706.08500. With fewer images than dimensions the covariances are not of full rank. The
     distance is biased upwards for few images: compare only values for equally many.
     """
+    if len(one) + len(other) >= 2 * one.shape[1]:
+        return frechet_distance(gather_statistics([one]), gather_statistics([other]))
     mean_one, mean_other = one.mean(0), other.mean(0)
     a = (one - mean_one) / np.sqrt(len(one) - 1)
     b = (other - mean_other) / np.sqrt(len(other) - 1)
-    # C₁ = aᵀa and C₂ = bᵀb: the eigenvalues of C₁C₂ are the squared singular values of abᵀ.
-    root = np.linalg.svd(a @ b.T if len(a) + len(b) < 2 * a.shape[1] else _root(a.T @ a) @ b.T, compute_uv=False).sum()
+    # C₁ = aᵀa and C₂ = bᵀb: the eigenvalues of C₁C₂ are the squared singular values of abᵀ, a smaller matrix.
+    root = np.linalg.svd(a @ b.T, compute_uv=False).sum()
     return np.sum((mean_one - mean_other) ** 2) + np.sum(a**2) + np.sum(b**2) - 2 * root
+
+
+def frechet_distance(one: Statistics, other: Statistics) -> float:
+    """The Fréchet distance of two Gaussians; the FID, if they are statistics of the features `fid`.
+
+    The eigenvalues of C₁C₂ are those of √C₁ C₂ √C₁, which is symmetric: no complex numbers come up, as they do from a
+    square root of C₁C₂ itself.
+    """
+    root = _root(one.sigma)
+    values = np.linalg.eigvalsh(root @ other.sigma @ root)
+    traces = np.trace(one.sigma) + np.trace(other.sigma) - 2 * np.sqrt(np.maximum(values, 0)).sum()
+    return np.sum((one.mu - other.mu) ** 2) + traces
 
 
 def _root(matrix):
@@ -51,8 +71,9 @@ def precision(real: np.ndarray, samples: np.ndarray, k: int = 3) -> float:
     from some hundred images of each on; compare only values for equally many: the more there are, the smaller are the
     distances to neighbours.
     """
-    radius = np.sort(distances(real, real), axis=1)[:, k]  # index 0 is the image itself
-    return np.mean(np.any(distances(samples, real) <= radius, axis=1))
+    radius = [np.partition(distances(rows, real), k, axis=1)[:, k] for rows in chunks(real)]  # 0 is the image itself
+    radius = np.concatenate(radius)
+    return np.mean(np.concatenate([np.any(distances(rows, real) <= radius, axis=1) for rows in chunks(samples)]))
 
 
 def recall(real: np.ndarray, samples: np.ndarray, k: int = 3) -> float:
@@ -87,9 +108,14 @@ def with_error(metric: Callable[..., float], one: np.ndarray, other: np.ndarray)
     return metric(one, other), np.sqrt((BLOCKS - 1) * np.var(without))
 
 
+def chunks(rows: np.ndarray, size: int = 256) -> Iterator[np.ndarray]:
+    """Some rows at a time: the distances between 50,000 images and as many others would take 20 GB."""
+    return (rows[first : first + size] for first in range(0, len(rows), size))
+
+
 def nearest(samples: np.ndarray, images: np.ndarray, chunk: int = 256) -> tuple[np.ndarray, np.ndarray]:
     """For each sample the index of the nearest image and its distance, two arrays (len(samples),)."""
-    blocks = [distances(samples[k : k + chunk], images) for k in range(0, len(samples), chunk)]
+    blocks = [distances(rows, images) for rows in chunks(samples, chunk)]
     index = np.concatenate([block.argmin(1) for block in blocks])
     return index, np.concatenate([block.min(1) for block in blocks])
 

@@ -1,6 +1,8 @@
 """What a model generates: samples, and their statistics compared with held-out and training images."""
 
+import contextlib
 import os
+import time
 from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
@@ -13,8 +15,13 @@ from diffusion.reverse import ReverseSteps, even_batches
 from diffusion.sampling import make_plan, sample
 from evaluation import metrics
 from evaluation.features import KNOWN
+from evaluation.statistics import Statistics, gather_statistics, save_statistics
 from support import console, files, grids
 from support.console import say
+
+SAVE_EVERY = 60  # seconds between two writes of the cached samples, which grow to hundreds of megabytes
+BLOCK = 1024  # images whose features are held at once where their statistics suffice
+PUBLISHED = 50_000  # samples of which FIDs are published
 
 
 def generate_samples(
@@ -34,11 +41,17 @@ def generate_samples(
     reverse = ReverseSteps(trained, batch_size, sampling.clip, weaker=weaker)
     n_calls, place = len(plan.times) - 1, {int(t): k for k, t in enumerate(plan.times)}
     bar = console.Bar(batches * batch_size * n_calls, "step")
-    for first in range(start, n_sample, batch_size):
-        for t, x_t in sample(reverse, plan, 0, range(first, first + batch_size)):
-            bar.update((first - start) * n_calls + batch_size * place[t])
-        samples = np.concatenate([samples, to_pixels(x_t).astype(np.uint8)])
-        if path:
+    saved, saved_at = start, time.monotonic()
+    try:
+        for first in range(start, n_sample, batch_size):
+            for t, x_t in sample(reverse, plan, 0, range(first, first + batch_size)):
+                bar.update((first - start) * n_calls + batch_size * place[t])
+            samples = np.concatenate([samples, to_pixels(x_t).astype(np.uint8)])
+            if path and time.monotonic() > saved_at + SAVE_EVERY:
+                files.save_array(samples, path)
+                saved, saved_at = len(samples), time.monotonic()
+    finally:
+        if path and len(samples) > saved:
             files.save_array(samples, path)  # a later run resumes from here
     return samples[:n_sample]
 
@@ -52,7 +65,7 @@ def samples_path(cache: str, sampling: Sampling, weaker: TrainedModel | None) ->
 def sample_rows(
     samples: np.ndarray,
     training: np.ndarray | None,
-    held_out: np.ndarray,
+    held_out: np.ndarray | None,
     extract: Callable[..., np.ndarray],
     *,
     features: str,
@@ -60,43 +73,68 @@ def sample_rows(
     figure: str | None = None,
     cache: str | None = None,
     shown: Sequence[int] | None = None,
+    statistics: Statistics | None = None,
+    save_to: str | None = None,
 ) -> dict[str, dict]:
     """Rows: distances between samples and held-out images, and how near both are to training images.
 
     Args:
         samples, training, held_out: uint8 (n, height, width, channels).
         training: needed for copies and the figure only.
+        held_out: None if only the FID is measured, and `statistics` are given.
         extract: see `features.extractor`.
         features: its name.
-        parts: what is measured: kid, frechet, precision, recall, copies.
+        parts: what is measured: fid, kid, frechet, precision, recall, copies.
         figure: where to draw the nearest images, if anywhere.
         shown: the channels that networks and the figure see, of images with other than 1 or 3, see `grids.visible`.
         cache: a path beside which features of training images are cached, also for other models of these images.
+        statistics: of real images, for the FID instead of those of the held-out images.
+        save_to: where to write the statistics of the held-out images, if anywhere.
     """
+
+    def extract_visible(images, show):
+        return extract(images if features == "pixels" else grids.visible(images, shown), show)
+
+    @contextlib.contextmanager
+    def progress(images, what):
+        say(f"{features}: features of {len(images):,} {what}")
+        start = time.monotonic()
+        yield console.Bar(len(images), "image").update
+        say(f"{len(images) / (time.monotonic() - start):,.1f} images per second")
 
     def compute(images, what, path=None):
         if path and os.path.exists(path):
             return np.load(path).astype(np.float64)
-        say(f"{features}: features of {len(images):,} {what}")
-        images = images if features == "pixels" else grids.visible(images, shown)
-        computed = extract(images, console.Bar(len(images), "image").update)
+        with progress(images, what) as show:
+            computed = extract_visible(images, show)
         if path:
             files.save_array(computed.astype(np.float32), path)
         return computed
 
-    sample_features, held_out_features = compute(samples, "samples"), compute(held_out, "held-out images")
-    few = min(len(samples), len(held_out))
-    remarks = {
-        "kid": "around 0 for the same distribution" + ("; below 500 images mostly noise" if few < 500 else ""),
-        "frechet": f"of {few} images" + ("; fewer than dimensions" if few < sample_features.shape[1] else ""),
-        "precision": "fraction of samples among the real images",
-        "recall": "fraction of the real images among samples",
-    }
+    def summarise(images, what, computed):
+        if computed is not None:
+            return gather_statistics([computed])
+        with progress(images, what) as show:
+            starts = range(0, len(images), BLOCK)
+            return gather_statistics(
+                extract_visible(images[first : first + BLOCK], lambda done, first=first: show(first + done))
+                for first in starts
+            )
+
+    sample_features = held_out_features = None
+    if figure or not {"kid", "frechet", "precision", "recall", "copies"}.isdisjoint(parts):
+        sample_features, held_out_features = compute(samples, "samples"), compute(held_out, "held-out images")
     rows = {}
-    for name, remark in remarks.items():
-        if name in parts:
-            value, error = metrics.with_error(getattr(metrics, name), held_out_features, sample_features)
-            rows[f"{name}, {features}"] = {"value": float(value), "error": float(error), "remark": remark}
+    if "fid" in parts:
+        real = statistics or summarise(held_out, "held-out images", held_out_features)
+        if save_to:
+            save_statistics(real, save_to)
+            say(f"{save_to}: statistics of {len(held_out):,} images")
+        distance = metrics.frechet_distance(real, summarise(samples, "samples", sample_features))
+        fewer = f"; published FIDs are of {PUBLISHED:,}" if len(samples) < PUBLISHED else ""
+        rows["FID"] = {"value": float(distance), "remark": f"of {len(samples):,} samples{fewer}"}
+    if sample_features is not None:
+        rows |= distance_rows(held_out_features, sample_features, features, parts)
     if "copies" in parts or figure:
         mirrored = samples[:, :, ::-1]
         mirrored_features = compute(mirrored, "mirrored samples")
@@ -107,6 +145,25 @@ def sample_rows(
             rows |= copy_rows("exact pixels", *pixels) | copy_rows(features, *extracted)
         if figure:
             save_nearest_figure(samples[:8], training, held_out, extracted, figure, shown)
+    return rows
+
+
+def distance_rows(
+    real_features: np.ndarray, sample_features: np.ndarray, features: str, parts: Collection[str]
+) -> dict[str, dict]:
+    """Rows: the distances among `parts` with their standard errors, from arrays of the named features."""
+    few = min(len(sample_features), len(real_features))
+    remarks = {
+        "kid": "around 0 for the same distribution" + ("; below 500 images mostly noise" if few < 500 else ""),
+        "frechet": f"of {few} images" + ("; fewer than dimensions" if few < sample_features.shape[1] else ""),
+        "precision": "fraction of samples among the real images",
+        "recall": "fraction of the real images among samples",
+    }
+    rows = {}
+    for name, remark in remarks.items():
+        if name in parts:
+            value, error = metrics.with_error(getattr(metrics, name), real_features, sample_features)
+            rows[f"{name}, {features}"] = {"value": float(value), "error": float(error), "remark": remark}
     return rows
 
 

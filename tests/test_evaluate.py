@@ -190,7 +190,7 @@ def test_cached_samples_keep_the_names_of_earlier_versions():
 @pytest.mark.parametrize(
     "options, words",
     [
-        (("--data", "held-out.npy", "--only", "fid"), ("--only", "kid", "fid")),
+        (("--data", "held-out.npy", "--only", "is"), ("--only", "kid", "fid")),
         (("--data", "nothing.npy"), ("nothing.npy",)),
         (("--data", "held-out.npy", "--model", "none.keras"), ("none.keras",)),
         (("--data", "held-out.npy", "--features", "vgg"), ("--features", "inception", "vgg")),
