@@ -264,6 +264,8 @@ def random_weights(package, tmp_path, monkeypatch):
         without_weights.setattr(module, "load_state_dict_from_url", lambda *more, **named: {})
         without_weights.setattr(module.FeatureExtractorInceptionV3, "load_state_dict", lambda *more: None)
         network = module.FeatureExtractorInceptionV3(NETWORK, ["2048"])
+    for weight in (layer.weight for layer in network.modules() if isinstance(layer, torch.nn.Conv2d)):
+        torch.nn.init.kaiming_normal_(weight)  # with smaller ones all features would be nearly 0
     torch.save(network.state_dict(), tmp_path / "hub" / "checkpoints" / WEIGHTS)
 
 
@@ -280,12 +282,21 @@ def test_all_distances_are_those_of_the_package(package, random_weights):
         def __getitem__(self, index):
             return self.tensor[index]
 
-    sets = [drawings.draw_cats(32, count=7, seed=seed) for seed in (0, 1)]
+    sets = [drawings.draw_cats(32, count=12, seed=seed) for seed in (0, 1)]
+    sets[1][:5] //= 4
     tensors = [Images(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())) for images in sets]
-    kinds = {"fid": True, "kid": True, "prc": True, "kid_subsets": 1, "kid_subset_size": 7}
+    kinds = {"fid": True, "kid": True, "prc": True, "kid_subsets": 1, "kid_subset_size": 12}
     of_package = package.calculate_metrics(
-        input1=tensors[0], input2=tensors[1], feature_extractor=NETWORK, cuda=False, verbose=False, cache=False, **kinds
+        input1=tensors[0],
+        input2=tensors[1],
+        feature_extractor=NETWORK,
+        cuda=False,
+        verbose=False,
+        cache=False,
+        save_cpu_ram=True,
+        **kinds,
     )
+    assert of_package["frechet_inception_distance"] > 0.1 and 0 < of_package["precision"] < 1
     parts = ("fid", "kid", "precision", "recall")
     rows = samples_module.sample_rows(
         sets[0], None, sets[1], features.extractor("fid"), features="fid", parts=parts, cache=None
@@ -296,7 +307,8 @@ def test_all_distances_are_those_of_the_package(package, random_weights):
         ("precision, fid", "precision"),
         ("recall, fid", "recall"),
     ):
-        assert rows[name]["value"] == pytest.approx(of_package[theirs], rel=1e-3, abs=1e-9), name
+        print(name, rows[name]["value"], of_package[theirs])
+        assert rows[name]["value"] == pytest.approx(of_package[theirs], rel=1e-4), name
 
 
 def test_images_that_are_not_quantised_are_refused(random_weights):
