@@ -131,8 +131,10 @@ def sample_rows(
             save_statistics(real, save_to)
             say(f"{save_to}: statistics of {len(held_out):,} images")
         distance = metrics.frechet_distance(real, summarise(samples, "samples", sample_features))
-        fewer = f"; published FIDs are of {PUBLISHED:,}" if len(samples) < PUBLISHED else ""
-        rows["FID"] = {"value": float(distance), "remark": f"of {len(samples):,} samples{fewer}"}
+        remark = f"of {len(samples):,} samples" + ("" if statistics else f" and {len(held_out):,} images")
+        if len(samples) < PUBLISHED or not statistics and len(held_out) < PUBLISHED:
+            remark += f"; published FIDs are of {PUBLISHED:,} of each"
+        rows["FID"] = {"value": float(distance), "remark": remark}
     if sample_features is not None:
         rows |= distance_rows(held_out_features, sample_features, features, parts)
     if "copies" in parts or figure:

@@ -177,7 +177,7 @@ def test_the_fid_is_measured_to_images_and_to_their_statistics(run_here, monkeyp
     roots = np.sqrt(np.linalg.eigvals(c1 @ c2).real).sum()
     expected = np.sum((one.mean(0) - other.mean(0)) ** 2) + np.trace(c1 + c2) - 2 * roots
     assert rows_written()["FID"]["value"] == pytest.approx(expected, rel=1e-9)
-    assert "of 60 samples; published FIDs are of 50,000" in rows_written()["FID"]["remark"]
+    assert rows_written()["FID"]["remark"] == "of 60 samples and 60 images; published FIDs are of 50,000 of each"
     assert run_here("--statistics", "real.npz", *fid).returncode == 0  # without the images
     assert rows_written()["FID"]["value"] == pytest.approx(expected, rel=1e-9)
     assert rows_written()["statistics"] == "real.npz" and rows_written()["data"] is None
@@ -307,7 +307,6 @@ def test_all_distances_are_those_of_the_package(package, random_weights):
         ("precision, fid", "precision"),
         ("recall, fid", "recall"),
     ):
-        print(name, rows[name]["value"], of_package[theirs])
         assert rows[name]["value"] == pytest.approx(of_package[theirs], rel=1e-4), name
 
 
