@@ -286,7 +286,7 @@ def test_all_distances_are_those_of_the_package(package, random_weights):
     sets[1][:5] //= 4
     tensors = [Images(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())) for images in sets]
     kinds = {"fid": True, "kid": True, "prc": True, "kid_subsets": 1, "kid_subset_size": 12}
-    of_package = package.calculate_metrics(
+    theirs = package.calculate_metrics(
         input1=tensors[0],
         input2=tensors[1],
         feature_extractor=NETWORK,
@@ -296,18 +296,18 @@ def test_all_distances_are_those_of_the_package(package, random_weights):
         save_cpu_ram=True,
         **kinds,
     )
-    assert of_package["frechet_inception_distance"] > 0.1 and 0 < of_package["precision"] < 1
+    assert theirs["frechet_inception_distance"] > 0.1 and 0 < theirs["precision"] < 1
     parts = ("fid", "kid", "precision", "recall")
     rows = samples_module.sample_rows(
         sets[0], None, sets[1], features.extractor("fid"), features="fid", parts=parts, cache=None
     )
-    for name, theirs in (
+    for name, key in (
         ("FID", "frechet_inception_distance"),
         ("kid, fid", "kernel_inception_distance_mean"),
         ("precision, fid", "precision"),
         ("recall, fid", "recall"),
     ):
-        assert rows[name]["value"] == pytest.approx(of_package[theirs], rel=1e-4), name
+        assert rows[name]["value"] == pytest.approx(theirs[key], rel=1e-4), name
 
 
 def test_images_that_are_not_quantised_are_refused(random_weights):
