@@ -173,6 +173,21 @@ def test_cached_samples_are_the_first_of_more(tmp_path):
     assert len(np.unique(more, axis=0)) == 5
 
 
+def test_interrupted_sampling_keeps_its_batches(tmp_path, monkeypatch):
+    def interrupted(reverse, plan, seed, places, sample=samples_module.sample):
+        if places.start == 3:
+            raise KeyboardInterrupt
+        return sample(reverse, plan, seed, places)
+
+    monkeypatch.setattr(samples_module, "even_batches", lambda *more: (2, 3))
+    monkeypatch.setattr(samples_module, "sample", interrupted)
+    settings = {"n_sample": 6, "sampling": Sampling("ddim", 5), "cache": str(tmp_path / "model")}
+    with pytest.raises(KeyboardInterrupt):
+        samples_module.generate_samples(model_file.describe(unconditional(0.1)), None, **settings)
+    (cached,) = tmp_path.glob("*-samples.npy")
+    assert len(np.load(cached)) == 3
+
+
 def test_cached_samples_keep_the_names_of_earlier_versions():
     guided = {"weaker": "weaker.keras", "guidance": 1.5}
     for options, name in (
