@@ -9,7 +9,7 @@
     time     where the time of a step goes: kernels, and waiting for the host
     right    losses in three precisions side by side; gradients on the card against the CPU
     limits   largest batches, memory of a step
-    good     a model trained for the minutes that are left, its samples and KID
+    good     models trained for the minutes that are left: FID of CIFAR-10, if it is there, and KID of drawings
 
 Every check runs in a process of its own. Its result, or its whole error, is written to DIR/report.json and
 DIR/report.md at once, so that an interruption loses nothing; the same command again continues with what is missing.
@@ -28,8 +28,12 @@ import sys
 import tempfile
 import time
 
+import common  # noqa: F401  puts the project's folder into the path
 from gpu_checks import CHECKS, FULL, PARTS, TINY, Size
 from gpu_checks.report import Report
+
+from data import keras_sets
+from data.cache import cache_folder
 
 for part in PARTS:  # each registers its checks, which run in this order
     importlib.import_module(f"gpu_checks.{part}")
@@ -41,6 +45,9 @@ def missing(needs, facts):
         if need == "gpu":
             if not facts.get("gpus"):
                 return "needs a GPU"
+        elif need == "cifar10":
+            if not os.path.exists(os.path.join(cache_folder(), *keras_sets.SETS[need].files)):
+                return f"needs CIFAR-10 in {cache_folder()}"
         elif importlib.util.find_spec(need) is None:
             return f"needs the package {need}"
     return None
