@@ -247,3 +247,17 @@ def test_what_a_learned_schedule_cannot_have_is_refused(train_tiny, options, mes
     ]
     with pytest.raises(ValueError, match=message):
         train_tiny(*learned, *options, "--n-epochs", "1")
+
+
+def test_moments_of_the_bound_are_those_of_other_draws():
+    """γ(τ) = 5 τ², errors that depend on γ: drawn along the straight line they give what the weights give."""
+    from bound_variance import second_moments
+
+    tau = (np.arange(100_000) + 0.5) / 100_000
+
+    def error(gamma):
+        return 1 / (1 + gamma) + np.sin(gamma) ** 2
+
+    learned, straight = second_moments(10 * tau, error(5 * tau**2), 5)
+    assert np.isclose(learned, np.mean((10 * tau * error(5 * tau**2) / 2) ** 2))
+    assert np.isclose(straight, np.mean((5 * error(5 * tau) / 2) ** 2), rtol=1e-4)
