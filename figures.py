@@ -20,6 +20,7 @@ import numpy as np
 if __name__ == "__main__":  # which `python -P` leaves out
     sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))
 import data
+from data.pixels import Scale
 from diffusion.options import add_model_option
 from support import console, device, files, grids, plots
 from support.console import say
@@ -265,12 +266,14 @@ def save_figure(figure, path):
     say(path)
 
 
-def load_image(source, shape, number):
-    """One image of a source, in the shape that the model takes; after the last the first again."""
+def load_image(source, trained, number):
+    """One image of a source, 0 … 255, in the shape that the model takes; after the last the first again."""
     if source is None:
         raise ValueError("the model's file does not name its training images; give a source with --data")
-    images, _ = data.load_images(source, *shape[1:])
-    return images[number % len(images)]
+    *size, channels = trained.image_shape
+    scale = Scale(**trained.scale)
+    images, _ = data.load_images(source, size, channels, scale=scale)
+    return scale.to_bytes(images[number % len(images)])
 
 
 def main():
@@ -297,7 +300,7 @@ def main():
         paths = prepare_files(options.out, names, [*models, table, source])  # better known now than after the work
 
         draw = {
-            "forward": lambda: forward(load_image(source, trained.image_shape, options.seed), sched, seed=options.seed),
+            "forward": lambda: forward(load_image(source, trained, options.seed), sched, seed=options.seed),
             "reverse": lambda: reverse(model, options.seed),
             "views": lambda: views(model, options.seed),
             "schedule": lambda: schedule(sched, metadata["diffusion"].get("schedule", "linear")),

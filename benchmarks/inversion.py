@@ -27,8 +27,8 @@ def main():
     from diffusion import generate
 
     print(common.machine("tensorflow", "keras"))
-    size, _, channels = generate.open_model(options.model).image_shape
-    images = data.load_images(options.data, size, channels)[0][: options.count]
+    *size, channels = generate.open_model(options.model).image_shape
+    images = data.load_images(options.data, tuple(size), channels)[0][: options.count]
     print("| steps | deviation | way back, grey levels | worst image |\n|---|---|---|---|")
     for steps in options.steps:
         noise = rd.invert(images, options.model, steps, verbose=0)

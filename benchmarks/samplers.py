@@ -48,10 +48,10 @@ def main():
 
     os.makedirs(options.out, exist_ok=True)
     trained = model_file.open_with_schedule(options.model)
-    size, _, channels = trained.image_shape
+    *size, channels = trained.image_shape
     reverse_steps = reverse.ReverseSteps(trained, BATCH)
     extract = features.extractor("efficientnet")
-    real = metrics.random_subset(data.load_images(options.data, size, channels)[0], options.count)
+    real = metrics.random_subset(data.load_images(options.data, tuple(size), channels)[0], options.count)
     real_features = extract(real, console.Bar(len(real), "image").update)
 
     def generate(count, **how):

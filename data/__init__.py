@@ -40,7 +40,7 @@ def load_images(
         recognise: whether a model was trained on these images. Earlier versions sorted file names as they are stored; a
             folder whose images are recognised only in that order keeps it.
         bit_depth: 8; 16 to keep more of arrays and of files that have it; None for 16 where an array needs it.
-        scale: of a model with more than 8 bits, which other images are read for; it replaces `bit_depth`.
+        scale: of a model, whose images others are read for; with more than 8 bits it replaces `bit_depth`.
 
     Returns:
         The images, uint8 (N, height, width, channels), uint16 for more than 8 bits, and a `Report`.
@@ -53,6 +53,7 @@ def load_images(
     """
     if not (isinstance(channels, int) and 1 <= channels <= pixels.MOST_CHANNELS):
         raise ValueError(f"channels must be an integer from 1 to {pixels.MOST_CHANNELS}, got {channels}")
+    scale = None if scale and scale.levels == 255 else scale  # arrays of 8 bits each have a range of their own
     size, levels = pixels.as_size(image_size), scale.levels if scale else 65535 if bit_depth == 16 else 255
     own = Scale(0, levels, levels)  # of images other than arrays
     if levels % 255 and not os.fspath(source).endswith((".npy", ".npz")):

@@ -60,10 +60,9 @@ def load_inputs(
     Returns:
         Held-out images, training images, given samples, and the feature extractor; each may be None.
     """
-    metadata, scale = trained.metadata, Scale(**trained.scale)
-    scale = scale if scale.levels != 255 else None
+    metadata, own = trained.metadata, Scale(**trained.scale)
 
-    def load(source, recognise=None, scale=scale):
+    def load(source, recognise=None, scale=own):
         *size, channels = trained.image_shape
         return data.load_images(source, size, channels, recognise=recognise, scale=scale)[0]
 

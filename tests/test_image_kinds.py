@@ -155,7 +155,7 @@ def test_drawings_have_any_shape_and_depth(few_drawings):
     np.testing.assert_array_equal(deep, eight * np.uint16(257))
     square = load_images("drawings", 16)[0]
     assert eight.shape == (3, 8, 16, 3) and np.abs(eight - square[:, 4:12].astype(int)).mean() < 2
-    with pytest.raises(ValueError, match="drawings have 3 channels, or 1 in grey, not 5; choose --channels 3 or 1"):
+    with pytest.raises(ValueError, match="drawings can be read with channels 3 or 1, colour or grey, not 5"):
         load_images("drawings", 8, 5)
 
 

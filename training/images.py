@@ -36,7 +36,7 @@ def choose_data(options: dict, settings: dict, metadata: dict, path: str) -> tup
     if settings["preset"] in FOR_GPU and os.path.exists(data.CATS):
         default = "cats"
     fraction = (before and metadata.get("validation") or {}).get("fraction")
-    scale = stored_scale(before)
+    scale = Scale(**before["scale"]) if before and "scale" in before else None
     images, report = read_images("data", options, before, default, settings, path, scale, fraction)
     if report.origin and not before:
         say(report.origin)
@@ -47,9 +47,8 @@ def choose_data(options: dict, settings: dict, metadata: dict, path: str) -> tup
         )
     metadata["classes"] = metadata["classes"] if before else report.classes
     images.labels = match_classes(images.labels, report.classes, metadata["classes"])
-    scale = report.scale if report.scale.levels != 255 else None
-    images, held_out = choose_validation(images, options, settings, metadata, path, scale)
-    settings["bit_depth"] = 16 if scale else 8
+    images, held_out = choose_validation(images, options, settings, metadata, path, report.scale)
+    settings["bit_depth"] = 8 if report.scale.levels == 255 else 16
     now = images.facts(report.source)
     if not before or "scale" in before:
         now["scale"] = dataclasses.asdict(report.scale)
@@ -69,14 +68,8 @@ def choose_data(options: dict, settings: dict, metadata: dict, path: str) -> tup
     return images, held_out
 
 
-def stored_scale(facts: dict | None) -> Scale | None:
-    """How a model's training images were stored if they have more than 8 bits, so that others are read the same way."""
-    scale = Scale(**(facts or {}).get("scale", {}))
-    return scale if scale.levels != 255 else None
-
-
 def choose_validation(
-    images: Images, options: dict, settings: dict, metadata: dict, path: str, scale: Scale | None
+    images: Images, options: dict, settings: dict, metadata: dict, path: str, scale: Scale
 ) -> tuple[Images, Images | None]:
     """Training images, and held-out ones: a fraction of the images, images of another source, or None."""
     before, typed, count = metadata.get("validation"), options.get("validation"), len(images.images)
@@ -135,7 +128,7 @@ def read_images(
 
     Args:
         before: what the model file stores about them.
-        scale: how the training images are stored if they have more than 8 bits.
+        scale: how the training images are stored, None where it is to be found.
         fraction: of the images that was held out, or None; `before` is about the others.
     """
 
