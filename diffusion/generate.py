@@ -14,6 +14,7 @@ import numpy as np
 
 from ddpm import from_pixels
 from diffusion import model_file
+from diffusion.measurement import Task
 from diffusion.model_file import TrainedModel
 from diffusion.reverse import ReverseSteps, even_batches
 from diffusion.sampling import Plan, sample
@@ -80,15 +81,15 @@ def check_shape(image_shape: Sequence[int] | None, trained: TrainedModel) -> Non
 @functools.lru_cache(maxsize=MODELS)
 def compiled_steps(
     trained: TrainedModel, classifier: TrainedModel | None = None, weaker: TrainedModel | None = None
-) -> Callable[[bool, int], ReverseSteps]:
-    """A function of (clip, batch_size) that returns the compiled steps of a model, guided or not.
+) -> Callable[[bool, int, Task | None], ReverseSteps]:
+    """A function of (clip, batch_size, task) that returns the compiled steps of a model, guided or not.
 
     They are cached as long as the model is one of the latest, since they take seconds to compile.
     """
 
     @functools.cache
-    def compiled(clip, batch_size):
-        return ReverseSteps(trained, batch_size, clip, classifier=classifier, weaker=weaker)
+    def compiled(clip, batch_size, task=None):
+        return ReverseSteps(trained, batch_size, clip, classifier=classifier, weaker=weaker, task=task)
 
     return compiled
 
@@ -236,6 +237,8 @@ def run_plan(
     start: np.ndarray | None = None,
     classifier: TrainedModel | None = None,
     weaker: TrainedModel | None = None,
+    task: Task | None = None,
+    measurement: tuple[np.ndarray, ...] = (),
     progress: Callable[..., Any] | None = None,
 ) -> np.ndarray:
     """Runs the steps of a plan for all images in batches.
@@ -247,6 +250,8 @@ def run_plan(
         clip: whether estimates of x_0 are clipped.
         start: (n, height, width, channels), where the process starts; None for noise.
         classifier, weaker: what guides, see `open_guide`.
+        task, measurement: what images are restored from, if at all: y, mask and noise of each image, float32, see
+            `diffusion.measurement.Task.measured`.
         progress: called with the times of the plan and a title, returns an object whose method `show` is called with
             every t, such as `console.Countdown`.
 
@@ -254,9 +259,10 @@ def run_plan(
         float32 (n, height, width, channels).
     """
     n_sample = len(labels)
-    _, batch_size = even_batches(trained.network, n_sample)
+    _, batch_size = even_batches(trained.network, n_sample, gradient=task is not None)
     batch_size = min((size for size in SIZES if size >= batch_size), default=batch_size)
-    batches, reverse = -(-n_sample // batch_size), compiled_steps(trained, classifier, weaker)(bool(clip), batch_size)
+    batches = -(-n_sample // batch_size)
+    reverse = compiled_steps(trained, classifier, weaker)(bool(clip), batch_size, task)
     done = []
     for batch in range(batches):
         # The last batch is filled up, not shorter, and so needs no compilation of its own.
@@ -264,7 +270,8 @@ def run_plan(
         some = None if start is None else np.asarray(start, np.float32)[index % n_sample]
         title = f"{batch + 1}/{batches} " if batches > 1 else ""
         countdown = progress(plan.times, title) if progress else None
-        for t, x_t in sample(reverse, plan, seed, index, some, label=labels[index % n_sample]):
+        given = labels[index % n_sample], tuple(part[index % n_sample] for part in measurement)
+        for t, x_t in sample(reverse, plan, seed, index, some, False, *given):
             if countdown:
                 countdown.show(t)
         done.append(np.asarray(x_t))

@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from diffusion import samplers
 from diffusion.denoiser import Denoiser, autoguided, classifier_free, clipped, denoiser, with_classifier
+from diffusion.measurement import Task
 from diffusion.model_file import TrainedModel
 from diffusion.sampling import standard_normal
 from support import device
@@ -28,10 +29,14 @@ def split(tensor: tf.Tensor, parts: int) -> list[tf.Tensor]:
     return tf.split(tensor, [end - start for start, end in zip(bounds, bounds[1:], strict=False)], num=parts)
 
 
-def even_batches(model: keras.Model, count: int) -> tuple[int, int]:
-    """Number and size of equal batches that fit in memory, for `count` images when nothing is trained."""
-    maps = [tensor.shape[1:] for layer in model.layers for tensor in keras.tree.flatten(layer.output)]
-    floats = 4 * max(math.prod(shape) for shape in maps)  # a few of the largest feature maps exist at once
+def even_batches(model: keras.Model, count: int, gradient: bool = False) -> tuple[int, int]:
+    """Number and size of equal batches that fit in memory, for `count` images when nothing is trained.
+
+    Args:
+        gradient: whether gradients are taken through the network, for which all feature maps are kept.
+    """
+    sizes = [math.prod(tensor.shape[1:]) for layer in model.layers for tensor in keras.tree.flatten(layer.output)]
+    floats = max(4 * max(sizes), 2 * sum(sizes) * gradient)  # else a few of the largest maps exist at once
     batches = math.ceil(count / max(1, min(LARGEST_BATCH, MEMORY // (4 * floats))))
     return batches, math.ceil(count / batches)
 
@@ -92,6 +97,7 @@ class ReverseSteps:
         classifier: a model that guides towards the class of the labels, see `diffusion.denoiser.with_classifier`;
             without it a model that takes labels guides itself.
         weaker: a weaker model, which guides instead, see `diffusion.denoiser.autoguided`.
+        task: what is restored, see `diffusion.measurement`.
 
     Attributes:
         at_once: how many steps the next call should take.
@@ -108,6 +114,7 @@ class ReverseSteps:
         xla: bool | None = None,
         classifier: TrainedModel | None = None,
         weaker: TrainedModel | None = None,
+        task: Task | None = None,
     ):
         shape, sched = trained.image_shape, trained.sched
         xla = device.prefers_xla(batch_size) if xla is None else xla
@@ -117,7 +124,7 @@ class ReverseSteps:
         weaker_denoiser = weaker and denoiser_of(weaker, parts)
 
         @tf.function(jit_compile=xla, autograph=False)
-        def step(x_t, memory, t, coefficients, g, label, z):
+        def step(x_t, memory, t, coefficients, g, label, z, measurement):
             denoise = model_denoiser
             if weaker:
                 denoise = autoguided(denoise, weaker_denoiser, g)
@@ -125,6 +132,8 @@ class ReverseSteps:
                 denoise = with_classifier(denoise, classify, sched, g)
             elif trained.takes_labels:
                 denoise = classifier_free(denoise, g)
+            if task:
+                denoise = task.measured(denoise, sched, *measurement)
             denoise = clipped(denoise, sched) if clip else denoise
             return samplers.step(denoise, x_t, tf.repeat(t, batch_size), coefficients, z, memory, label)
 
@@ -139,15 +148,16 @@ class ReverseSteps:
             spec(tf.float32, None),
         )
         image_specs = spec(tf.int32, batch_size), spec(tf.int64), spec(tf.int64, batch_size)
+        task_specs = task.specs(batch_size, shape) if task else ()
 
-        @tf.function(input_signature=[x, x, *step_specs, *image_specs], autograph=False)
-        def take(x_t, memory, times, draws, coefficients, guidance, label, seed, index):
+        @tf.function(input_signature=[x, x, *step_specs, *image_specs, task_specs], autograph=False)
+        def take(x_t, memory, times, draws, coefficients, guidance, label, seed, index, measurement):
             def one(k, x_t, memory):
                 needed = coefficients[k, 2] > 0  # σ
                 z = tf.cond(
                     needed, lambda: standard_normal(seed, times[k], index, shape, draws[k]), lambda: tf.zeros_like(x_t)
                 )
-                return k + 1, *step(x_t, memory, times[k], coefficients[k], guidance[k], label, z)
+                return k + 1, *step(x_t, memory, times[k], coefficients[k], guidance[k], label, z, measurement)
 
             return tf.while_loop(lambda k, *_: k < tf.shape(times)[0], one, (0, x_t, memory))[1:]
 
@@ -170,15 +180,21 @@ class ReverseSteps:
         label: Sequence[int],
         seed: int,
         index: Sequence[int],
+        measurement: tuple[tf.Tensor, ...] = (),
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Takes one step from each of the times, (S,) int, with draws, coefficients and guidance of a plan.
+
+        Args:
+            measurement: of a task, y, mask and noise, see `diffusion.measurement.Task.measured`.
 
         Returns:
             The images after them, and their last estimate x̂_0, which is the `memory` of the next call.
         """
         start = time.perf_counter()
         label = tf.cast(label, tf.int32)
-        x_t, memory = self._take(x_t, memory, times, draws, coefficients, guidance, label, *_as_int64(seed, index))
+        seed, index = _as_int64(seed, index)
+        step = times, draws, coefficients, guidance
+        x_t, memory = self._take(x_t, memory, *step, label, seed, index, measurement)
         quick = time.perf_counter() - start < self.QUICK * len(times)
         self.at_once, self.compiled = self.MOST_AT_ONCE if quick else 1, True
         return x_t, memory

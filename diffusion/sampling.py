@@ -1,5 +1,6 @@
 """From noise to images: where the noise comes from, and the one loop (slides "Reverse diffusion example, code")."""
 
+import collections
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 
@@ -11,7 +12,7 @@ from diffusion import samplers
 from diffusion.options import Sampling
 from diffusion.targets import find_target
 
-MOST_TIMES = 2**20  # that the key of a draw has room for, beside the number of the draw
+MOST_TIMES, MOST_DRAWS = 2**20, 2**12  # that the key of a draw has room for
 
 
 def standard_normal(
@@ -49,12 +50,15 @@ class Plan:
 
     @property
     def draws(self) -> np.ndarray:
-        """Which draw of the noise at its t each step takes, (S,) int32: 0 for the step that leaves t."""
-        _, counts = np.unique(self.times[:-1], return_counts=True)
-        return np.concatenate([np.arange(n, dtype=np.int32)[::-1] for n in counts[::-1]])
+        """Which draw of the noise at its t each step takes, (S,) int32: as many as later steps start at this t."""
+        left, draws = collections.Counter(), []
+        for t in reversed(self.times[:-1].tolist()):
+            draws.append(left[t])
+            left[t] += 1
+        return np.array(draws[::-1], np.int32)
 
 
-def make_plan(sched: Schedule, sampling: Sampling | None = None) -> Plan:
+def make_plan(sched: Schedule, sampling: Sampling | None = None, begin: int | None = None) -> Plan:
     """The steps of a sampler.
 
     Args:
@@ -62,6 +66,7 @@ def make_plan(sched: Schedule, sampling: Sampling | None = None) -> Plan:
         sampling: how to sample; what it leaves open is as without a recommendation, see `Sampling.resolve`. Steps of a
             corrector are not counted among its steps. Its guidance holds where t lies in `guidance_interval`, and is 1
             elsewhere (Kynkäänniemi et al. 2024, arXiv 2404.07724).
+        begin: the t at which an image with noise is taken up, with the steps below it; None for T.
 
     Raises:
         ValueError: for more steps than T, an interval that is invalid or holds no step, and a T that is too large for
@@ -72,10 +77,44 @@ def make_plan(sched: Schedule, sampling: Sampling | None = None) -> Plan:
     if (sampling.corrector or sampler.repeats > 1) and T >= MOST_TIMES - 1:
         raise ValueError(f"Langevin steps need a T below {MOST_TIMES - 1}, got {T}")
     times = samplers.choose_times(sched, sampling.steps or T, sampling.spacing or sampler.spacing, sampler.repeats)
+    if begin is not None:
+        times = np.append(np.int32(begin), times[times < begin])
     coefficients = samplers.coefficients(sched, times, sampling.sampler, sampling.variance or "beta", sampling.eta)
     if sampling.corrector:
         times, coefficients = samplers.with_corrector(sched, times, coefficients, sampling.corrector, sampling.snr)
     return Plan(times, coefficients, _guidance_at(times[:-1], sampling.guidance, sampling.guidance_interval, T))
+
+
+def revisit(plan: Plan, sched: Schedule, length: int, count: int) -> Plan:
+    """A plan that goes back and forth: after `length` steps, `count` times the noise of these steps and they again.
+
+    RePaint (Lugmayr et al. 2022, arXiv 2201.09865, algorithm 1), where `length` is the jump length, and `count` one
+    less than its number of resamplings. A step to x_s and noise from there to x_t are one step with more noise, which
+    asks the network once. Nothing goes back to T, where nothing of the image is left, nor from x_0.
+
+    Raises:
+        ValueError: for more draws of noise at a t than there are keys, see `standard_normal`.
+    """
+    last, visits = len(plan.coefficients), []  # numbers of a step and of the time where it lands
+    for first in range(0, last, length):
+        after = min(first + length, last)
+        for k in range(count + 1 if first and after < last else 1):
+            visits += [(step, step + 1) for step in range(first, after)]
+            if k:
+                visits[-length - 1] = after - 1, first
+    order, lands = np.array(visits).T
+    rows = plan.coefficients[order].astype(np.float64)
+    kept = sched.alphabar[plan.times[lands]] / sched.alphabar[plan.times[order + 1]]  # of ᾱ, 1 without a jump
+    jumps = lands <= order
+    rows[:, [0, 1, 3]] *= np.sqrt(kept)[:, None]
+    rows[:, 2] = np.sqrt(kept * rows[:, 2] ** 2 + 1 - kept)
+    rows[jumps, 5] = 0  # added noise is not learned
+    rows[1:, 3][jumps[:-1]] = 0  # there the step before was not at the time before
+    times = np.append(plan.times[order], plan.times[-1])
+    revisited = Plan(times, rows.astype(np.float32), plan.guidance[order], plan.lowest)
+    if n_steps(sched) >= MOST_TIMES - 1 or revisited.draws.max() >= MOST_DRAWS:
+        raise ValueError(f"going back and forth needs a T below {MOST_TIMES - 1} and fewer than {MOST_DRAWS} visits")
+    return revisited
 
 
 def _guidance_at(t, guidance, interval, T):
@@ -131,6 +170,7 @@ def sample(
     start: tf.Tensor | None = None,
     every: bool = False,
     label: Sequence[int] | None = None,
+    measurement: tuple[tf.Tensor, ...] = (),
 ) -> Iterator[tuple[int, tf.Tensor]]:
     """The loop over the steps of a plan (DDPM algorithm 2): yields (t, x_t) from its first time to its last.
 
@@ -142,6 +182,7 @@ def sample(
         start: (batch, height, width, channels) float32, where the process starts; None for noise, x_T.
         every: True to see x_t at every time, one step at a time.
         label: (batch,) int, 0 for "no class", k + 1 for class k; None for no class at all.
+        measurement: what images are restored from, see `diffusion.measurement.Task.measured`.
     """
     times, draws = plan.times, plan.draws
     asked = np.maximum(times[:-1], plan.lowest)
@@ -153,5 +194,5 @@ def sample(
     while k < len(asked):
         now = slice(k, min(k + (1 if every else reverse.at_once), len(asked)))
         part = asked[now], draws[now], plan.coefficients[now], guidance[now]
-        (x_t, memory), k = reverse(x_t, memory, *part, label, seed, index), now.stop
+        (x_t, memory), k = reverse(x_t, memory, *part, label, seed, index, measurement), now.stop
         yield int(times[k]), x_t
