@@ -9,7 +9,6 @@ Slides: "Reverse diffusion example, code". The mathematics of a step is in `ddpm
 import functools
 import importlib.util
 import os
-import secrets
 import sys
 
 OURS = ("ddpm", "unet", "diffusion", "support")
@@ -119,29 +118,19 @@ def my_sample(
     from diffusion.options import Sampling
 
     asked = Sampling.among(locals())
-    from support import console, device
-    from support.checks import MOST, check_number
+    generate = start_generating()
+    from ddpm import to_pixels
+    from diffusion.sampling import make_plan
+    from support.checks import check_number
 
     check_number("n_sample", n_sample, 1, integer=True)
-    seed = secrets.randbits(31) if seed is None else seed
-    check_number("seed", seed, 0, MOST, integer=True)
-    device.start_tensorflow()
-    from ddpm import to_pixels
-    from diffusion import generate, model_file
-    from diffusion.sampling import make_plan
-
     # Our pre-trained model, with the noise schedule that it was trained with.
     trained = generate.open_model(model)
     generate.check_shape(image_shape, trained)
-    guides = {kind: generate.open_guide(kind, guide, trained) for kind, guide in asked.guides().items()}
     plan = make_plan(trained.sched, trained.choose(asked))
-
     x_T = generate.as_x_T(noise, n_sample, trained.image_shape)  # None to draw it
-    labels = generate.as_labels(label, n_sample if x_T is None else len(x_T), trained, guides["classifier"])
-    if verbose and (label is None or (guidance != 1 and not weaker)):
-        warn(model_file.warn_of_no_class(trained))
-    run = {"seed": seed, "clip": clip, "start": x_T, "progress": console.Countdown if verbose else None}
-    x_0 = generate.run_plan(plan, trained, labels, **run, **guides)
+    count = n_sample if x_T is None else len(x_T)
+    x_0 = generate.sample_images(plan, trained, asked, count, seed, start=x_T, **shown(verbose))
     return generate.to_raw(x_0, trained) if raw else to_pixels(x_0)
 
 
@@ -149,16 +138,11 @@ def my_sample(
 def invert(images, model="model.keras", steps=None, verbose=1, *, label=None):
     """The noise that DDIM turns into given images: `my_sample(noise=…, sampler="ddim", clip=False)` leads back.
 
-    The more steps, the nearer; each asks the network twice. Estimates of x_0 are never clipped on this way. Models that
-    predict x_0 begin at some noise, see `diffusion.sampling.make_inversion`.
-
     Args:
         images: (n, height, width, channels), integers 0 … 255 or floating-point numbers in [-1, 1]; those that all lie
             in 0 … 1 get a warning.
-        model: see `my_sample`.
-        steps: how many steps, 1 … T; None for all.
-        verbose: 0 for silence, 1 for a bar that counts t up, and warnings.
-        label: the class of the images, or one for each, see `my_sample`.
+        steps: how many steps, 1 … T; None for all. The more, the nearer; each asks the network twice.
+        model, verbose, label: see `my_sample`.
 
     Returns:
         float32 array (n, height, width, channels).
@@ -166,30 +150,65 @@ def invert(images, model="model.keras", steps=None, verbose=1, *, label=None):
     Raises:
         FileNotFoundError, ValueError, FloatingPointError, ImportError: as `my_sample`.
     """
-    from support import console, device
-    from support.checks import check_finite
+    return start_generating("editing").invert_images(images, model, steps, label, **shown(verbose))
+
+
+@one_at_a_time
+def restore(measurement, operation, deviation=0.0, model="model.keras", *, verbose=1, **named):
+    """Images from blurred, small, grey, incomplete or noisy ones: arguments as in `diffusion.editing.restore`."""
+    return start_generating("editing").restore(measurement, operation, deviation, model, **named, **shown(verbose))
+
+
+@one_at_a_time
+def inpaint(images, mask, model="model.keras", *, verbose=1, **named):
+    """Images whose pixels are filled in where the mask is 0: arguments as in `diffusion.editing.inpaint`."""
+    return start_generating("editing").inpaint(images, mask, model, **named, **shown(verbose))
+
+
+@one_at_a_time
+def vary(images, strength, model="model.keras", *, verbose=1, **named):
+    """Variations of images: arguments as in `diffusion.editing.vary`."""
+    return start_generating("editing").vary(images, strength, model, **named, **shown(verbose))
+
+
+@one_at_a_time
+def interpolate(a, b, count, model="model.keras", *, verbose=1, **named):
+    """Images on the way from one image to another: arguments as in `diffusion.editing.interpolate`."""
+    return start_generating("editing").interpolate(a, b, count, model, **named, **shown(verbose))
+
+
+def start_generating(module="generate"):
+    """A module of `diffusion` that needs TensorFlow."""
+    from support import device
 
     device.start_tensorflow()
-    from diffusion import generate, model_file
-    from diffusion.sampling import make_inversion
-
-    trained = generate.open_model(model)
-    x_0 = generate.as_x_0(images, trained.image_shape)
-    labels = generate.as_labels(label, len(x_0), trained)
-    if verbose:
-        warn(generate.warn_of_range(images), label is None and model_file.warn_of_no_class(trained))
-    plan, progress = make_inversion(trained.sched, steps, trained.target), console.Countdown if verbose else None
-    noise = generate.run_plan(plan, trained, labels, clip=False, start=x_0, progress=progress)
-    check_finite(noise)
-    return noise
+    return importlib.import_module(f"diffusion.{module}")
 
 
-def warn(*sentences):
-    """Prints sentences on stderr, but for those that are None or False."""
+def shown(verbose):
+    """Functions that show progress and warnings, or none."""
     from support import console
 
-    for sentence in filter(None, sentences):
-        console.warn(sentence)
+    return {"progress": console.Countdown, "warn": console.warn} if verbose else {}
+
+
+def edit_files(options, sampling):
+    """What the grid shows first, and the images, of --restore, --vary or --interpolate."""
+    from data.image_files import read_mask, read_one
+
+    editing, model = start_generating("editing"), options.model
+    height, width, channels = start_generating().open_model(model).image_shape
+    how = {"n_sample": options.n_sample, "seed": options.seed, **sampling, **shown(1)}
+    photo, *other = (read_one(path, (height, width), channels) for path in options.photos)
+    if other:
+        count = how.pop("n_sample")
+        return [], editing.interpolate(photo, *other, count, model, strength=options.strength, **how)
+    if options.vary:
+        return [photo], editing.vary(photo[None], options.strength, model, **how)
+    how |= {"operation": options.operation, "factor": options.factor, "mask": None}
+    if options.operation == "mask":
+        how["mask"] = read_mask(options.mask or options.restore, options.restore, (height, width))
+    return editing.try_out(photo, model=model, method=options.method, deviation=options.deviation, **how)
 
 
 def main():
@@ -201,28 +220,33 @@ def main():
         arguments = Sampling.among(vars(options)).arguments()
         console.say("reverse_diffusion.py: starting TensorFlow …")
         device.start_tensorflow(parts=min(options.n_sample, device.MOST_PARTS))
+        import numpy as np
+
         from data.pixels import Scale
         from diffusion import generate, model_file
         from support import files, grids
 
         models = [model_file.locate(path) for path in (options.model, options.classifier, options.weaker) if path]
-        files.check_outputs([("--out", options.out), ("--npy", options.npy)], models)
+        files.check_outputs([("--out", options.out), ("--npy", options.npy)], [*models, *options.photos, options.mask])
         if options.label:
             arguments["label"], notes = generate.read_labels(options.label, options.model, options.classifier)
             for note in notes:
                 console.say(note)
-        trained = generate.open_model(options.model)
+        trained, before = generate.open_model(options.model), []
         channels, settings = trained.image_shape[-1], trained.metadata.get("settings", {})
-        shown = grids.parse_shown(options.show or settings.get("show"), channels)
-        images = my_sample(None, options.n_sample, options.model, options.seed, raw=options.raw, **arguments)
+        chosen = grids.parse_shown(options.show or settings.get("show"), channels)
+        if options.photos:
+            before, images = edit_files(options, arguments)
+        else:
+            images = my_sample(None, options.n_sample, options.model, options.seed, raw=options.raw, **arguments)
         if options.npy:
             files.save_array(images, options.npy)
         if options.raw:
             images = Scale(trained.scale["black"], trained.scale["white"]).store(images)
-        grids.save_grid(images, options.out, shown=shown)
+        grids.save_grid(np.array([*before, *images]), options.out, shown=chosen)
         what = "1 image" if options.n_sample == 1 else f"{options.n_sample} images"
         console.say(f"{what} in {options.out}" + (f" and {options.npy}" if options.npy else ""))
-        if sentence := grids.describe_shown(shown, channels):
+        if sentence := grids.describe_shown(chosen, channels):
             console.say(sentence)
 
 

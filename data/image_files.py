@@ -92,6 +92,41 @@ def read_image(
         return pixels.crop_and_resize(image, size, channels, levels)
 
 
+def read_one(path: str, size: tuple[int, int], channels: int) -> np.ndarray:
+    """Reads one image as `read_image` does. Raises ValueError, which says in one sentence why it cannot be read."""
+    try:
+        return read_image(path, size, channels)
+    except Exception as error:
+        raise ValueError(f"{escape_name(path)} cannot be read: {_describe_error(error, path)}") from error
+
+
+def read_mask(path: str, photo: str, size: tuple[int, int]) -> np.ndarray:
+    """Where the pixels of a photo are known: where the mask is white, or, if that is the photo itself, not transparent.
+
+    Returns:
+        bool (height, width), cropped and resized as the photo is.
+
+    Raises:
+        ValueError: if it cannot be read, has another size than the photo, or a photo without transparency is its own.
+    """
+    try:
+        with Image.open(path, formats=readable_formats()) as mask, Image.open(photo) as other:
+            mask, wanted = ImageOps.exif_transpose(mask), ImageOps.exif_transpose(other).size
+            transparent = mask.has_transparency_data
+            plane = mask.convert("RGBA").getchannel("A") if path == photo else mask.convert("L")
+    except Exception as error:
+        raise ValueError(f"{escape_name(path)} cannot be read: {_describe_error(error, path)}") from error
+    if path == photo and not transparent:
+        raise ValueError(f"{escape_name(path)} has no transparent pixels to fill in; name a mask with --mask")
+    if plane.size != wanted:
+        raise ValueError(
+            f"{escape_name(path)} has {plane.width}×{plane.height} pixels, and {escape_name(photo)} "
+            f"{wanted[0]}×{wanted[1]}; a mask must have the size of the image"
+        )
+    limit = 254 if path == photo else 128  # half-transparent pixels were mixed with white
+    return pixels.crop_and_resize(plane, size, 1)[..., 0] >= limit
+
+
 def read_images(
     files: Iterable[tuple[str, T]],
     count: int,

@@ -6,20 +6,22 @@ Nothing here prints: callers pass functions that show progress, and print the re
 import functools
 import numbers
 import os
+import secrets
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 
-from ddpm import from_pixels
+from ddpm import from_pixels, to_pixels
 from diffusion import model_file
 from diffusion.measurement import Task
 from diffusion.model_file import TrainedModel
+from diffusion.options import Sampling
 from diffusion.reverse import ReverseSteps, even_batches
 from diffusion.sampling import Plan, sample
 from support import files
-from support.checks import check_finite
+from support.checks import MOST, check_finite, check_number
 
 SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)  # of batches, as each costs 10 MiB that TensorFlow never gives back
 MOST_CLASSES = 2**31 - 1  # that an int32 holds
@@ -101,7 +103,7 @@ def as_images(name: str, images: Any, shape: tuple[int, ...], kinds: str = "uif"
         ValueError: wrong shape or dtype, or non-finite values.
     """
     images = np.asarray(images)
-    if images.ndim != 4 or images.shape[1:] != shape or not len(images):
+    if images.ndim != 1 + len(shape) or images.shape[1:] != shape or not len(images):
         wanted = ", ".join(map(str, ("n", *shape)))
         raise ValueError(f"{name} must be an array of shape ({wanted}), n at least 1, got {images.shape}")
     if images.dtype.kind not in kinds or not np.all(np.abs(images) < 1e30):
@@ -116,11 +118,19 @@ def as_x_0(images: Any, shape: tuple[int, ...]) -> np.ndarray:
     Raises:
         ValueError: as `as_images`, and for values outside the range.
     """
-    images = as_images("images", images, shape)
+    return to_range("images", as_images("images", images, shape))
+
+
+def to_range(name: str, images: np.ndarray, beyond: float = 0.0) -> np.ndarray:
+    """Integers 0 … 255 or numbers in [-1, 1], which may lie `beyond` that by so much, as float32 in [-1, 1].
+
+    Raises:
+        ValueError: for values outside the range.
+    """
     integers = images.dtype.kind in "ui"
-    low, high = (0, 255) if integers else (-1, 1)
+    low, high = (0, 255) if integers else (-1 - beyond, 1 + beyond)
     if not np.all((images >= low) & (images <= high)):
-        raise ValueError(f"images must lie in {low} … {high}, got {images.min():g} … {images.max():g}")
+        raise ValueError(f"{name} must lie in {low:g} … {high:g}, got {images.min():g} … {images.max():g}")
     return from_pixels(images) if integers else np.float32(images)
 
 
@@ -227,6 +237,44 @@ def read_labels(words: Sequence[str], model: str, classifier: str | None) -> tup
     return labels[0] if len(words) == 1 else list(labels), list(dict.fromkeys(filter(None, notes)))
 
 
+def choose_seed(seed: int | None) -> int:
+    """The seed itself, or a new one for None. Raises ValueError if it is not an integer from 0."""
+    seed = secrets.randbits(31) if seed is None else seed
+    check_number("seed", seed, 0, MOST, integer=True)
+    return seed
+
+
+def sample_images(
+    plan: Plan,
+    trained: TrainedModel,
+    asked: Sampling,
+    n_sample: int,
+    seed: int | None,
+    warn: Callable[[str], None] | None = None,
+    **run: Any,
+) -> np.ndarray:
+    """Images of a model along the steps of a plan, with what guides them.
+
+    Args:
+        plan, run: see `run_plan`.
+        asked: options of sampling, for all that does not concern the plan.
+        seed: an integer, or None for another one every time.
+        warn: called with a sentence that the user should read, if there is one.
+
+    Returns:
+        int16 (n_sample, height, width, channels), values 0 … 255.
+
+    Raises:
+        FileNotFoundError, ValueError, FloatingPointError: see `reverse_diffusion.my_sample`.
+    """
+    guides = {kind: open_guide(kind, guide, trained) for kind, guide in asked.guides().items()}
+    labels = as_labels(asked.label, n_sample, trained, guides["classifier"])
+    without_class = asked.label is None or (asked.guidance != 1 and not guides["weaker"])
+    if warn and without_class and (sentence := model_file.warn_of_no_class(trained)):
+        warn(sentence)
+    return to_pixels(run_plan(plan, trained, labels, seed=choose_seed(seed), clip=asked.clip, **guides, **run))
+
+
 def run_plan(
     plan: Plan,
     trained: TrainedModel,
@@ -270,8 +318,11 @@ def run_plan(
         some = None if start is None else np.asarray(start, np.float32)[index % n_sample]
         title = f"{batch + 1}/{batches} " if batches > 1 else ""
         countdown = progress(plan.times, title) if progress else None
-        given = labels[index % n_sample], tuple(part[index % n_sample] for part in measurement)
-        for t, x_t in sample(reverse, plan, seed, index, some, False, *given):
+        given = {
+            "label": labels[index % n_sample],
+            "measurement": tuple(part[index % n_sample] for part in measurement),
+        }
+        for t, x_t in sample(reverse, plan, seed, index, some, **given):
             if countdown:
                 countdown.show(t)
         done.append(np.asarray(x_t))

@@ -1,27 +1,20 @@
-"""A measurement y = A x_0 + noise, and what it says of the image: wrappers of a denoiser.
-
-Every method adds to the estimate x̂_0 of x_0 from x_t what y says beside it,
-
-    x̂_0 + V Aᵀ C⁻¹ (y - A x̂_0)        C the covariance of y when x_t is known
-
-With the true V, the covariance of x_0 when x_t is known, and C = A V Aᵀ + σ², this is the mean of x_0 given x_t and y,
-if they are Gaussian. V is (1 - ᾱ_t) / √ᾱ_t ∂x̂_0/∂x_t, which is symmetric, so that V v is a gradient through the network,
-and the correction is the score ∇ log p(y | x_t). Methods differ in what they take for V and C.
-"""
+"""Measurements y = A x_0 + noise of images: the operations A, and what users give for y, A and masks."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
-from ddpm import Schedule, signal_and_noise
-from diffusion.denoiser import Denoiser, add_to_score
+from ddpm import Schedule, to_pixels
+from diffusion import options
+from diffusion.denoiser import Denoiser
+from diffusion.posterior import METHODS, Linear, measured
+from support.checks import check_choice, check_number
 
-Linear = Callable[[tf.Tensor], tf.Tensor]
+METHOD = "mmps"  # measured best, see `benchmarks/restore.py`
 
 
 def keep(x: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
@@ -51,90 +44,7 @@ def blur(x: tf.Tensor, deviation: float) -> tf.Tensor:
 
 
 # Linear functions of images, (batch, height, width, channels), and of a mask or a factor.
-OPERATIONS = {"mask": keep, "downscale": downscale, "grey": grey, "blur": blur}
-
-
-def adjoint(operation: Linear, v: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
-    """Aᵀ v, of the shape of the images `like`: the gradient of v · A x."""
-    x = tf.zeros_like(like)
-    with tf.GradientTape(watch_accessed_variables=False) as tape:
-        tape.watch(x)
-        y = operation(x)
-    return tape.gradient(y, x, v, unconnected_gradients="zero")
-
-
-class Terms(NamedTuple):
-    """What the covariance C of a measurement is made of, at one t.
-
-    Attributes:
-        measure, adjoint: A and Aᵀ, functions of images and of measurements.
-        slope: a function of images that returns ∂x̂_0/∂x_t times them.
-        ratio: (1 - ᾱ_t) / √ᾱ_t, so that V = ratio · slope; 0 where ᾱ_t = 0.
-        pixel: 1 - ᾱ_t, the variance of x_0 when x_t is known, if pixels are independent, from N(0, 1).
-        noise: σ², the variance of the noise in the measurement.
-        residual: y - A x̂_0.
-        rate: β_t / √α_t.
-    """
-
-    measure: Linear
-    adjoint: Linear
-    slope: Linear
-    ratio: tf.Tensor
-    pixel: tf.Tensor
-    noise: tf.Tensor
-    residual: tf.Tensor
-    rate: tf.Tensor
-
-
-def moments(terms: Terms, v: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """C = A V Aᵀ + σ² (MMPS: Rozet et al. 2024, arXiv 2405.13712, section 4.2)."""
-    image = terms.slope(terms.adjoint(v))
-    return terms.measure(terms.ratio * image) + _like(terms.noise, v) * v, image
-
-
-def pixels(terms: Terms, v: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """C = r² A Aᵀ + σ², r² = 1 - ᾱ_t (ΠGDM: Song et al. 2023, Pseudoinverse-guided diffusion models, section 3.1)."""
-    image = terms.adjoint(v)
-    return terms.measure(terms.pixel * image) + _like(terms.noise, v) * v, image
-
-
-STEP = 1.0  # ζ of DPS
-
-
-def residual(terms: Terms, v: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """C = ‖y - A x̂_0‖ β_t / (ζ √α_t), with which a step of DDPM moves x_{t-1} by -ζ ∇‖y - A x̂_0‖.
-
-    DPS: Chung et al. 2023, arXiv 2209.14687, algorithm 1 and its step size.
-    """
-    size = tf.sqrt(_dot(terms.residual, terms.residual))
-    return size * _like(terms.rate / STEP, v) * v, terms.adjoint(v)
-
-
-@dataclass(frozen=True)
-class Method:
-    """What a method takes for C and V.
-
-    Attributes:
-        covariance: a function of `Terms` and a measurement v that returns C v, and Aᵀ v, or V Aᵀ v if C contains it.
-        slope: where V is the slope of the network: `'inside'` C and outside, only `'outside'`, or None, where
-            (1 - ᾱ_t) stands for V.
-        iterations: at most so many of the conjugate gradients.
-        revisits: how many steps a jump back takes, and how often it is done from there, see `sampling.revisit`.
-    """
-
-    covariance: Callable[[Terms, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
-    slope: str | None = "outside"
-    iterations: int = 50
-    revisits: tuple[int, int] = (1, 0)
-
-
-METHODS = {
-    "mmps": Method(moments, slope="inside", iterations=3),
-    "pigdm": Method(pixels),
-    "dps": Method(residual, iterations=1),
-    # Replaces what is known, and goes back and forth so that the rest follows (Lugmayr et al. 2022, arXiv 2201.09865).
-    "repaint": Method(pixels, slope=None, revisits=(5, 4)),
-}
+OPERATIONS = dict(zip(options.OPERATIONS, (keep, downscale, grey, blur), strict=True))
 
 
 @dataclass(frozen=True)
@@ -175,86 +85,110 @@ class Task:
             mask: (batch, height, width, 1) float32.
             noise: (batch,) float32, σ².
         """
-        method = METHODS[self.method]
-
-        def measure(x):
-            return self.measure(x, mask)
-
-        def given_y(x_t, t, label=None):
-            a, b = signal_and_noise(t, x_t, sched)
-            ratio = tf.math.divide_no_nan(b**2, a)
-            estimate, slope = with_slope(denoise, x_t, t, label) if method.slope else (denoise(x_t, t, label), None)
-            terms = Terms(
-                measure,
-                lambda v: adjoint(measure, v, x_t),
-                slope or (lambda image: a * image),
-                *(ratio, b**2, noise, y - measure(estimate.x_0)),
-                tf.gather(sched["beta_t"] * sched["oneover_sqrta"], t),
-            )
-            image = solve(lambda v: method.covariance(terms, v), terms.residual, x_t, method.iterations)
-            added = image if method.slope == "inside" else terms.slope(image)
-            return add_to_score(estimate, t, added, sched)
-
-        return given_y
+        return measured(denoise, sched, METHODS[self.method], lambda x: self.measure(x, mask), y, noise)
 
 
-def with_slope(denoise: Denoiser, x_t: tf.Tensor, t: tf.Tensor, label: tf.Tensor | None):
-    """The estimate of a denoiser, and the function v → (∂x̂_0/∂x_t)ᵀ v of images.
-
-    Its graph is traced once and called where it is needed. In the network v has size 1, as layers may have 16 bits.
-    """
-    with tf.GradientTape(watch_accessed_variables=False) as tape:
-        tape.watch(x_t)
-        estimate = denoise(x_t, t, label)
-        x_0 = estimate.x_0
-
-    @tf.function(autograph=False)
-    def gradient(v):
-        return tape.gradient(x_0, x_t, v, unconnected_gradients="zero")
-
-    def slope(v):
-        size = tf.sqrt(_dot(v, v) / math.prod(v.shape[1:]))
-        return size * tf.ensure_shape(gradient(tf.math.divide_no_nan(v, size)), x_t.shape)
-
-    return estimate, slope
-
-
-def solve(
-    apply: Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]], b: tf.Tensor, image: tf.Tensor, iterations: int
-) -> tf.Tensor:
-    """B C⁻¹ b for each image of a batch by itself, by conjugate gradients (Hestenes & Stiefel 1952).
-
-    An image stops where its residual has become a ten thousandth of b, and where C is not positive, as that of a
-    network need not be.
+def choose_task(
+    operation: str | Linear,
+    method: str | None,
+    factor: float | None,
+    measured: tuple[int, ...],
+    image_shape: tuple[int, ...],
+) -> Task:
+    """The task of an operation and a method, None for the best, and a factor, which `measured` may say.
 
     Args:
-        apply: v → (C v, B v), with C symmetric, so that the result costs no call more.
-        b: (batch, …) float32.
-        image: like the result.
-        iterations: at most so many.
+        measured: the shape of the measurement, which tells by how much images were downscaled.
+
+    Raises:
+        ValueError: if there is no such operation, method or factor, or not for images of this shape.
     """
-    square = _dot(b, b)
-    enough = 1e-8 * square
-
-    def improve(k, found, left, direction, square):
-        applied, moves = apply(direction)
-        curvature = _dot(direction, applied)
-        going = (square > enough) & (curvature > 0)
-        length = tf.where(going, tf.math.divide_no_nan(square, curvature), 0)
-        found, left = found + _like(length, found) * moves, left - length * applied
-        now = tf.where(going, _dot(left, left), 0)
-        return k + 1, found, left, left + tf.math.divide_no_nan(now, square) * direction, now
-
-    start = 0, tf.zeros_like(image), b, b, square
-    more = lambda k, found, left, direction, square: tf.reduce_any(square > enough)  # noqa: E731
-    return tf.while_loop(more, improve, start, maximum_iterations=iterations)[1]
+    method = METHOD if method is None else method
+    check_choice("method", method, METHODS)
+    if callable(operation):
+        _check_function(operation, image_shape)
+    else:
+        check_choice("operation", operation, OPERATIONS)
+    if operation == "grey" and image_shape[-1] == 1:
+        raise ValueError("operation grey needs a model of images with several channels, and this one has 1")
+    return Task(operation, method, _choose_factor(operation, factor, measured, image_shape))
 
 
-def _dot(one, other):
-    """The inner product of each image with the other, (batch, 1, …)."""
-    return tf.reduce_sum(one * other, axis=tuple(range(1, len(one.shape))), keepdims=True)
+def _choose_factor(operation, factor, measured, image_shape):
+    """The factor of an operation that has one, or None; or a ValueError."""
+    if operation == "blur":
+        check_number("factor", 1.0 if factor is None else factor, 0.1, max(image_shape))
+        return 1.0 if factor is None else float(factor)
+    if operation != "downscale":
+        if factor is not None:
+            raise ValueError(f"factor applies only to the operations downscale and blur, not to {operation}; omit it")
+        return None
+    height, width, channels = image_shape
+    possible = [k for k in range(2, min(height, width) + 1) if height % k == width % k == 0]
+    fitting = [k for k in possible if measured[1:] == (height // k, width // k, channels)]
+    if factor is not None and factor not in possible:
+        raise ValueError(f"factor must divide {height} by {width} pixels, such as {possible[:3]}, got {factor}")
+    if not fitting or factor not in (None, *fitting):
+        wanted = [("n", height // k, width // k, channels) for k in (possible[:3] if factor is None else [factor])]
+        raise ValueError(f"measurement of downscale must have a shape such as {_words(wanted)}, got {measured}")
+    return fitting[0]
 
 
-def _like(numbers, x):
-    """One number for each image, to multiply `x`."""
-    return tf.reshape(numbers, (-1, *[1] * (len(x.shape) - 1)))
+def _check_function(operation, image_shape):
+    """Raises ValueError if a function of images fails, mixes the images of a batch, or is not linear."""
+    one, other = (tf.random.stateless_normal((2, *image_shape), (0, k)) for k in range(2))
+    try:
+        of_one, *rest = (tf.constant(operation(x)) for x in (one, other, one + 2 * other, one[:1]))
+        if of_one.dtype != tf.float32 or len(of_one) != 2:
+            raise TypeError(f"it returns {of_one.dtype.name} of shape {of_one.shape}, not float32 (2, …)")
+    except (tf.errors.OpError, TypeError, ValueError) as error:
+        why = " ".join(str(error).split())[:200]
+        raise ValueError(f"operation fails for images of shape {(2, *image_shape)}: {why}") from error
+    of_other, of_both, of_first = rest
+    size = float(tf.reduce_max(tf.abs(of_both)))
+    if not np.allclose(of_one[:1], of_first, atol=1e-3 * size):
+        raise ValueError("operation must measure each image of a batch by itself")
+    if not np.allclose(of_one + 2 * of_other, of_both, atol=1e-3 * size):
+        raise ValueError("operation must be a linear function of images")
+
+
+def as_masks(mask: Any, operation: str | Linear, count: int, image_shape: tuple[int, ...]) -> np.ndarray:
+    """Masks of `count` images, float32 (count, height, width, 1), 1 where they are known; all 1 without a mask.
+
+    Raises:
+        ValueError: if it has another shape or other values, or is there without need.
+    """
+    height, width, _ = image_shape
+    if (mask is None) == (operation == "mask"):
+        raise ValueError("operation mask needs a mask" if mask is None else f"operation {operation} takes no mask")
+    mask = np.ones((height, width)) if mask is None else np.asarray(mask)
+    if mask.shape not in ((height, width), (count, height, width)):
+        raise ValueError(
+            f"mask must be an array of shape ({height}, {width}) or ({count}, {height}, {width}), got {mask.shape}"
+        )
+    white = 255 if mask.dtype.kind in "ui" and mask.max() > 1 else 1
+    if mask.dtype.kind not in "buif" or not np.all((mask == 0) | (mask == white)):
+        raise ValueError("mask must be 1, True or 255 where the image is known, and 0 elsewhere, with no other values")
+    return np.broadcast_to(np.float32(mask == white)[..., None], (count, height, width, 1))
+
+
+def measure(images: np.ndarray, operation: str, factor: float | None = None, mask: Any = None) -> np.ndarray:
+    """The measurement A x of images, float32 (n, height, width, channels) in [-1, 1]; arguments as in `restore`."""
+    shape = images.shape[1:]
+    if operation == "downscale":
+        check_number("factor", factor, 2, integer=True)
+    measured = (len(images), *(side // int(factor) for side in shape[:2]), shape[2]) if operation == "downscale" else ()
+    task = choose_task(operation, None, factor, measured, shape)
+    masks = as_masks(mask, operation, len(images), shape)
+    return task.measure(tf.constant(images), tf.constant(masks)).numpy()
+
+
+def as_pictures(measurement: np.ndarray, image_shape: tuple[int, ...]) -> np.ndarray:
+    """What was measured of images, as images: int16 (n, height, width, channels), with pixels and channels repeated."""
+    for axis, size in enumerate(image_shape, 1):
+        measurement = measurement.repeat(size // measurement.shape[axis], axis)
+    return to_pixels(measurement)
+
+
+def _words(shapes):
+    return " or ".join("(" + ", ".join(map(str, shape)) + ")" for shape in shapes)
