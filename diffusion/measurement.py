@@ -175,8 +175,8 @@ def as_masks(mask: Any, operation: str | Linear, count: int, image_shape: tuple[
 def measure(images: np.ndarray, operation: str, factor: float | None = None, mask: Any = None) -> np.ndarray:
     """The measurement A x of images, float32 (n, height, width, channels) in [-1, 1]; arguments as in `restore`."""
     shape = images.shape[1:]
-    if operation == "downscale":
-        check_number("factor", factor, 2, integer=True)
+    if operation == "downscale" and (factor is None or factor < 2 or factor % 1):
+        raise ValueError(f"factor of downscale must be an integer of at least 2, got {factor:g}")
     measured = (len(images), *(side // int(factor) for side in shape[:2]), shape[2]) if operation == "downscale" else ()
     task = choose_task(operation, None, factor, measured, shape)
     masks = as_masks(mask, operation, len(images), shape)
