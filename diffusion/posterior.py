@@ -60,7 +60,7 @@ def pixels(terms: Terms, v: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     return terms.measure(terms.pixel * image) + _like(terms.noise, v) * v, image
 
 
-STEP = 1.0  # ζ of DPS
+STEP = 1 / math.sqrt(256 * 256 * 3)  # ζ of DPS, 1 for the images of its paper, divided by the size of noise in them
 
 
 def residual(terms: Terms, v: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -68,8 +68,9 @@ def residual(terms: Terms, v: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
 
     DPS: Chung et al. 2023, arXiv 2209.14687, algorithm 1 and its step size.
     """
-    size = tf.sqrt(_dot(terms.residual, terms.residual))
-    return size * _like(terms.rate / STEP, v) * v, terms.adjoint(v)
+    image, size = terms.adjoint(v), tf.sqrt(_dot(terms.residual, terms.residual))
+    zeta = STEP * math.sqrt(math.prod(image.shape[1:]))
+    return size * _like(terms.rate / zeta, v) * v, image
 
 
 @dataclass(frozen=True)

@@ -128,10 +128,10 @@ def test_estimates_are_the_formulas_of_the_methods(operation, method, variance, 
             expected = mean + (1 - ab) * a.T @ np.linalg.solve(pixels, off)
         else:  # a step of DDPM with all T steps then moves by ζ times the gradient of the distance
             before, alpha = sched.alphabar[t[k] - 1], ab / sched.alphabar[t[k] - 1]
-            moved = slope @ a.T @ off / np.linalg.norm(off)
+            moved = np.sqrt(SIZE / (256 * 256 * 3)) * slope @ a.T @ off / np.linalg.norm(off)
             of_x_0, of_x_t = np.sqrt(before) * (1 - alpha) / (1 - ab), np.sqrt(alpha) * (1 - before) / (1 - ab)
             step = of_x_0 * x_0[k].numpy().ravel() + of_x_t * x
-            np.testing.assert_allclose(step - of_x_0 * mean - of_x_t * x, moved, atol=2e-4)
+            np.testing.assert_allclose(step - of_x_0 * mean - of_x_t * x, moved, atol=2e-5)
             continue
         np.testing.assert_allclose(x_0[k].numpy().ravel(), expected, atol=2e-3)
     ab = sched.alphabar[t][:, None, None, None]
@@ -229,7 +229,7 @@ def test_measurements_and_guidance_act_together(method, g, x_t):
     expected = {
         "mmps": v / (v + variance) if v > -variance else 0,
         "pigdm": v / (1 - ab + variance),
-        "dps": v * np.sqrt(alpha) / ((1 - alpha) * abs(y - plain)),
+        "dps": v * np.sqrt(alpha) / ((1 - alpha) * abs(y - plain)) / np.sqrt(256 * 256 * 3),
         "repaint": (1 - ab) / (1 - ab + variance),
     }[method]
     assert found == pytest.approx(plain + expected * (y - plain), abs=2e-3)
