@@ -90,7 +90,7 @@ def compiled_steps(
     """
 
     @functools.cache
-    def compiled(clip, batch_size, task=None):
+    def compiled(clip, batch_size, task):
         return ReverseSteps(trained, batch_size, clip, classifier=classifier, weaker=weaker, task=task)
 
     return compiled

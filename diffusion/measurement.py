@@ -173,14 +173,14 @@ def as_masks(mask: Any, operation: str | Linear, count: int, image_shape: tuple[
 
 
 def measure(images: np.ndarray, operation: str, factor: float | None = None, mask: Any = None) -> np.ndarray:
-    """The measurement A x of images, float32 (n, height, width, channels) in [-1, 1]; arguments as in `restore`."""
+    """The measurement A x of images in [-1, 1], (n, height, width, channels); arguments as in `editing.restore`."""
     shape = images.shape[1:]
     if operation == "downscale" and (factor is None or factor < 2 or factor % 1):
         raise ValueError(f"factor of downscale must be an integer of at least 2, got {factor:g}")
     measured = (len(images), *(side // int(factor) for side in shape[:2]), shape[2]) if operation == "downscale" else ()
     task = choose_task(operation, None, factor, measured, shape)
     masks = as_masks(mask, operation, len(images), shape)
-    return task.measure(tf.constant(images), tf.constant(masks)).numpy()
+    return task.measure(tf.constant(images, tf.float32), tf.constant(masks)).numpy()
 
 
 def as_pictures(measurement: np.ndarray, image_shape: tuple[int, ...]) -> np.ndarray:

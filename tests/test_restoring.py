@@ -167,10 +167,10 @@ def restored():
     return restore
 
 
-@pytest.mark.parametrize("operation, variance", [("mask", 0), ("blur", 0.01)])
+@pytest.mark.parametrize("operation, variance", [("downscale", 0.01)])
 def test_mmps_samples_a_gaussians_posterior(operation, variance, restored, to_the_end):
     """Mean and covariance come nearer to the closed form with more steps."""
-    sched, variance = make_schedule("cosine", T=200), variance or 1 / 255**2
+    sched = make_schedule("cosine", T=200)
     a, task = matrix(operation, TASKS[operation]), Task(operation, "mmps", TASKS[operation])
     y = a @ np.random.default_rng(1).multivariate_normal(MEAN, COVARIANCE)
     mean, covariance = given(a, y, variance)
@@ -330,11 +330,10 @@ def test_a_revisit_is_a_step_and_the_noise_of_the_steps_again():
     np.testing.assert_allclose(plan.coefficients[3, :3], expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("sampler", ["ddpm", "dpm++"])
-def test_going_back_and_forth_keeps_the_distribution(restored, sampler):
+def test_going_back_and_forth_keeps_the_distribution():
     """Of a Gaussian without a measurement, with many steps."""
     sched, task = make_schedule("cosine", T=200), Task("mask", "repaint")
-    base = sampling.make_plan(sched, Sampling(sampler, 60, variance="posterior" if sampler == "ddpm" else None))
+    base = sampling.make_plan(sched, Sampling("dpm++", 60))
     trained = TrainedModel(Oracle(gaussian(sched), SHAPE), sched)
     steps = ReverseSteps(trained, 64, clip=False, xla=False, task=task)
     nothing = tf.zeros((64, *SHAPE)), tf.zeros((64, *SHAPE[:2], 1)), tf.ones(64)

@@ -61,7 +61,7 @@ def test_compiled_step_is_cached_also_for_incomplete_batches(model, monkeypatch)
     sample(model, 5)
     loaded = generate.load(*generate.load_key(model))
     compiled = generate.compiled_steps(loaded, None, None)
-    steps = compiled(True, 3)
+    steps = compiled(True, 3, None)
     assert compiled.cache_info().misses == 1
     assert steps._take.experimental_get_tracing_count() == 1
 
@@ -267,11 +267,11 @@ def test_few_sizes_of_batches_are_compiled_and_few_models_kept(monkeypatch):
     """Each compilation costs memory that TensorFlow never gives back."""
     made, models = [], [light_model() for _ in range(3)]
 
-    def fake_steps(trained, batch_size, clip, classifier, weaker):
+    def fake_steps(trained, batch_size, clip, classifier, weaker, task):
         made.append((trained.network, batch_size))
         return trained.image_shape
 
-    def fake_sample(shape, plan, seed, index, start, label):
+    def fake_sample(shape, plan, seed, index, start, label, measurement):
         yield 0, np.zeros((len(index), *shape))
 
     forget()
@@ -296,9 +296,9 @@ def test_sampling_leaves_no_traces_behind_in_functions_that_stay(caplog):
     forget()
     sample(light, 3)
     compiled = generate.compiled_steps(model_file.describe(light), None, None)
-    steps = compiled(True, 3)
+    steps = compiled(True, 3, None)
     sample(light, 3, variance="posterior", seed=9)
-    assert compiled(True, 3) is steps and steps._take.experimental_get_tracing_count() == 1
+    assert compiled(True, 3, None) is steps and steps._take.experimental_get_tracing_count() == 1
     for n in 1, 2, 3, 4, 6, 8:
         sample(light, n)
     assert caplog.text == ""  # TensorFlow warns of functions that are traced again and again
