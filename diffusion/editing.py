@@ -23,7 +23,7 @@ from diffusion.sampling import make_inversion, make_plan, revisit, standard_norm
 from support.checks import check_finite, check_number
 
 HALF_A_LEVEL = 1 / 255  # of grey, in units of [-1, 1]
-INVERSION_STEPS = 100  # of `interpolate`
+INVERSION_STEPS = 50  # of `interpolate`
 
 
 def restore(
@@ -171,7 +171,7 @@ def interpolate(
             [-1, 1].
         count: how many images, 2 or more.
         strength: in (0, 1], or None.
-        seed, model, sampling: see `reverse_diffusion.my_sample`; without a strength only steps (100) and label.
+        seed, model, sampling: see `reverse_diffusion.my_sample`; without a strength only steps (50) and label.
         progress, warn: see `restore`.
 
     Returns:

@@ -12,7 +12,7 @@ from test_guidance import MEANS as CLASS_MEANS
 from test_guidance import SCHED, STDS, WEIGHTS, in_float64, predict
 
 import ddpm
-from diffusion import measurement, posterior, sampling
+from diffusion import measurement, posterior, samplers, sampling
 from diffusion.denoiser import Estimate, classifier_free, denoiser
 from diffusion.measurement import Task
 from diffusion.model_file import TrainedModel
@@ -148,34 +148,31 @@ def test_repaint_puts_known_pixels_in_their_place():
     np.testing.assert_allclose(x_0, np.where(MASK[..., None], y, plain(x_t, t).x_0), atol=1e-4)
 
 
-@pytest.fixture
-def restored():
-    """A function that restores 64 images for each of 8 seeds, (512, pixels) float64, in one trace for all plans."""
+def draw(denoise, shape, *plans):
+    """x_0 of all images at the end of each plan, float64 (count, pixels); noise is drawn for the whole batch."""
 
-    def restore(task, y, variance, sched, *plans, predictor=None):
-        trained = TrainedModel(Oracle(predictor or gaussian(sched), SHAPE), sched)
-        steps, found = ReverseSteps(trained, 64, clip=False, xla=False, task=task), []
-        for plan in plans:
-            ends = [
-                list(sampling.sample(steps, plan, seed, range(64), measurement=tensors(y, variance, 64, task)))[-1][1]
-                for seed in range(8)
-            ]
-            found.append(np.float64(np.concatenate(ends)).reshape(512, -1))
-        assert steps._take.experimental_get_tracing_count() == 1
-        return found
+    @tf.function(autograph=False)
+    def one(x, memory, t, row, k):
+        z = tf.random.stateless_normal(shape, tf.stack([1, k]))
+        return samplers.step(denoise, x, tf.repeat(t, shape[0]), row, z, memory)
 
-    return restore
+    for plan in plans:
+        x = memory = tf.random.stateless_normal(shape, (0, 0))
+        for k, (t, row) in enumerate(zip(plan.times, plan.coefficients, strict=False)):
+            x, memory = one(x, memory, tf.constant(t), tf.constant(row), tf.constant(k))
+        yield np.float64(x).reshape(shape[0], -1)
 
 
-@pytest.mark.parametrize("operation, variance", [("downscale", 0.01)])
-def test_mmps_samples_a_gaussians_posterior(operation, variance, restored, to_the_end):
+@pytest.mark.parametrize("operation, variance", [("mask", 1 / 255**2), ("downscale", 0.01)])
+def test_mmps_samples_a_gaussians_posterior(operation, variance, to_the_end):
     """Mean and covariance come nearer to the closed form with more steps."""
     sched = make_schedule("cosine", T=200)
     a, task = matrix(operation, TASKS[operation]), Task(operation, "mmps", TASKS[operation])
     y = a @ np.random.default_rng(1).multivariate_normal(MEAN, COVARIANCE)
     mean, covariance = given(a, y, variance)
-    plans = [sampling.make_plan(sched, Sampling("ddim", count, eta=1.0)) for count in (5, 40)]
-    few, many = restored(task, y, variance, sched, *plans)
+    plans = [sampling.make_plan(sched, Sampling("ddim", count, eta=1.0)) for count in (5, 50)]
+    denoise = task.measured(denoiser(gaussian(sched), sched), sched, *tensors(y, variance, 1000, task))
+    few, many = draw(denoise, (1000, *SHAPE), *plans)
     spread = np.diag(covariance).max()
     assert np.abs(many.mean(axis=0) - mean).max() < 4.5 * np.sqrt(spread / len(many)) + 0.01
     off_few, off_many = (np.linalg.norm(np.cov(x_0.T) - covariance) for x_0 in (few, many))
@@ -184,8 +181,8 @@ def test_mmps_samples_a_gaussians_posterior(operation, variance, restored, to_th
     assert np.sqrt(np.mean((many @ a.T - y) ** 2)) < 1.1 * np.sqrt(expected) + 1e-3
 
 
-def test_one_trace_serves_all_masks(restored):
-    """`restored` asserts it; here each image of a batch has its own mask, and images do not depend on the batch."""
+def test_one_trace_serves_all_masks():
+    """Each image of a batch has its own, and images do not depend on their batch."""
     sched, task = ddpm.ddpm_schedule(0.01, 0.3, 20), Task("mask", "mmps")
     masks = np.random.default_rng(0).integers(0, 2, (4, 2, 4, 1)).astype(np.float32)
     y, noise = masks * RNG.normal(size=(4, *SHAPE)).astype(np.float32), np.full(4, 0.01, np.float32)
@@ -196,10 +193,10 @@ def test_one_trace_serves_all_masks(restored):
         of_index = tuple(tf.constant(part[index]) for part in (y, masks, noise))
         return list(sampling.sample(steps, plan, 0, index, measurement=of_index))[-1][1].numpy()
 
-    four, two = (ReverseSteps(trained, n, clip=False, xla=False, task=task) for n in (4, 2))
+    four = ReverseSteps(trained, 4, clip=False, xla=False, task=task)
     together = end(four, [0, 1, 2, 3])
-    np.testing.assert_allclose(end(four, [2, 0, 3, 1]), together[[2, 0, 3, 1]], atol=1e-4)
-    np.testing.assert_allclose(end(two, [3, 1]), together[[3, 1]], atol=1e-4)
+    for order in [2, 0, 3, 1], [1, 1, 3, 1]:
+        np.testing.assert_allclose(end(four, order), together[order], atol=1e-4)
     assert four._take.experimental_get_tracing_count() == 1
 
 
@@ -238,14 +235,10 @@ def test_measurements_and_guidance_act_together(method, g, x_t):
 def test_mmps_chooses_between_the_modes_of_a_mixture():
     """From a blurry measurement of one pixel: how often each of two Gaussians is chosen, and the spread."""
     y, variance = 0.1, 0.25
-    trained = TrainedModel(
-        Oracle(lambda inputs: predict([*inputs, tf.zeros_like(inputs[1], tf.int32)]), (1, 1, 1)), SCHED
-    )
-    steps = ReverseSteps(trained, 64, clip=False, xla=False, task=Task("mask", "mmps"))
-    given = tf.fill((64, 1, 1, 1), y), tf.ones((64, 1, 1, 1)), tf.fill([64], variance)
+    denoise = denoiser(lambda inputs: predict([*inputs, tf.zeros_like(inputs[1], tf.int32)]), SCHED)
+    given = tf.fill((600, 1, 1, 1), y), tf.ones((600, 1, 1, 1)), tf.fill([600], variance)
     plan = sampling.make_plan(SCHED, Sampling("ddim", 50, eta=1.0))
-    ends = [list(sampling.sample(steps, plan, k, range(64), measurement=given))[-1][1] for k in range(8)]
-    x_0 = np.concatenate(ends).ravel()
+    (x_0,) = draw(Task("mask", "mmps").measured(denoise, SCHED, *given), (600, 1, 1, 1), plan)
     evidence = WEIGHTS * np.exp(-((y - CLASS_MEANS) ** 2) / (2 * (STDS**2 + variance))) / np.sqrt(STDS**2 + variance)
     posterior_means = (CLASS_MEANS / STDS**2 + y / variance) / (1 / STDS**2 + 1 / variance)
     share = evidence / evidence.sum()
@@ -334,13 +327,10 @@ def test_going_back_and_forth_keeps_the_distribution():
     """Of a Gaussian without a measurement, with many steps."""
     sched, task = make_schedule("cosine", T=200), Task("mask", "repaint")
     base = sampling.make_plan(sched, Sampling("dpm++", 60))
-    trained = TrainedModel(Oracle(gaussian(sched), SHAPE), sched)
-    steps = ReverseSteps(trained, 64, clip=False, xla=False, task=task)
-    nothing = tf.zeros((64, *SHAPE)), tf.zeros((64, *SHAPE[:2], 1)), tf.ones(64)
-    plan = sampling.revisit(base, sched, 10, 1)
-    ends = [list(sampling.sample(steps, plan, k, range(64), measurement=nothing))[-1][1] for k in range(6)]
-    x_0 = np.float64(np.concatenate(ends)).reshape(384, -1)
-    assert np.abs(x_0.mean(axis=0) - MEAN).max() < 4.5 * np.sqrt(COVARIANCE.max() / 384)
+    nothing = tf.zeros((500, *SHAPE)), tf.zeros((500, *SHAPE[:2], 1)), tf.ones(500)
+    denoise = task.measured(denoiser(gaussian(sched), sched), sched, *nothing)
+    (x_0,) = draw(denoise, (500, *SHAPE), sampling.revisit(base, sched, 10, 1))
+    assert np.abs(x_0.mean(axis=0) - MEAN).max() < 4.5 * np.sqrt(COVARIANCE.max() / 500)
     assert np.linalg.norm(np.cov(x_0.T) - COVARIANCE) < 0.25 * np.linalg.norm(COVARIANCE)
 
 
