@@ -3,10 +3,11 @@
     pip install -r requirements-optional.txt
     python benchmarks/restore.py --model drawings --data new-drawings       about an hour on 2 cores
     python benchmarks/restore.py --only bias                                a minute, needs no model
+    python benchmarks/restore.py --only figure --out restore.png            two minutes
 
 Three tables: how far mean and deviation are from the closed form where everything is Gaussian (bias); error and
 KID of restored images beside those of trivial answers, which see the same (images); the time of a step beside that of a
-step without a measurement (time).
+step without a measurement (time). And a figure: images, what is measured of them, and what is restored (figure).
 """
 
 import argparse
@@ -17,7 +18,7 @@ import numpy as np
 
 from support import console, device
 
-PARTS = ("bias", "images", "time")
+PARTS = ("bias", "images", "time", "figure")
 STEPS = (10, 50, 250)  # of the bias
 OPERATIONS = {"mask": {}, "downscale ×4": {"factor": 4}, "grey": {}, "blur": {"factor": 2.0}}
 
@@ -28,7 +29,10 @@ def main():
     parser.add_argument("--data", default="new-drawings", metavar="SOURCE", help="held-out images (new-drawings)")
     parser.add_argument("--count", type=int, default=250, metavar="N", help="number of held-out images (250)")
     parser.add_argument("--deviations", type=float, nargs="+", default=[0.0, 0.2], help="of the noise (0 0.2)")
-    parser.add_argument("--only", type=console.some_of(PARTS), default=PARTS, help="some of bias,images,time (all)")
+    parser.add_argument(
+        "--only", type=console.some_of(PARTS), default=PARTS, help="some of bias,images,time,figure (all)"
+    )
+    parser.add_argument("--out", default="restore.png", metavar="FILE", help="the figure (restore.png)")
     parser.add_argument("--methods", type=lambda text: text.split(","), help="some methods, separated by commas (all)")
     parser.add_argument("--steps", type=int, help="steps of the sampler (what the model's file recommends)")
     parser.add_argument("--features", default="efficientnet", help="of KID (efficientnet)")
@@ -39,7 +43,7 @@ def main():
     options.methods = options.methods or list(METHODS)
     print(common.machine("tensorflow", "keras"))
     for part in options.only:
-        {"bias": bias, "images": images, "time": seconds}[part](options)
+        {"bias": bias, "images": images, "time": seconds, "figure": figure}[part](options)
 
 
 def bias(options):
@@ -109,8 +113,7 @@ def images(options):
     real, others = real[: options.count], real[options.count :]
     extract, x_0 = features.extractor(options.features), np.float32(real) / 127.5 - 1
     other_features = extract(others)
-    mask = np.ones((height, width), bool)
-    mask[height // 4 : 3 * height // 4, width // 4 : 3 * width // 4] = False
+    mask = square_hole(height, width)
     rows = [("operation", "σ", "answer", "error", "‖A x̂ − y‖", "KID")]
     for operation, how in OPERATIONS.items():
         name = operation.split()[0]
@@ -133,6 +136,35 @@ def images(options):
                 rows.append((operation, sigma, answer, f"{error:.1f}", f"{off:.1f}", f"{kid:.3f} ± {deviation:.3f}"))
                 print(*rows[-1], flush=True)
     common.table(f"{options.count} images of {options.data}, {options.model}", rows)
+
+
+def square_hole(height, width):
+    """A mask whose middle is missing."""
+    mask = np.ones((height, width), bool)
+    mask[height // 4 : 3 * height // 4, width // 4 : 3 * width // 4] = False
+    return mask
+
+
+def figure(options, shown=4):
+    """A row for each operation: an image, what is measured of it, and what is restored."""
+    import reverse_diffusion as rd
+    from data import load_images
+    from diffusion import generate, measurement
+    from support import files, plots
+
+    plots.draw_for_files()
+    height, width, channels = shape = generate.open_model(options.model).image_shape
+    real, rows = load_images(options.data, (height, width), channels)[0], []
+    for k, (operation, how) in enumerate(OPERATIONS.items()):
+        name, photo = operation.split()[0], real[k : k + 1]
+        how = how | ({"mask": square_hole(height, width)} if name == "mask" else {})
+        y = measurement.measure(photo / 127.5 - 1, name, **how)
+        restored = rd.restore(y, name, 0.0, options.model, n_sample=shown, seed=0, verbose=0, **how)
+        rows.append([*photo, *measurement.as_pictures(y, shape), *restored])
+    titles = ["image", "measured", "restored", *[""] * (shown - 1)]
+    with files.replacing(options.out) as draft:
+        plots.strip(rows, titles, list(OPERATIONS)).savefig(draft, dpi=100)
+    print(options.out)
 
 
 def trivial(operation, y, mask, image_shape):

@@ -91,7 +91,7 @@ class Method:
     revisits: tuple[int, int] = (1, 0)
 
 
-MMPS = Method(moments, slope="inside", iterations=3)
+MMPS = Method(moments, slope="inside", iterations=2)
 PIGDM = Method(pixels)
 DPS = Method(residual, iterations=1)
 # Replaces what is known, and goes back and forth so that the rest follows (Lugmayr et al. 2022, arXiv 2201.09865).
