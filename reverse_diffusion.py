@@ -205,10 +205,10 @@ def edit_files(options, sampling):
         return [], editing.interpolate(photo, *other, count, model, strength=options.strength, **how)
     if options.vary:
         return [photo], editing.vary(photo[None], options.strength, model, **how)
-    how |= {"operation": options.operation, "factor": options.factor, "mask": None}
+    how |= {name: getattr(options, name) for name in ("operation", "factor", "mask", "deviation", "method")}
     if options.operation == "mask":
         how["mask"] = read_mask(options.mask or options.restore, options.restore, (height, width))
-    return editing.try_out(photo, model=model, method=options.method, deviation=options.deviation, **how)
+    return editing.try_out(photo, model=model, **how)
 
 
 def main():

@@ -234,9 +234,8 @@ def _generate(trained, asked, count, seed, progress, warn, begin=None, task=None
         if asked.corrector:
             raise ValueError(f"method {task.method} cannot be combined with a corrector; omit one of them")
         plan = revisit(plan, trained.sched, *METHODS[task.method].revisits)
-    return generate.sample_images(
-        plan, trained, asked, count, seed=seed, progress=progress, warn=warn, task=task, **more
-    )
+    run = {"seed": seed, "progress": progress, "warn": warn, "task": task, **more}
+    return to_pixels(generate.sample_images(plan, trained, asked, count, **run))
 
 
 def as_t(strength: float, trained: TrainedModel) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from ddpm import from_pixels, to_pixels
+from ddpm import from_pixels
 from diffusion import model_file
 from diffusion.measurement import Task
 from diffusion.model_file import TrainedModel
@@ -262,17 +262,17 @@ def sample_images(
         warn: called with a sentence that the user should read, if there is one.
 
     Returns:
-        int16 (n_sample, height, width, channels), values 0 … 255.
+        x_0, float32 (n_sample, height, width, channels).
 
     Raises:
-        FileNotFoundError, ValueError, FloatingPointError: see `reverse_diffusion.my_sample`.
+        FileNotFoundError, ValueError: see `reverse_diffusion.my_sample`.
     """
     guides = {kind: open_guide(kind, guide, trained) for kind, guide in asked.guides().items()}
     labels = as_labels(asked.label, n_sample, trained, guides["classifier"])
     without_class = asked.label is None or (asked.guidance != 1 and not guides["weaker"])
     if warn and without_class and (sentence := model_file.warn_of_no_class(trained)):
         warn(sentence)
-    return to_pixels(run_plan(plan, trained, labels, seed=choose_seed(seed), clip=asked.clip, **guides, **run))
+    return run_plan(plan, trained, labels, seed=choose_seed(seed), clip=asked.clip, **guides, **run)
 
 
 def run_plan(

@@ -248,11 +248,7 @@ def add_editing_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options with which `reverse_diffusion.py` begins with image files, see `diffusion/editing.py`."""
     group = parser.add_argument_group("beginning with image files, cropped and scaled as in training")
     one = group.add_mutually_exclusive_group().add_argument
-    one(
-        "--restore",
-        metavar="FILE",
-        help="image to measure and restore; the grid shows it, the measurement, the results",
-    )
+    one("--restore", metavar="FILE", help="image to measure and restore; the grid shows it, what is measured, results")
     one("--vary", metavar="FILE", help="image to vary; the grid begins with it")
     one("--interpolate", nargs=2, metavar=("FILE", "FILE"), help="images to connect by a way of others")
     add = group.add_argument
@@ -261,15 +257,13 @@ def add_editing_options(parser: argparse.ArgumentParser) -> None:
     mask = "of mask, an image of the same size, white where it is known, else black (where it is not transparent)"
     add("--mask", metavar="FILE", help=mask)
     factor = (
-        "of downscale, how many pixels become one in each direction, such as 4; of blur, its deviation in pixels (1)"
+        "of downscale, how many pixels become one in each direction (2, 4, 8); of blur, its deviation in pixels (1)"
     )
     add("--factor", type=console.number(0.1, LARGEST), metavar="F", help=factor)
     deviation = "standard deviation of the noise in the image, where black is -1 and white 1 (0: rounding alone)"
     add("--deviation", type=console.number(0, LARGEST), metavar="S", help=deviation)
     add("--method", choices=METHODS, help="how to restore (mmps)")
-    strength = (
-        "above 0 to 1, of --vary: how much may change; of --interpolate: mix noisy images (mix their noise, by DDIM)"
-    )
+    strength = "above 0 to 1, of --vary: how much may change; of --interpolate: mixes noisy images (noise, by DDIM)"
     add("--strength", type=console.number(0, 1), metavar="S", help=strength)
 
 
@@ -328,5 +322,7 @@ def parse_sampling_options(description: str | None, arguments: list[str] | None 
     if options.npy and not options.npy.endswith(".npy"):
         parser.error(f"--npy must end in .npy, got {options.npy}")
     if options.raw and (edit or not options.npy):
-        parser.error("--raw writes the array of --npy; " + ("omit it with image files" if edit else "add --npy FILE.npy"))
+        parser.error(
+            "--raw writes the array of --npy" + ("; omit it with image files" if edit else "; add --npy FILE.npy")
+        )
     return options

@@ -165,7 +165,7 @@ def test_the_middle_of_a_noisy_way_is_the_mean_of_the_images(monkeypatch):
 
     def caught(plan, trained, asked, count, **run):
         given.update(run, times=plan.times)
-        return np.zeros((count, *SHAPE), np.int16)
+        return np.zeros((count, *SHAPE), np.float32)
 
     monkeypatch.setattr(generate, "sample_images", caught)
     rd.interpolate(IMAGES[0], IMAGES[1], 5, network, strength=0.3, seed=4, verbose=0)
