@@ -145,10 +145,7 @@ def invert(images, model="model.keras", steps=None, verbose=1, *, label=None):
         model, verbose, label: see `my_sample`.
 
     Returns:
-        float32 array (n, height, width, channels).
-
-    Raises:
-        FileNotFoundError, ValueError, FloatingPointError, ImportError: as `my_sample`.
+        float32 array (n, height, width, channels). What is raised: as in `my_sample`.
     """
     return start_generating("editing").invert_images(images, model, steps, label, **shown(verbose))
 
@@ -220,8 +217,6 @@ def main():
         arguments = Sampling.among(vars(options)).arguments()
         console.say("reverse_diffusion.py: starting TensorFlow …")
         device.start_tensorflow(parts=min(options.n_sample, device.MOST_PARTS))
-        import numpy as np
-
         from data.pixels import Scale
         from diffusion import generate, model_file
         from support import files, grids
@@ -243,7 +238,7 @@ def main():
             files.save_array(images, options.npy)
         if options.raw:
             images = Scale(trained.scale["black"], trained.scale["white"]).store(images)
-        grids.save_grid(np.array([*before, *images]), options.out, shown=chosen)
+        grids.save_grid([*before, *images], options.out, shown=chosen)
         what = "1 image" if options.n_sample == 1 else f"{options.n_sample} images"
         console.say(f"{what} in {options.out}" + (f" and {options.npy}" if options.npy else ""))
         if sentence := grids.describe_shown(chosen, channels):

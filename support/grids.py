@@ -94,7 +94,7 @@ def save_grid(images: np.ndarray, path: str, columns: int | None = None, shown: 
         columns: how many stand in a row.
         shown: see `parse_shown`.
     """
-    image, mark = grid(enlarged(visible(images, shown)), columns), PngImagePlugin.PngInfo()
+    image, mark = grid(enlarged(visible(np.asarray(images), shown)), columns), PngImagePlugin.PngInfo()
     if len(images) > 1:
         mark.add_text("Software", SAMPLES)
     with replacing(path) as draft:

@@ -209,7 +209,8 @@ def check_python(code):
         if isinstance(node, ast.Call) and (name := target(node.func)) and isinstance(resolves(name), ast.FunctionDef):
             arguments = resolves(name).args
             known = {argument.arg for argument in (*arguments.args, *arguments.kwonlyargs)}
-            wrong += [f"{name} has no argument {word.arg}" for word in node.keywords if word.arg not in known]
+            unknown = [] if arguments.kwarg else [word.arg for word in node.keywords if word.arg not in known]
+            wrong += [f"{name} has no argument {word}" for word in unknown]
     return wrong
 
 

@@ -104,7 +104,7 @@ def test_every_sampler_restores(model):
         assert images.shape == (3, *SHAPE) and np.any(images != rd.restore(GREY, "grey", 0.1, model, **HOW))
 
 
-def test_variations_have_the_mean_and_variance_of_the_closed_form():
+def test_variations_of_a_gaussian_have_the_closed_form():
     """Of a Gaussian, where x_t of an image is known, and a way back that draws from p(x_0 | x_t)."""
     t, value = 300, -0.3
     plan = sampling.make_plan(SLIDES, Sampling(variance="posterior"), begin=t)
