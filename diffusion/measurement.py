@@ -138,17 +138,17 @@ def _check_function(operation, image_shape):
     """Raises ValueError if a function of images fails, mixes the images of a batch, or is not linear."""
     one, other = (tf.random.stateless_normal((2, *image_shape), (0, k)) for k in range(2))
     try:
-        of_one, *rest = (tf.constant(operation(x)) for x in (one, other, one + 2 * other, one[:1]))
-        if of_one.dtype != tf.float32 or len(of_one) != 2:
-            raise TypeError(f"it returns {of_one.dtype.name} of shape {of_one.shape}, not float32 (2, …)")
+        y_one, *rest = (tf.constant(operation(x)) for x in (one, other, one + 2 * other, one[:1]))
+        if y_one.dtype != tf.float32 or len(y_one) != 2:
+            raise TypeError(f"it returns {y_one.dtype.name} of shape {y_one.shape}, not float32 (2, …)")
     except (tf.errors.OpError, TypeError, ValueError) as error:
         why = " ".join(str(error).split())[:200]
         raise ValueError(f"operation fails for images of shape {(2, *image_shape)}: {why}") from error
-    of_other, of_both, of_first = rest
-    size = float(tf.reduce_max(tf.abs(of_both)))
-    if not np.allclose(of_one[:1], of_first, atol=1e-3 * size):
+    y_other, y_both, y_first = rest
+    size = float(tf.reduce_max(tf.abs(y_both)))
+    if not np.allclose(y_one[:1], y_first, atol=1e-3 * size):
         raise ValueError("operation must measure each image of a batch by itself")
-    if not np.allclose(of_one + 2 * of_other, of_both, atol=1e-3 * size):
+    if not np.allclose(y_one + 2 * y_other, y_both, atol=1e-3 * size):
         raise ValueError("operation must be a linear function of images")
 
 

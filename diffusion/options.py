@@ -275,8 +275,8 @@ def check_editing(options: argparse.Namespace) -> str:
     """
     edits = {"restore": "restored", "vary": "varied", "interpolate": "interpolated"}
     edit = next((name for name in edits if getattr(options, name)), None)
-    of_restore = dict.fromkeys(("operation", "mask", "factor", "deviation", "method"), ("restore",))
-    for name, owners in {**of_restore, "strength": ("vary", "interpolate")}.items():
+    restoring = dict.fromkeys(("operation", "mask", "factor", "deviation", "method"), ("restore",))
+    for name, owners in {**restoring, "strength": ("vary", "interpolate")}.items():
         if getattr(options, name) is not None and edit not in owners:
             raise ValueError(f"--{name} applies only to {' and '.join('--' + owner for owner in owners)}; omit it")
     if edit == "restore" and options.operation is None:

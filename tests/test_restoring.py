@@ -129,9 +129,9 @@ def test_estimates_are_the_formulas_of_the_methods(operation, method, variance, 
         else:  # a step of DDPM with all T steps then moves by ζ times the gradient of the distance
             before, alpha = sched.alphabar[t[k] - 1], ab / sched.alphabar[t[k] - 1]
             moved = np.sqrt(SIZE / (256 * 256 * 3)) * slope @ a.T @ off / np.linalg.norm(off)
-            of_x_0, of_x_t = np.sqrt(before) * (1 - alpha) / (1 - ab), np.sqrt(alpha) * (1 - before) / (1 - ab)
-            step = of_x_0 * x_0[k].numpy().ravel() + of_x_t * x
-            np.testing.assert_allclose(step - of_x_0 * mean - of_x_t * x, moved, atol=2e-5)
+            factor_0, factor_t = np.sqrt(before) * (1 - alpha) / (1 - ab), np.sqrt(alpha) * (1 - before) / (1 - ab)
+            step = factor_0 * x_0[k].numpy().ravel() + factor_t * x
+            np.testing.assert_allclose(step - factor_0 * mean - factor_t * x, moved, atol=2e-5)
             continue
         np.testing.assert_allclose(x_0[k].numpy().ravel(), expected, atol=2e-3)
     ab = sched.alphabar[t][:, None, None, None]
@@ -190,8 +190,8 @@ def test_one_trace_serves_all_masks():
     plan = sampling.make_plan(sched, Sampling(steps=5))
 
     def end(steps, index):
-        of_index = tuple(tf.constant(part[index]) for part in (y, masks, noise))
-        return list(sampling.sample(steps, plan, 0, index, measurement=of_index))[-1][1].numpy()
+        chosen = tuple(tf.constant(part[index]) for part in (y, masks, noise))
+        return list(sampling.sample(steps, plan, 0, index, measurement=chosen))[-1][1].numpy()
 
     four = ReverseSteps(trained, 4, clip=False, xla=False, task=task)
     together = end(four, [0, 1, 2, 3])
