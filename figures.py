@@ -22,14 +22,15 @@ if __name__ == "__main__":  # which `python -P` leaves out
 import data
 from data.pixels import Scale
 from diffusion.options import add_model_option
-from support import console, device, files, grids, plots
+from support import console, device, files, grids
 from support.console import say
-from support.plots import BLUE, GREEN, GREY, VERMILION, boxes, draw_for_files, strip
+from support.plots import draw_for_files, strip
+from training.architecture import network
 from training.curves import no_table, schedule, schedules, training
 
 ALL = (
     *("forward", "reverse", "gif", "views", "schedule", "schedules"),
-    *("network", "interpolation", "training", "classes"),
+    *("network", "interpolation", "training", "distortion", "classes"),
 )
 OF_NO_MODEL = ("toy",)  # drawn only if named
 STEPS = (0, 50, 100, 250, 500, 1000)
@@ -156,25 +157,19 @@ def reverse_gif(model, path, n_sample=9, frames=40, seed=0):
     grids.save_animation([to_pixels(x_t) for t, x_t in steps if t in shown], path)
 
 
-def network(model):
-    """The U-Net of a model with the sizes of its feature maps (slides "U-Net")."""
-    import keras.layers as kl
+def distortion(trained, source, count=100, draws=40):
+    """How soon the reverse process knows an image: error of x̂_0 beside the bits received (DDPM, section 4.3).
 
-    import unet
+    Args:
+        source: of images, of which `count` are measured at so many `draws` of t each.
+    """
+    from diffusion.reverse import denoiser_of
+    from evaluation.likelihood import measure_denoising, rate_and_distortion
+    from training.curves import rate_distortion
 
-    def find(kind):
-        name = "average" if kind is kl.AveragePooling2D else kind.__name__
-        return [(name, layer.output) for layer in model.layers if isinstance(layer, kind)]
-
-    path = [("$x_t$", model.inputs[0]), *find(unet.Conv3Layer), *find(unet.UnetDownLayer), *find(kl.AveragePooling2D)]
-    path += [*find(kl.Conv2DTranspose), *find(unet.UnetUpLayer), (r"Conv2D, $\epsilon_\theta$", model.outputs[0])]
-    texts = [f"{name}\n{'×'.join(map(str, output.shape[1:]))}" for name, output in path]
-    colours = [GREY, *[BLUE] * 4, GREEN, *[VERMILION] * 4, GREY]
-    figure, axis = boxes(texts, [0, 0, 1, 2, 3, 4, 3, 2, 1, 0, 0], colours, joins=[(1, 10), (2, 9), (3, 8), (4, 7)])
-    style = {"ha": "center", "fontsize": 8, "arrowprops": plots.ARROW}
-    axis.annotate("t / T → TimeLayer\nadded here", (5, -4.3), (5, -5.2), **style)
-    axis.set_title(f"{model.count_params():,} parameters; dashed: skip connections", fontsize=10)
-    return figure
+    images, denoise = load_images(source, trained)[:count], denoiser_of(trained, 1)
+    measured = measure_denoising(denoise, trained.sched, images, draws, 50, levels=trained.levels)
+    return rate_distortion(*rate_and_distortion(measured, trained.sched))
 
 
 def choose_steps(sched):
@@ -211,7 +206,8 @@ def parse_options(arguments=None):
     add(
         "--data",
         metavar="SOURCE",
-        help="images for the figure forward: drawings, a folder, or a .npy or .npz file (the training images)",
+        help="images for the figures forward and distortion: drawings, a folder, or a .npy or .npz file (the training "
+        "images)",
     )
     add("--out", default="figures", metavar="FOLDER", help="folder for the figures (figures)")
     names = f"figures to draw, separated by commas: {', '.join(ALL)} (all that fit the model), {', '.join(OF_NO_MODEL)}"
@@ -266,14 +262,18 @@ def save_figure(figure, path):
     say(path)
 
 
-def load_image(source, trained, number):
-    """One image of a source, 0 … 255, in the shape that the model takes; after the last the first again."""
+def load_images(source, trained):
+    """The images of a source, integers 0 … levels, in the shape that the model takes."""
     if source is None:
         raise ValueError("the model's file does not name its training images; give a source with --data")
     *size, channels = trained.image_shape
-    scale = Scale(**trained.scale)
-    images, _ = data.load_images(source, size, channels, scale=scale)
-    return scale.to_bytes(images[number % len(images)])
+    return data.load_images(source, size, channels, scale=Scale(**trained.scale))[0]
+
+
+def load_image(source, trained, number):
+    """One image of a source, 0 … 255; after the last the first again."""
+    images = load_images(source, trained)
+    return Scale(**trained.scale).to_bytes(images[number % len(images)])
 
 
 def main():
@@ -309,6 +309,7 @@ def main():
             "toy": lambda: toy(options.seed),
             "interpolation": lambda: interpolation(model, seed=options.seed),
             "training": lambda: training(table),
+            "distortion": lambda: distortion(trained, source),
             "classes": lambda: classes(model, classifier and classifier.network, seed=options.seed),
         }
         status = 0

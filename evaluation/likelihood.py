@@ -94,6 +94,35 @@ def loss_rows(
     return rows
 
 
+def rate_and_distortion(
+    measurements: dict[str, np.ndarray], sched: Schedule, intervals: int = 40
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What the reverse process knows of an image at each t: bits received until then, and the error of x̂_0 from x_t.
+
+    DDPM, section 4.3 and figure 5. With σ_t² = β̃_t the step from t costs (SNR_{t-1} - SNR_t) ‖x_0 - x̂_0‖² / 2 nats
+    (VDM, arXiv 2107.00630, equation 14). The last step, to the pixels, is left out.
+
+    Returns:
+        Falling t, (k,); the rate in bits per dimension when x_t is known, the cost of all steps from above t; and the
+        distortion, the root mean squared error of x̂_0 in grey levels; all float64.
+    """
+    T, alphabar = n_steps(sched), sched.alphabar
+    here = measurements["t"].ravel()
+    error = measurements["error"].ravel().astype(np.float64)
+    known = (here > 1) & (alphabar[here] > 0)
+    here, error = here[known], error[known]
+    squared = error * (1 - alphabar[here]) / alphabar[here]  # of x̂_0
+    cost = (alphabar[here - 1] / (1 - alphabar[here - 1]) - alphabar[here] / (1 - alphabar[here])) * squared / 2
+    edges = np.unique(np.linspace(1, T, intervals + 1).round().astype(int))
+    rows, rate = [], 0.0
+    for low, high in reversed(list(zip(edges[:-1], edges[1:], strict=True))):
+        inside = (here > low) & (here <= high)
+        if inside.any():
+            rows.append((high, rate / np.log(2), 127.5 * np.sqrt(squared[inside].mean())))
+            rate += cost[inside].mean() * (high - low)
+    return tuple(np.array(rows).T)
+
+
 def overfitting_rows(
     on_training: dict[str, np.ndarray], on_held_out: dict[str, np.ndarray], sched: Schedule
 ) -> dict[str, dict]:

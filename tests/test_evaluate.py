@@ -822,3 +822,19 @@ def test_efficientnet_features_tell_cats_from_noise():
     assert cat_features.shape == (20, 1280)
     within = np.linalg.norm(cat_features[:10] - cat_features[10:], axis=1).mean()
     assert np.linalg.norm(cat_features[:10] - noise_features[:10], axis=1).mean() > 1.5 * within
+
+
+def test_rate_and_distortion_of_a_known_denoiser():
+    """Values of N(0, 1), whose best x̂_0 is √ᾱ x_t: its error is 1 - ᾱ, that of ε̂ is ᾱ, at every t."""
+    sched = ddpm.ddpm_schedule(1e-3, 0.2, 100)
+    ab = np.cumprod(1 - np.linspace(1e-3, 0.2, 100))
+    t = np.arange(2, 101)
+    seen = {"t": np.stack([t, t]), "error": np.stack([0.5 * ab[1:], 1.5 * ab[1:]])}
+    times, rate, distortion = likelihood.rate_and_distortion(seen, sched, intervals=99)
+    snr = ab / (1 - ab)
+    cost = 0.5 * (snr[:-1] - snr[1:]) * (1 - ab[1:]) / np.log(2)  # of the steps from 2 … 100
+    assert times.tolist() == t[::-1].tolist()
+    np.testing.assert_allclose(rate, np.cumsum([0, *cost[::-1]])[:-1], rtol=1e-6)
+    np.testing.assert_allclose(distortion, 127.5 * np.sqrt(1 - ab[1:][::-1]), rtol=1e-6)
+    _, coarse, _ = likelihood.rate_and_distortion(seen, sched, intervals=9)
+    assert abs(coarse[-1] / np.sum(cost[11:]) - 1) < 0.02

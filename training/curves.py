@@ -70,6 +70,18 @@ def training(path: str) -> Figure:
     return figure
 
 
+def rate_distortion(t: np.ndarray, rate: np.ndarray, distortion: np.ndarray) -> Figure:
+    """Error of x̂_0 against the bits received, and both against t; see `evaluation.likelihood.rate_and_distortion`."""
+    figure, left, right = two_axes("t", "grey levels", "bits per dimension")
+    left.set_xlabel("bits per dimension received")
+    left.plot(rate, distortion, "o-", color=BLUE, markersize=3, label=r"error of $\hat x_0$")
+    left.legend()
+    right.plot(t, rate, color=VERMILION, label="received when $x_t$ is known")
+    right.invert_xaxis()
+    right.legend()
+    return figure
+
+
 def no_table(path: str) -> str:
     """The sentence to say when a model has no table of epochs."""
     return f"there is no table {path}, which training writes beside the model"
