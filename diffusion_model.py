@@ -8,6 +8,7 @@ Run it again and it resumes where `model.keras` stopped. `python reverse_diffusi
 Slides: "Diffusion network example, code, continued even more".
 """
 
+import contextlib
 import math
 import os
 import sys
@@ -17,40 +18,70 @@ import numpy as np
 if __name__ == "__main__":  # which `python -P` leaves out
     sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))
 import data
-from support import console, device
+from support import console, device, launcher
 from support.console import say
 from support.lock import Lock
 from support.signals import Interruption
+from support.worker import this_worker
 from training.settings import parse_options
 
 
 def main():
     # Options are read before TensorFlow is imported, so that --help and slips of typing are answered at once.
-    options = parse_options(__doc__)
-    with console.one_line_errors("diffusion_model.py"), Interruption() as interruption:
-        say("diffusion_model.py: starting TensorFlow …")  # the imports below take seconds
-        device.start_tensorflow(options.get("parts", 1 if options.get("xla") else device.MOST_PARTS))
-        path = options["model"]
-        with Lock(path) as lock:
-            interruption.clean_up = lock.release
-            if lock.missing:
-                say(lock.missing)
-            train_model(options, path, interruption)
+    options, worker = parse_options(__doc__), this_worker()
+    path = options["model"]
+    with worker.leaving_at_once(), console.one_line_errors("diffusion_model.py"):
+        comfort = f"; {path} keeps the last save, if there was one, and the same command resumes it"
+        launcher.launch_if_several("diffusion_model.py", options.get("devices", 1), comfort)
+        with Interruption() as interruption:
+            follow_launcher(worker, interruption)
+            say("diffusion_model.py: starting TensorFlow …")  # the imports below take seconds
+            device.start_tensorflow(options.get("parts", 1 if options.get("xla") else device.MOST_PARTS))
+            workers = join(worker)
+            with Lock(path) if worker.first else contextlib.nullcontext() as lock:
+                if lock:
+                    interruption.clean_up = lock.release
+                if lock and lock.missing:
+                    say(lock.missing)
+                train_model(options, path, interruption, workers)
 
 
-def train_model(options, path, interruption):
+def follow_launcher(worker, interruption):
+    """In one of several workers: signals count once, when the launcher tells the first worker of them."""
+
+    def before_the_end():
+        with interruption.busy:  # a save is finished
+            interruption.clean_up()
+
+    if worker.count > 1:
+        interruption.hear = worker.pass_on
+        worker.obey(interruption.react, before_the_end)
+
+
+def join(worker):
+    """The `Workers` that train together; None for a single process."""
+    if worker.count == 1:
+        return None
+    from training.workers import Workers
+
+    return Workers(worker)
+
+
+def train_model(options, path, interruption, workers=None):
     """Trains the model at `path`, a new one or the one in the file, to the last epoch."""
     import tensorflow as tf
 
     from training.preparation import check_files, describe, finished, prepare
-    from training.training_run import TrainingRun
+    from training.training_run import Follower, TrainingRun
     from training.validation import Validation
 
     if options.get("deterministic"):  # XLA has no such promise
         tf.config.experimental.enable_op_determinism()
-    check_files(options, path)  # better known now than after an hour
+    first = workers is None or workers.first  # which writes all files
+    if first:
+        check_files(options, path)  # better known now than after an hour
     try:
-        trained, images, held_out = prepare(options, path)
+        trained, images, held_out = prepare(options, path, workers)
     except tf.errors.ResourceExhaustedError:
         console.leave(
             "diffusion_model.py: the network does not fit in the GPU's memory; end other processes that use it (see "
@@ -58,17 +89,20 @@ def train_model(options, path, interruption):
             1,
         )
     metadata, board = trained.metadata, None  # a dict in the file, of which settings and progress are parts
-    if "tensorboard" in options:
+    if "tensorboard" in options and first:
         from training.tensorboard import Board
 
         board = Board(options["tensorboard"], trained)
-    validation = Validation(trained, held_out.images, held_out.labels) if held_out else None
-    run = TrainingRun(trained, path, options["save_every"], options["keep"], interruption, validation, board)
-    if finished(run):
-        return
-    describe(trained, path, images.labels)
+    validation = Validation(trained, held_out.images, held_out.labels, workers) if held_out else None
+    if workers:
+        workers.check_start(options, trained)
+    if first:
+        run = TrainingRun(trained, path, options["save_every"], options["keep"], interruption, validation, board)
+        if finished(run):
+            return
+        describe(trained, path, images.labels)
     try:
-        train(trained, images, run)
+        train(trained, images, run if first else Follower(trained, validation))
     except FloatingPointError as error:
         give_up(
             metadata,
@@ -80,6 +114,7 @@ def train_model(options, path, interruption):
         batch_size, more = metadata["settings"]["batch_size"], 2 * trained.network.parts_in_turn
         smaller = f"--batch-size {max(1, batch_size // 2)}"
         way_out = f"--parts {more} --sequential, which needs less, or {smaller}" if more <= batch_size else smaller
+        way_out = smaller if workers else way_out
         give_up(
             metadata,
             f"the images of a batch do not fit in memory; add {way_out}, or end other processes that use the memory",

@@ -23,6 +23,7 @@ class Interruption:
     In an interactive session (IPython's `%run`) only the main thread ends the run, and the session continues.
 
     Attributes:
+        hear: a function that a signal's number is given to; in one of several workers it is passed on.
         stop: the number of the signal that asked for an end, or None. The exit status is 128 more.
         save_asked: whether SIGUSR1 asked for a save.
         busy: a lock to hold during work that must not be interrupted.
@@ -32,6 +33,7 @@ class Interruption:
     """
 
     def __init__(self):
+        self.hear = self.react
         self.stop = None
         self.save_asked = False
         self.busy = threading.Lock()
@@ -59,15 +61,19 @@ class Interruption:
     def _listen(self):
         with self._ear:
             while numbers := self._ear.recv(16):
-                for number in numbers:
-                    if number == getattr(signal, "SIGUSR1", None):
-                        self.save_asked = True
-                    elif number in SIGNALS:
-                        again, self.stop = self.stop is not None, number
-                        if not hasattr(sys, "ps1"):
-                            if again and number == signal.SIGINT:
-                                os._exit(128 + number)
-                            threading.Thread(target=self._end_if_possible, daemon=True).start()
+                for number in filter(SIGNALS.__contains__, numbers):
+                    self.hear(number)
+
+    def react(self, number: int) -> None:
+        """Notes a signal, and ends the program if nothing would be lost, or at the second Ctrl-C."""
+        if number == getattr(signal, "SIGUSR1", None):
+            self.save_asked = True
+            return
+        again, self.stop = self.stop is not None, number
+        if not hasattr(sys, "ps1"):
+            if again and number == signal.SIGINT:
+                os._exit(128 + number)
+            threading.Thread(target=self._end_if_possible, daemon=True).start()
 
     def _end_if_possible(self):
         with self.busy:

@@ -16,6 +16,7 @@ from diffusion.layers import ClassLayer, LearnedSchedule, Logbook
 from diffusion.model_file import TrainedModel, describe, first_not_finite, metadata, open_model, output_layer
 from support import files
 from training.train_step import divide_training
+from training.workers import Workers
 from unet import TimeLayer
 
 FIRST_LOSS_SCALE = 2.0**15  # of training in float16
@@ -51,6 +52,7 @@ def compile_for_run(
     parts: int = 1,
     ema_warmup: bool = False,
     sequential: bool = False,
+    workers: Workers | None = None,
 ) -> None:
     """Compiles a model to train in a precision, with or without XLA, as `train_step.divide_training` says.
 
@@ -65,7 +67,7 @@ def compile_for_run(
         model.optimizer.build(model.trainable_variables)
         model.optimizer.step_counter.assign(before["age"])
     set_precision(model, precision)
-    divide_training(model, parts, ema_warmup, sequential)
+    divide_training(model, parts, ema_warmup, sequential, workers)
 
 
 def save(model: keras.Model, path: str) -> None:

@@ -26,14 +26,18 @@ from training.saving import copied_epoch, copy_name
 from training.settings import NETWORK_OPTIONS, PRESETS
 from training.training_run import TrainingRun, copies_early, is_early_copy
 from training.transfer import start_from
+from training.workers import Workers
 
 
-def prepare(options: dict, path: str) -> tuple[TrainedModel, Images, Images | None]:
+def prepare(
+    options: dict, path: str, workers: Workers | None = None
+) -> tuple[TrainedModel, Images, Images | None]:
     """A compiled model with settings and progress in its metadata, its training images, and held-out ones or None.
 
     Args:
         options: what `settings.parse_options` returned.
         path: of the model's file.
+        workers: those that train together, None for this process alone.
 
     Returns:
         The model, whose network's attribute `unsaved` says whether its file lacks settings that were typed, and both
@@ -89,7 +93,12 @@ def prepare(options: dict, path: str) -> tuple[TrainedModel, Images, Images | No
     sequential = bool(options.get("sequential"))
     parts = options.get("parts", 2 if sequential else 1 if xla else device.parts_for(settings["batch_size"]))
     parts = min(parts, settings["batch_size"])
-    how = settings["precision"], xla, parts, settings["ema_warmup"], sequential
+    if workers and settings["batch_size"] < workers.count:
+        raise ValueError(
+            f"--batch-size {settings['batch_size']} leaves some of --devices {workers.count} without images; choose a "
+            "larger batch, or fewer devices"
+        )
+    how = settings["precision"], xla, parts, settings["ema_warmup"], sequential, workers
     checkpoint.compile_for_run(model, optimizer, *how)
     trained = model_file.describe(model)
     if copies_early(trained):

@@ -1,15 +1,17 @@
 """How a training step is executed: loss, gradients of a batch in parts side by side, optimizer and EMA weights.
 
-There is one part for each core. The result does not depend on the number of parts, except for rounding; the same
+There is one part for each core, and before that for each device, in a process of its own (`training/workers.py`). The result does not depend on the number of parts, except for rounding; the same
 number, with as many threads each, gives the same bits.
 """
 
 import contextlib
 import functools
+import itertools
 import math
 from collections.abc import Callable, Sequence
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from ddpm import n_steps
@@ -18,8 +20,10 @@ from diffusion.learned_variance import hybrid_loss, split_output
 from diffusion.model_file import TrainedModel, describe
 from diffusion.reverse import split
 from training.learned_schedule import schedule_gradients
+from training.workers import Workers, digest_weights
 
 NARROWEST = 16  # rows and columns of a kernel that Muon trains
+STEPS_BETWEEN_CHECKS = 100  # that all workers have the same weights
 
 
 def ema_momentum(done: int | tf.Tensor, most: float) -> tf.Tensor:
@@ -127,30 +131,45 @@ def cross_entropies(logits: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
     return errors[:, None, None, None]
 
 
-def divide_training(model: keras.Model, parts: int, ema_warmup: bool = False, sequential: bool = False) -> None:
+def divide_training(
+    model: keras.Model,
+    parts: int,
+    ema_warmup: bool = False,
+    sequential: bool = False,
+    workers: Workers | None = None,
+) -> None:
     """Replaces the training step of a compiled model by one that computes a batch in parts, for its `train_on_batch`.
 
     Each part has its own gradient, and their sum, to rounding that of the whole batch, changes the weights. The parts
-    are computed side by side, or one after another in the memory of one (gradient accumulation). One trace serves
-    batches of all sizes: otherwise the order in which sizes come would decide which graph computes them, and a resumed
-    run would differ in the last bits. The loss is the mean of `choose_loss`, weighted by the `sample_weight` of each
-    image, (batch, 1, 1, 1), if given.
+    are computed side by side, or one after another in the memory of one (gradient accumulation), or first divided
+    among workers on several devices, each of which gets the whole batch. One trace serves batches of all sizes:
+    otherwise the order in which sizes come would decide which graph computes them, and a resumed run would differ in
+    the last bits. The loss is the mean of `choose_loss`, weighted by the `sample_weight` of each image,
+    (batch, 1, 1, 1), if given.
 
     Args:
         model: compiled, with an optimizer that keeps EMA weights.
-        parts: how many.
+        parts: how many; of the rows of a worker, if there are several.
         ema_warmup: whether their momentum rises as `ema_momentum` computes it, instead of being constant.
         sequential: whether the parts are computed one after another.
+        workers: those that train together, None for this process alone.
+
+    Raises:
+        OSError: by `train_on_batch`, if the workers no longer have the same weights.
     """
     model.parts, model.parts_in_turn = (1, parts) if sequential else (parts, 1)
+    model.devices = workers.count if workers else 1
     trained = describe(model)
     optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)  # in float16 it is wrapped
     inputs = [tf.TensorSpec([None, *tensor.shape[1:]], tensor.dtype) for tensor in model.inputs]
     target = tf.TensorSpec([None], tf.int32) if trained.is_classifier else inputs[0]
-    signature, errors = [*inputs, target, tf.TensorSpec([None, 1, 1, 1])], choose_loss(trained)
-    scalar, rows_spec = tf.TensorSpec([]), tf.TensorSpec([None], tf.int32)
+    batch_signature = [*inputs, target, tf.TensorSpec([None, 1, 1, 1])]
+    rows_signature = [*batch_signature, tf.TensorSpec([None], tf.int32), tf.TensorSpec([])]
+    gradient_specs = [tf.TensorSpec(weight.shape, weight.dtype) for weight in model.trainable_weights]
+    sums_signature, errors = [tf.TensorSpec([]), *gradient_specs], choose_loss(trained)
     with_schedule = trained.schedule_layer and schedule_gradients(trained)
     seed = trained.metadata.get("settings", {}).get("seed", 0)
+    compiled = functools.partial(tf.function, jit_compile=model.jit_compile, autograph=False)
 
     @tf.function(reduce_retracing=True, autograph=False)  # traced once for all parts
     def differentiate(*part):
@@ -164,11 +183,20 @@ def divide_training(model: keras.Model, parts: int, ema_warmup: bool = False, se
                 scaled = model.optimizer.scale_loss(loss)  # in float16
             return loss, tape.gradient(scaled, model.trainable_weights)
 
-    def divide(batch, parts):
-        """The parts of a batch, each with the places of its images in the batch, and the factor of their losses."""
-        tensors = *batch, tf.range(tf.shape(batch[-1])[0])
+    def whole(batch):
+        """A batch with the places of its images in it, and the factor of their losses."""
         factor = 1 / tf.cast(tf.size(batch[-2]), tf.float32)
+        return *batch, tf.range(tf.shape(batch[-1])[0]), factor
+
+    def divide(rows, parts):
+        """Rows of a batch in parts."""
+        *tensors, factor = rows
         return [(*piece, factor) for piece in zip(*(split(tensor, parts) for tensor in tensors), strict=True)]
+
+    def differentiate_all(pieces):
+        """The sums of the losses and of the gradients of some parts, side by side."""
+        losses, gradients = zip(*(differentiate(*piece) for piece in pieces), strict=True)
+        return tf.add_n(losses), [tf.add_n(terms) for terms in zip(*gradients, strict=True)]
 
     def apply(gradients):
         with _fused(optimizer, ema_warmup):
@@ -176,41 +204,68 @@ def divide_training(model: keras.Model, parts: int, ema_warmup: bool = False, se
 
     @functools.cache  # a smaller batch than that many parts stays whole
     def step_in(parts):
-        @tf.function(input_signature=signature, jit_compile=model.jit_compile, autograph=False)
+        @compiled(input_signature=batch_signature)
         def step(*batch):
-            losses, gradients = zip(*(differentiate(*piece) for piece in divide(batch, parts)), strict=True)
-            apply([tf.add_n(terms) for terms in zip(*gradients, strict=True)])
-            return {"loss": tf.add_n(losses)}
+            loss, gradients = differentiate_all(divide(whole(batch), parts))
+            apply(gradients)
+            return loss
 
         return step
 
-    sums_signature = [scalar, *(tf.TensorSpec(weight.shape, weight.dtype) for weight in model.trainable_weights)]
-
-    @tf.function(
-        input_signature=[sums_signature, *signature, rows_spec, scalar], jit_compile=model.jit_compile, autograph=False
-    )
+    @compiled(input_signature=[sums_signature, *rows_signature])
     def accumulate(sums, *piece):
         loss, gradients = differentiate(*piece)
         return [one + other for one, other in zip(sums, [loss, *gradients], strict=True)]
 
-    @tf.function(input_signature=[sums_signature[1:]], jit_compile=model.jit_compile, autograph=False)
+    @compiled(input_signature=[gradient_specs])
     def apply_sums(gradients):
         apply(gradients)
 
     def step_sequentially(*batch):
         sums = [tf.zeros(spec.shape, spec.dtype) for spec in sums_signature]
-        for piece in divide([tf.convert_to_tensor(tensor) for tensor in batch], min(parts, len(batch[-2]))):
+        for piece in divide(whole([tf.convert_to_tensor(tensor) for tensor in batch]), min(parts, len(batch[-2]))):
             sums = accumulate(sums, *piece)
         apply_sums(sums[1:])
-        return {"loss": sums[0]}
+        return sums[0]
+
+    @functools.cache
+    def sums_in(parts):
+        @compiled(input_signature=rows_signature)
+        def sums(*rows):
+            loss, gradients = differentiate_all(divide(rows, parts))
+            return tf.concat([loss[None], *(tf.reshape(gradient, [-1]) for gradient in gradients)], axis=0)
+
+        return sums
+
+    @tf.function(autograph=False)  # without XLA, which chooses its kernels anew in each process: bits would differ
+    def apply_vector(vector):
+        flat = tf.split(vector, [spec.shape.num_elements() for spec in gradient_specs])
+        apply([tf.reshape(one, spec.shape) for one, spec in zip(flat, gradient_specs, strict=True)])
+
+    steps = itertools.count()
+
+    def step_together(*batch):
+        *tensors, factor = whole([tf.convert_to_tensor(tensor) for tensor in batch])
+        mine = workers.rows(len(batch[-2]))
+        count, digest = mine.stop - mine.start, tf.zeros(2)
+        vector = tf.zeros(1 + sum(spec.shape.num_elements() for spec in gradient_specs))
+        if count:
+            vector = sums_in(parts if count >= parts else 1)(*(tensor[mine] for tensor in tensors), factor)
+        if next(steps) % STEPS_BETWEEN_CHECKS == 0:
+            digest = digest_weights(model.trainable_weights)
+        total = workers.add(tf.concat([workers.difference(digest), vector], axis=0))
+        if np.any(total[:2]):
+            raise OSError("the workers no longer have the same weights, perhaps as one of the devices is faulty")
+        apply_vector(total[3:])
+        return total[2]
 
     def train_function(data):
         inputs, target, sample_weight = next(data)
         if sample_weight is None:
             sample_weight = tf.ones((len(target), 1, 1, 1))
-        if sequential:
-            return step_sequentially(*inputs, target, sample_weight)
-        return step_in(parts if len(target) >= parts else 1)(*inputs, target, sample_weight)
+        step = step_together if workers else step_sequentially if sequential else None
+        step = step or step_in(parts if len(target) >= parts else 1)
+        return {"loss": step(*inputs, target, sample_weight)}
 
     def make_train_function(force=False):
         model.train_function = train_function

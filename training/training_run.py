@@ -4,6 +4,7 @@ import math
 import os
 import shlex
 import statistics
+import threading
 import time
 
 import numpy as np
@@ -110,13 +111,13 @@ class TrainingRun:
                 values |= {name: loss for name, loss in zip(names, held_out, strict=True) if loss is not None}
             epoch = progress["epoch"]
             self.checkpoints.attempt(self.board.folder, lambda: self.board.epoch(epoch, values))
-        progress.update(epoch=progress["epoch"] + 1, images=0, epoch_steps=0, loss=0.0, seconds=0.0)
+        begin_next_epoch(progress)
         if time.monotonic() - self.table.written_at > 2:  # the rows of short epochs are gathered
             self.checkpoints.attempt(self.table.path, self.table.write)
 
     def validate(self) -> tuple[float | None, ...] | None:
         """Measures and prints the held-out loss, over all t and in each quarter of t; None if it is not due."""
-        if not self.validation or (self.progress["epoch"] + 1) % self.settings["validate_every"]:
+        if not is_measured(self.validation, self.trained):
             return None
         measured = self.validation.measure()
         self.bar.lap()  # the time it took belongs to no step
@@ -199,6 +200,40 @@ class TrainingRun:
     def say_where_it_stopped(self) -> None:
         """The last line of an interrupted run."""
         self.bar.say(f"stopped after {self.checkpoints.saved[0]:,} steps; the same command resumes {self.path}")
+
+
+class Follower:
+    """Stands for `TrainingRun` in all workers but the first, which writes and prints everything."""
+
+    def __init__(self, trained: TrainedModel, validation: Validation | None):
+        self.trained, self.validation = trained, validation
+
+    def before_epoch(self) -> None:
+        """The first worker may sample a grid now; this one waits for it in the next step."""
+
+    def after_step(self, loss: float) -> None:
+        """The first worker counts it, and may save."""
+
+    def after_epoch(self) -> None:
+        """Measures its part of the held-out loss."""
+        if is_measured(self.validation, self.trained):
+            self.validation.measure()
+        begin_next_epoch(self.trained.metadata["progress"])
+
+    def at_the_end(self) -> None:
+        """Waits until the first worker has written everything, when the launcher ends this process."""
+        threading.Event().wait()
+
+
+def is_measured(validation: Validation | None, trained: TrainedModel) -> bool:
+    """Whether the held-out loss is measured after the epoch that is just over."""
+    epoch, every = trained.metadata["progress"]["epoch"], trained.metadata["settings"]["validate_every"]
+    return validation is not None and (epoch + 1) % every == 0
+
+
+def begin_next_epoch(progress: dict) -> None:
+    """Counts an epoch."""
+    progress.update(epoch=progress["epoch"] + 1, images=0, epoch_steps=0, loss=0.0, seconds=0.0)
 
 
 class StepBar:

@@ -11,6 +11,7 @@ from diffusion.targets import comparable_weights
 from training import checkpoint
 from training.learned_schedule import follow_schedule, with_live_schedule
 from training.train_step import cross_entropies
+from training.workers import Workers
 
 BATCH = 64
 PATIENCE = 3  # measurements in a row that must be worse than the best
@@ -25,15 +26,24 @@ class Validation:
         images: integers (N, height, width, channels), not trained on. Each gets one t; together they cover 1 … T
             evenly.
         labels: (N,) int, the class of each image, or None.
+        workers: those that train, and measure, together; None for this process alone.
     """
 
-    def __init__(self, trained: TrainedModel, images: np.ndarray, labels: np.ndarray | None = None):
+    def __init__(
+        self,
+        trained: TrainedModel,
+        images: np.ndarray,
+        labels: np.ndarray | None = None,
+        workers: Workers | None = None,
+    ):
         labels = np.full(len(images), -1) if labels is None else labels
         if trained.is_classifier:  # as in training
             images, labels = images[labels >= 0], labels[labels >= 0]
             if not len(images):
                 raise ValueError("none of the held-out images has a class; name images with classes with --validation")
-        trained = self.trained = with_live_schedule(trained)
+        self.names = ("loss", "accuracy") if trained.is_classifier else ("loss",)
+        trained, self.workers = with_live_schedule(trained), workers
+        self.trained = trained
         model, sched = trained.network, trained.sched
         self.images, self.labels, T = images, labels, n_steps(sched)
         self.t = (1 + np.random.default_rng(0).permutation(len(images)) * T // len(images)).astype(np.int32)
@@ -65,19 +75,28 @@ class Validation:
 
         For a classifier also the `accuracy`, the fraction of images whose class it predicts correctly.
         """
-        n, parts = len(self.images), []
-        network = self.trained.network
+        n, network = len(self.images), self.trained.network
         checkpoint.swap_ema_weights(network)
         if self.trained.schedule_layer:
             follow_schedule(self.trained)
             self.weights.assign(comparable_weights(self.trained.sched.alphabar))
-        for first in range(0, n, BATCH):
-            index = np.arange(first, first + BATCH) % n  # the last batch is filled up
-            x_0 = from_pixels(self.images[index], self.trained.levels)
-            label = self.labels[index].astype(np.int32)
-            parts.append(self.measures(tf.constant(x_0), self.t[index], label, index.astype(np.int64)))
+        index, count = (self.workers.index, self.workers.count) if self.workers else (0, 1)
+        values = np.zeros((len(self.names), n), np.float32)
+        for first in range(index * BATCH, n, count * BATCH):
+            values[:, first : first + BATCH] = self._measure_batch(first)
         checkpoint.swap_ema_weights(network)
-        return {name: self._by_quarters(np.concatenate([part[name] for part in parts])[:n]) for name in parts[0]}
+        if self.workers:  # each has measured some batches
+            values = self.workers.add(tf.constant(values.ravel())).numpy().reshape(values.shape)
+        return {name: self._by_quarters(row) for name, row in zip(self.names, values, strict=True)}
+
+    def _measure_batch(self, first):
+        """The values, (names, images), of the images from `first` on, at most a batch."""
+        n = len(self.images)
+        index = np.arange(first, first + BATCH) % n  # the last batch is filled up
+        x_0 = from_pixels(self.images[index], self.trained.levels)
+        label = self.labels[index].astype(np.int32)
+        measured = self.measures(tf.constant(x_0), self.t[index], label, index.astype(np.int64))
+        return np.stack([measured[name][: n - first] for name in self.names])
 
     def _by_quarters(self, values):
         """The mean over all t, and the mean in each quarter of t."""

@@ -1,0 +1,197 @@
+"""Starts a command once for each device, and watches over the processes; what they are then is `support/worker.py`.
+
+It imports no TensorFlow and uses no GPU itself.
+"""
+
+import argparse
+import collections
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+
+from support import console, device
+from support.signals import SIGNALS
+from support.worker import VARIABLE
+
+GRACE = 3  # seconds in which the first worker can say itself what is wrong, when another one has ended
+LAST_SAVE = 45  # seconds for a save under way, after which a worker is killed
+ONE_SIGNAL = 1  # seconds within which a signal that arrives in several ways is one
+
+
+def device_count(text: str) -> int | str:
+    """An argparse type: a number of devices, or `all`."""
+    try:
+        return text if text == "all" else console.integer(1)(text)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"{error}, which is neither that nor all") from None
+
+
+def find_gpus() -> list[str]:
+    """Names of all GPUs that this process may use, as in CUDA_VISIBLE_DEVICES; no GPU is touched."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        names = [name.strip() for name in visible.split(",")]
+        return names[: next((k for k, name in enumerate(names) if name in ("", "-1")), len(names))]
+    try:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return [str(k) for k, _ in enumerate(line for line in listed.splitlines() if line.startswith("GPU "))]
+
+
+def choose_devices(count: int | str) -> list[str | None]:
+    """The GPUs for `--devices`; None for each process that computes on CPU cores, on a machine without GPUs.
+
+    Raises:
+        ValueError: if there are fewer GPUs.
+    """
+    gpus = find_gpus()
+    if count == "all":
+        return gpus or [None]
+    if gpus and count > len(gpus):
+        raise ValueError(
+            f"--devices {count}, and this machine has {len(gpus)} GPU{'s' * (len(gpus) > 1)}; choose --devices all"
+        )
+    return gpus[:count] or [None] * count
+
+
+def launch_if_several(program: str, count: int | str, comfort: str = "") -> None:
+    """Runs this command on several devices, and ends with its exit status; returns if there is only one device.
+
+    Raises:
+        ValueError: as `choose_devices`.
+    """
+    if VARIABLE in os.environ or count == 1:  # this is one of the workers, or the only process
+        return
+    devices = choose_devices(count)
+    if len(devices) > 1:
+        sys.exit(Launch(program, devices, [sys.executable, *sys.argv], comfort).run())
+
+
+class Launch:
+    """A command that runs in several processes.
+
+    Args:
+        program: its name, for messages.
+        devices: see `choose_devices`.
+        command: the words of the command.
+        comfort: what to say after the sentence on a worker that has died.
+    """
+
+    def __init__(self, program: str, devices: Sequence[str | None], command: Sequence[str], comfort: str = ""):
+        self.program, self.devices, self.command, self.comfort = program, devices, command, comfort
+        self.workers, self.last_words, self.heard = [], [], {}
+
+    def run(self) -> int:
+        """Starts the workers and waits for the first one. Returns the exit status."""
+        with tempfile.TemporaryDirectory(prefix="diffusion-") as folder:
+            try:
+                ports = free_ports(len(self.devices))
+                for k in range(len(self.devices)):
+                    self.start(k, folder, ports)
+                for number in SIGNALS:
+                    if signal.getsignal(number) != signal.SIG_IGN:  # as SIGHUP is under nohup, for the workers too
+                        signal.signal(number, self.pass_on)
+                return self.watch()
+            finally:
+                self.end_all()
+
+    def start(self, k: int, folder: str, ports: Sequence[int]) -> None:
+        """Starts worker k, out of reach of Ctrl-C in the terminal, which this process passes on."""
+        cluster = {"worker": [f"127.0.0.1:{port}" for port in ports]}
+        env = {
+            **os.environ,
+            VARIABLE: f"{k} {len(self.devices)} {os.getpid()} {folder}",
+            "TF_CONFIG": json.dumps({"cluster": cluster, "task": {"type": "worker", "index": k}}),
+        }
+        env.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # how TensorFlow comments on the end of another worker
+        if self.devices[k] is not None:
+            env["CUDA_VISIBLE_DEVICES"] = self.devices[k]
+        others = {} if k == 0 else {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+        worker = subprocess.Popen(self.command, env=env, stdin=subprocess.PIPE, start_new_session=True, **others)
+        self.workers.append(worker)
+        self.last_words.append(collections.deque(maxlen=1))
+        if k:
+            threading.Thread(target=self.read, args=(worker.stderr, self.last_words[k]), daemon=True).start()
+        if self.devices[k] is None and hasattr(os, "sched_setaffinity"):
+            with contextlib.suppress(OSError):
+                os.sched_setaffinity(worker.pid, share_of_cores(k, len(self.devices)))
+
+    def read(self, stderr, last_words) -> None:
+        """Keeps the last line that a worker prints on stderr."""
+        for line in stderr:
+            if line.strip():
+                last_words.append(line.decode(errors="replace").strip())
+
+    def pass_on(self, number: int, frame) -> None:
+        """Handles a signal: the first worker gets it, once."""
+        now = time.monotonic()
+        if now - self.heard.get(number, -ONE_SIGNAL) >= ONE_SIGNAL:
+            self.heard[number] = now
+            with contextlib.suppress(OSError, ValueError):  # it has ended
+                os.write(self.workers[0].stdin.fileno(), b"%d\n" % number)
+
+    def watch(self) -> int:
+        """Waits for the end of the first worker, or for one that fails; returns the exit status."""
+        first, failed, until = self.workers[0], None, None
+        while first.poll() is None and (failed is None or time.monotonic() < until):
+            time.sleep(0.05)
+            if failed is None:
+                failed = next((k for k, worker in enumerate(self.workers) if worker.poll()), None)
+                until = time.monotonic() + (GRACE if failed and self.workers[failed].returncode > 0 else 0)
+        status = first.returncode
+        if status is not None and status >= 0 and (failed in (None, 0) or status):
+            return status
+        if status is not None and -status in self.heard:  # it has no handler for this signal
+            return 128 - status
+        failed = failed or 0
+        status = self.workers[failed].returncode
+        console.warn(f"{self.program}: {self.describe_end(failed)}{self.comfort}")
+        return status if status > 0 else 128 - status
+
+    def describe_end(self, k: int) -> str:
+        """How a worker has ended, in words."""
+        worker = self.workers[k]
+        if k:
+            time.sleep(0.2)  # for its last words
+        how = f"ended with exit status {worker.returncode}"
+        if worker.returncode < 0:
+            how = f"was killed by {signal.Signals(-worker.returncode).name}"
+        words = "".join(f" ({line})" for line in self.last_words[k])
+        return f"worker {k + 1} of {len(self.workers)} (process {worker.pid}) {how}{words}"
+
+    def end_all(self) -> None:
+        """Ends all workers; a save under way is finished."""
+        for worker in self.workers:
+            with contextlib.suppress(OSError):
+                worker.stdin.close()
+        until = time.monotonic() + LAST_SAVE
+        for worker in self.workers:
+            try:
+                worker.wait(max(0.0, until - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                worker.kill()
+                worker.wait()
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of this machine that are free now."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
+def share_of_cores(k: int, count: int) -> list[int]:
+    """The cores of worker k of `count`, which divide those of this process; one core if there are fewer than workers."""
+    cores = sorted(os.sched_getaffinity(0))
+    return cores[k::count] or [cores[k % len(cores)]]

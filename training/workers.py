@@ -1,0 +1,138 @@
+"""Training in several processes, one for each device: which rows of a batch are this one's, and sums over all of them.
+
+Every worker holds the whole model, draws every batch as a whole and takes its rows. The workers start from the same
+weights and apply the same sum of gradients, so their weights stay the same to the bit. TensorFlow's
+`MultiWorkerMirroredStrategy` adds vectors over all workers (with NCCL between GPUs), and nothing else.
+"""
+
+import hashlib
+import os
+import threading
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from diffusion.model_file import TrainedModel
+from support import console
+from support.worker import Worker
+
+MINUTES = 5  # for all workers to start
+LIMB = 2**16  # of a digest: sums of such integers over 128 workers are exact in float32
+PROJECT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+class Workers:
+    """The workers that train a model together, and which of them this process is.
+
+    Must be made before TensorFlow computes anything. Waits for all of them to start.
+
+    Args:
+        worker: this one; the launcher has set `TF_CONFIG`.
+    """
+
+    def __init__(self, worker: Worker):
+        self.index, self.count = worker.index, worker.count
+        too_late = threading.Timer(60 * MINUTES, self._give_up)
+        too_late.daemon = True
+        too_late.start()
+        try:
+            strategy = tf.distribute.MultiWorkerMirroredStrategy()
+        except tf.errors.OpError as error:
+            text = " ".join(error.message.split())
+            raise OSError(f"the workers cannot connect ({text}); start the same command again") from error
+
+        @tf.function(autograph=False)
+        def add(vector):
+            return strategy.run(
+                lambda own: tf.distribute.get_replica_context().all_reduce("SUM", tf.identity(own)), args=(vector,)
+            )
+
+        self._add = add
+        self.add(tf.zeros(1))
+        too_late.cancel()
+
+    @property
+    def first(self) -> bool:
+        return self.index == 0
+
+    def rows(self, size: int) -> slice:
+        """This worker's rows of a batch; none if the batch is smaller than the workers and others have them."""
+        return slice(size * self.index // self.count, size * (self.index + 1) // self.count)
+
+    def add(self, vector: tf.Tensor) -> tf.Tensor:
+        """The sum of the workers' vectors, (n,) float32, the same bits for all. All workers must call it alike."""
+        try:
+            return self._add(vector)
+        except tf.errors.OpError:
+            time.sleep(60)  # another worker has ended; the launcher says which, and ends this one meanwhile
+            raise
+
+    def difference(self, digest: tf.Tensor) -> tf.Tensor:
+        """A vector like a digest, integers (n,) below `LIMB`, whose sum over all workers is 0 if all have the same."""
+        digest = tf.cast(digest, tf.float32)
+        return digest * (self.count - 1) if self.first else -digest
+
+    def check_start(self, options: dict, trained: TrainedModel) -> None:
+        """Checks that all workers start with the same options, code, settings, images and weights.
+
+        Raises:
+            ValueError: as `check_same`.
+        """
+        metadata = trained.metadata
+        facts = {
+            "options": sorted(options.items()),
+            "code": digest_code(),
+            "settings": [metadata["settings"], metadata["progress"]],
+            "images": [metadata["data"], metadata.get("validation")],
+            "weights": digest_weights(trained.network.trainable_weights).numpy().tolist(),
+        }
+        self.check_same(facts)
+
+    def check_same(self, facts: dict[str, object]) -> None:
+        """Checks that all workers have the same facts, a dict of what → value.
+
+        Raises:
+            ValueError: says what differs.
+        """
+        digests = [
+            np.frombuffer(hashlib.blake2b(repr(fact).encode(), digest_size=8).digest(), np.uint16)
+            for fact in facts.values()
+        ]
+        sums = self.add(self.difference(tf.constant(np.concatenate(digests)))).numpy().reshape(len(facts), -1)
+        different = [what for what, row in zip(facts, sums, strict=True) if row.any()]
+        if different:
+            raise ValueError(
+                f"the workers differ in their {' and '.join(different)}; start the same command again, when nothing "
+                "changes these any more"
+            )
+
+    def _give_up(self):
+        console.warn(f"diffusion_model.py: not all {self.count} workers have started within {MINUTES} minutes")
+        os._exit(1)
+
+
+@tf.function(autograph=False)
+def digest_weights(weights: Sequence[tf.Variable]) -> tf.Tensor:
+    """A digest of all bits of float32 weights, integers (2,) below `LIMB`."""
+    sums = [tf.reduce_sum(tf.bitcast(weight, tf.int32) * _odd_numbers(weight.shape)) for weight in weights]
+    total = tf.cast(tf.add_n([(2 * k + 1) * one for k, one in enumerate(sums)]), tf.int64)
+    return tf.cast(tf.stack([total % LIMB, total // LIMB % LIMB]), tf.float32)
+
+
+def _odd_numbers(shape):
+    return tf.reshape(2 * tf.range(shape.num_elements()) + 1, shape)
+
+
+def digest_code() -> str:
+    """A digest of the project's Python files."""
+    digest = hashlib.blake2b(digest_size=16)
+    for folder, folders, names in os.walk(PROJECT):
+        folders[:] = sorted(
+            name for name in folders if os.path.exists(os.path.join(folder, name, "__init__.py")) and name != "tests"
+        )
+        for name in sorted(name for name in names if name.endswith(".py")):
+            with open(os.path.join(folder, name), "rb") as file:
+                digest.update(file.read())
+    return digest.hexdigest()
