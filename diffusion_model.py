@@ -8,7 +8,6 @@ Run it again and it resumes where `model.keras` stopped. `python reverse_diffusi
 Slides: "Diffusion network example, code, continued even more".
 """
 
-import contextlib
 import math
 import os
 import sys
@@ -31,40 +30,31 @@ def main():
     options, worker = parse_options(__doc__), this_worker()
     path = options["model"]
     with worker.leaving_at_once(), console.one_line_errors("diffusion_model.py"):
-        comfort = f"; {path} keeps the last save, if there was one, and the same command resumes it"
-        launcher.launch_if_several("diffusion_model.py", options.get("devices", 1), comfort)
+        check_parts(options)
+        launcher.launch_if_several("diffusion_model.py", options.get("devices", 1), f"; the last save is in {path}")
         with Interruption() as interruption:
-            follow_launcher(worker, interruption)
+            interruption.follow(worker)
             say("diffusion_model.py: starting TensorFlow …")  # the imports below take seconds
             device.start_tensorflow(options.get("parts", 1 if options.get("xla") else device.MOST_PARTS))
+            from training.workers import join
+
             workers = join(worker)
-            with Lock(path) if worker.first else contextlib.nullcontext() as lock:
-                if lock:
-                    interruption.clean_up = lock.release
-                if lock and lock.missing:
+            interruption.take_signals()
+            if not worker.first:
+                train_model(options, path, interruption, workers)  # until the launcher ends it
+                return
+            with Lock(path) as lock:
+                interruption.clean_up = lock.release
+                if lock.missing:
                     say(lock.missing)
                 train_model(options, path, interruption, workers)
 
 
-def follow_launcher(worker, interruption):
-    """In one of several workers: signals count once, when the launcher tells the first worker of them."""
-
-    def before_the_end():
-        with interruption.busy:  # a save is finished
-            interruption.clean_up()
-
-    if worker.count > 1:
-        interruption.hear = worker.pass_on
-        worker.obey(interruption.react, before_the_end)
-
-
-def join(worker):
-    """The `Workers` that train together; None for a single process."""
-    if worker.count == 1:
-        return None
-    from training.workers import Workers
-
-    return Workers(worker)
+def check_parts(options):
+    """Raises ValueError if a batch is to be divided both among devices and in parts."""
+    if options.get("devices", 1) != 1 and {"parts", "sequential"} & options.keys():
+        flag = "--sequential" if "sequential" in options else "--parts"
+        raise ValueError(f"{flag} divides a batch on one device, and --devices among several; omit one of them")
 
 
 def train_model(options, path, interruption, workers=None):

@@ -13,6 +13,7 @@ import sys
 import threading
 
 from support.console import say
+from support.worker import Worker
 
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
 
@@ -46,9 +47,8 @@ class Interruption:
         self._ear, self._mouth = socket.socketpair()
         self._mouth.setblocking(False)
         self._wakeup_before = signal.set_wakeup_fd(self._mouth.fileno(), warn_on_full_buffer=False)
-        heard = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
-        # The handlers do nothing: the thread hears of a signal through the socket.
-        self._handlers_before = {number: signal.signal(number, lambda number, frame: None) for number in heard}
+        self._handlers_before = {n: signal.getsignal(n) for n in SIGNALS if signal.getsignal(n) != signal.SIG_IGN}
+        self.take_signals()
         threading.Thread(target=self._listen, daemon=True).start()
         return self
 
@@ -58,11 +58,27 @@ class Interruption:
         signal.set_wakeup_fd(self._wakeup_before)
         self._mouth.close()  # the thread reads to the end
 
+    def take_signals(self) -> None:
+        """Sets the handlers; again after TensorFlow has taken SIGTERM for itself, as it does in several workers."""
+        for number in self._handlers_before:  # they do nothing: the thread hears of a signal through the socket
+            signal.signal(number, lambda number, frame: None)
+
     def _listen(self):
         with self._ear:
             while numbers := self._ear.recv(16):
                 for number in filter(SIGNALS.__contains__, numbers):
                     self.hear(number)
+
+    def follow(self, worker: Worker) -> None:
+        """In one of several workers: the launcher counts signals, and tells the first worker of them."""
+
+        def before_the_end():
+            with self.busy:
+                self.clean_up()
+
+        if worker.count > 1:
+            self.hear = worker.pass_on
+            worker.obey(self.react, before_the_end)
 
     def react(self, number: int) -> None:
         """Notes a signal, and ends the program if nothing would be lost, or at the second Ctrl-C."""

@@ -115,3 +115,15 @@ def on_weighting(pure_noise: str | None, weighting: str) -> str | None:
     if not pure_noise or weighting == "none":
         return None
     return f"--weighting {weighting} gives t = T no weight, where {pure_noise} leaves no signal; try --weighting none"
+
+
+def on_batch_size(settings: dict) -> str | None:
+    """The sentence to say when the learning rate is a preset's, which was chosen for another batch size, else None."""
+    preset = PRESETS[settings["preset"]]
+    rate, batch_size = settings["learning_rate"], settings["batch_size"]
+    if rate != preset["learning_rate"] or batch_size == preset["batch_size"]:
+        return None
+    return (
+        f"the learning rate {rate:g} was chosen for batches of {preset['batch_size']} images, not {batch_size}; for "
+        "larger ones try a higher --learning-rate, and --warmup"
+    )

@@ -279,6 +279,12 @@ def describe(trained: TrainedModel, path: str, labels: np.ndarray | None = None)
     rate = f"learning rate {s['learning_rate']:g}" + (" falling to 0" if s["lr_decay"] == "cosine" else "")
     say(f"preset    {s['preset']} (--preset {'|'.join(PRESETS)}, --help for all options)")
     say(f"device    {device.name()}, {s['precision']}{xla}{parts}")
+    if model.devices > 1:
+        least, rest = divmod(s["batch_size"], model.devices)
+        each = f"{least} or {least + 1}" if rest else str(least)
+        say(f"devices   {model.devices} like this one, with {each} of the {s['batch_size']} images of a batch each")
+        if sentence := advice.on_batch_size(s):
+            say(sentence)
     if device.overlooks_gpu():
         say('TensorFlow cannot use the GPU here; try pip install "tensorflow[and-cuda]", and check nvidia-smi')
     if sentence := advice.on_precision(s["precision"], device.has_bfloat16()):

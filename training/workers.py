@@ -113,6 +113,11 @@ class Workers:
         os._exit(1)
 
 
+def join(worker: Worker) -> Workers | None:
+    """The workers that train together, once all have started; None for a process alone."""
+    return Workers(worker) if worker.count > 1 else None
+
+
 @tf.function(autograph=False)
 def digest_weights(weights: Sequence[tf.Variable]) -> tf.Tensor:
     """A digest of all bits of float32 weights, integers (2,) below `LIMB`."""
