@@ -17,8 +17,9 @@ import sys
 if __name__ == "__main__":  # `python -P` does not look for imports beside the script
     sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))
 from diffusion.options import Sampling, add_model_option, add_sampling_options
-from support import console, files, grids
+from support import console, files, grids, launcher
 from support.console import integer, say
+from support.worker import this_worker
 
 PARTS = ("bits", "loss", "overfitting", "fid", "kid", "frechet", "precision", "recall", "copies")
 
@@ -91,6 +92,7 @@ def parse_options(arguments=None):
         metavar="FILE.png",
         help="image file for 8 samples, each above its nearest training and held-out image (none)",
     )
+    launcher.add_devices_option(parser, "the images that are generated and measured")
     add("--out", metavar="FILE.json", help="file for the results (NAME-evaluation.json beside the model NAME.keras)")
     options = parser.parse_args(arguments)
     # The Fréchet distance of the features `fid` is the FID.
@@ -153,9 +155,12 @@ def check_caches(caches, options, metadata):
 
 
 def main():
-    with console.one_line_errors("evaluate.py"):
+    worker = this_worker()
+    with worker.leaving_at_once(), console.one_line_errors("evaluate.py"):
         options = parse_options()
         asked = Sampling.among(vars(options))
+        launcher.launch_if_several("evaluate.py", options.devices)
+        worker.obey()
         say("evaluate.py: starting TensorFlow …")
         from support import device
 
@@ -176,7 +181,8 @@ def main():
             raise ValueError(
                 f"{options.model} has no training metadata; name a model that diffusion_model.py has saved"
             )
-        check_outputs(options, metadata)
+        if worker.first:
+            check_outputs(options, metadata)
         sampling = trained.choose(asked)
         make_plan(trained.sched, sampling)  # reports invalid options before the long work
         weaker = options.weaker and model_file.open_with_schedule(options.weaker)
@@ -189,7 +195,7 @@ def main():
             Sources(options.model, options.data, options.train, options.samples),
             parts=options.only,
             figure=bool(options.figure),
-            features=options.features,
+            features=options.features if worker.first else "pixels",  # only the first needs them
             count=options.count,
             n_sample=options.n_sample,
         )
@@ -209,10 +215,14 @@ def main():
             check_caches(caches, options, metadata)
         rows = {}
         if set(options.only) - set(SAMPLE_PARTS):
-            rows |= likelihood_rows(trained, held_out, training, parts=options.only, draws=options.draws, cache=cache)
+            how = {"parts": options.only, "draws": options.draws, "cache": cache, "worker": worker}
+            rows |= likelihood_rows(trained, held_out, training, **how)
+        if extract and samples is None:
+            how = {"n_sample": options.n_sample, "sampling": sampling, "cache": cache, "worker": worker}
+            samples = generate_samples(trained, weaker, **how)
+        if not worker.first:
+            return
         if extract:
-            if samples is None:
-                samples = generate_samples(trained, weaker, n_sample=options.n_sample, sampling=sampling, cache=cache)
             rows |= sample_rows(
                 samples,
                 seen,

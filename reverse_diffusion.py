@@ -71,6 +71,7 @@ def my_sample(
     corrector=0,
     snr=0.16,
     raw=False,
+    first=0,
 ):
     """Samples images (DDPM algorithm 2).
 
@@ -84,7 +85,7 @@ def my_sample(
         model: a path, `'drawings'` for the pretrained model of this project, or a Keras model that takes [x_t, t/T] or
             [x_t, t/T, label] and predicts the noise. The noise schedule comes from the metadata of the model; without
             metadata it is that of the slides.
-        seed: an integer; image k of a seed is the same however many are sampled. None for different ones every time.
+        seed, first: an integer, whose image k is always the same (None for another one), and the first image's number.
         verbose: 0 for silence, 1 for a bar that counts t down.
         noise: an array or tensor (n_sample, height, width, channels), x_T; None to draw it from the seed.
         raw: whether to return float32 in the range of values of the training images, not rounded.
@@ -92,8 +93,7 @@ def my_sample(
         How to sample (`diffusion.options.Sampling`; None for what the file recommends, or what suits the sampler):
         sampler: `'ddpm'`, `'ddim'`, `'dpm++'` or `'langevin'`, see `diffusion/samplers.py`.
         steps: how many, 1 … T; 20 to 50 do for ddim and dpm++.
-        spacing: of the steps, `'uniform'` in t, `'quadratic'` or `'logsnr'`.
-        eta: noise of ddim, 0 … 1.
+        spacing, eta: of the steps, `'uniform'` in t, `'quadratic'` or `'logsnr'`; noise of ddim, 0 … 1.
         variance: of a step of ddpm, `'beta'`, `'posterior'` or `'learned'`, see `diffusion.samplers.coefficients`.
         clip: whether estimates of x_0 are clipped, see `ddpm.p_sample`.
         corrector, snr: how many Langevin steps follow each step, 0 … 4095, and how large they are, 1e-6 … 10.
@@ -130,7 +130,7 @@ def my_sample(
     plan = make_plan(trained.sched, trained.choose(asked))
     x_T = generate.as_x_T(noise, n_sample, trained.image_shape)  # None to draw it
     count = n_sample if x_T is None else len(x_T)
-    x_0 = generate.sample_images(plan, trained, asked, count, seed, start=x_T, **shown(verbose))
+    x_0 = generate.sample_images(plan, trained, asked, count, seed, first=first, start=x_T, **shown(verbose))
     return generate.to_raw(x_0, trained) if raw else to_pixels(x_0)
 
 
@@ -210,15 +210,16 @@ def edit_files(options, sampling):
 
 def main():
     from diffusion.options import Sampling, parse_sampling_options
-    from support import console, device
+    from support import console, device, launcher
 
     with console.one_line_errors("reverse_diffusion.py"):
         options = parse_sampling_options(__doc__)
         arguments = Sampling.among(vars(options)).arguments()
+        worker = launcher.join("reverse_diffusion.py", options.devices, 1 if options.photos else options.n_sample)
         console.say("reverse_diffusion.py: starting TensorFlow …")
         device.start_tensorflow(parts=min(options.n_sample, device.MOST_PARTS))
         from data.pixels import Scale
-        from diffusion import generate, model_file
+        from diffusion import generate, model_file, sharing
         from support import files, grids
 
         models = [model_file.locate(path) for path in (options.model, options.classifier, options.weaker) if path]
@@ -233,14 +234,14 @@ def main():
         if options.photos:
             before, images = edit_files(options, arguments)
         else:
-            images = my_sample(None, options.n_sample, options.model, options.seed, raw=options.raw, **arguments)
+            images = sharing.share_images(worker, my_sample, options, arguments)
         if options.npy:
             files.save_array(images, options.npy)
         if options.raw:
             images = Scale(trained.scale["black"], trained.scale["white"]).store(images)
         grids.save_grid([*before, *images], options.out, shown=chosen)
-        what = "1 image" if options.n_sample == 1 else f"{options.n_sample} images"
-        console.say(f"{what} in {options.out}" + (f" and {options.npy}" if options.npy else ""))
+        what = f"{options.n_sample} image{'s' * (options.n_sample > 1)} in {options.out}"
+        console.say(what + (f" and {options.npy}" if options.npy else ""))
         if sentence := grids.describe_shown(chosen, channels):
             console.say(sentence)
 

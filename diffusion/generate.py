@@ -187,12 +187,17 @@ def as_labels(label: Any, n_sample: int, trained: TrainedModel, classifier: Trai
         )
     names = (classifier or trained).classes
     count = classifier.network.output_shape[-1] if classifier else MOST_CLASSES if names is None else len(names)
+    given = [files.normalise_name(one) if isinstance(one, str) else one for one in one_for_each(label, n_sample)]
+    return np.array([1 + class_number(one, names, count) for one in given], np.int32)
+
+
+def one_for_each(label: Any, n_sample: int) -> list:
+    """A label for each image, from one for all or one for each. Raises ValueError for another number of them."""
     one = isinstance(label, str) or np.ndim(label) == 0
     given = [label] * n_sample if one else list(label)
     if len(given) != n_sample:
         raise ValueError(f"label must be one class, or one for each of the {n_sample} images, got {len(given)}")
-    given = [files.normalise_name(one) if isinstance(one, str) else one for one in given]
-    return np.array([1 + class_number(one, names, count) for one in given], np.int32)
+    return given
 
 
 def class_number(label: str | int, names: Sequence[str] | None, count: int) -> int:
@@ -281,6 +286,7 @@ def run_plan(
     labels: np.ndarray,
     *,
     seed: int = 0,
+    first: int = 0,
     clip: bool = True,
     start: np.ndarray | None = None,
     classifier: TrainedModel | None = None,
@@ -295,6 +301,7 @@ def run_plan(
         plan: see `diffusion/sampling.py`.
         labels: (n,) int32, one for each image, see `as_labels`.
         seed: of the noise.
+        first: the number of the first image among those of the seed.
         clip: whether estimates of x_0 are clipped.
         start: (n, height, width, channels), where the process starts; None for noise.
         classifier, weaker: what guides, see `open_guide`.
@@ -314,15 +321,15 @@ def run_plan(
     done = []
     for batch in range(batches):
         # The last batch is filled up, not shorter, and so needs no compilation of its own.
-        index = np.arange(batch * batch_size, (batch + 1) * batch_size)
-        some = None if start is None else np.asarray(start, np.float32)[index % n_sample]
+        place = np.arange(batch * batch_size, (batch + 1) * batch_size)
+        some = None if start is None else np.asarray(start, np.float32)[place % n_sample]
         title = f"{batch + 1}/{batches} " if batches > 1 else ""
         countdown = progress(plan.times, title) if progress else None
         given = {
-            "label": labels[index % n_sample],
-            "measurement": tuple(part[index % n_sample] for part in measurement),
+            "label": labels[place % n_sample],
+            "measurement": tuple(part[place % n_sample] for part in measurement),
         }
-        for t, x_t in sample(reverse, plan, seed, index, some, **given):
+        for t, x_t in sample(reverse, plan, seed, first + place, some, **given):
             if countdown:
                 countdown.show(t)
         done.append(np.asarray(x_t))

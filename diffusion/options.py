@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 from diffusion.samplers import SAMPLERS, SPACINGS, VARIANCES
-from support import console, files, grids
+from support import console, files, grids, launcher
 from support.checks import LARGEST, MOST, check_choice, check_number
 
 OPERATIONS = ("mask", "downscale", "grey", "blur")  # what restoring undoes, and how: `measurement.py` has the functions
@@ -311,6 +311,7 @@ def parse_sampling_options(description: str | None, arguments: list[str] | None 
     seed = "integer from 0; the same seed gives the same images (another one every time)"
     add("--seed", type=console.integer(0), metavar="N", help=seed)
     add_model_option(parser)
+    launcher.add_devices_option(parser, "the images")
     add_sampling_options(parser)
     add_editing_options(parser)
     options = parser.parse_args(arguments)

@@ -1,5 +1,6 @@
 """Likelihood: bits per dimension of the variational bound, loss by t, and signs of overfitting."""
 
+import itertools
 import os
 from collections.abc import Collection, Sequence
 
@@ -15,6 +16,7 @@ from diffusion.model_file import TrainedModel
 from diffusion.targets import comparable_weights
 from evaluation.metrics import random_subset
 from support import console, device, files
+from support.worker import Worker
 
 MEMORISED_BELOW = 0.8  # training loss / held-out loss below this is reported as memorisation
 WAYS = [(variance, clip) for variance in ("beta", "posterior") for clip in (True, False)]  # to take a reverse step
@@ -29,6 +31,7 @@ def likelihood_rows(
     parts: Collection[str],
     draws: int,
     cache: str | None,
+    worker: Worker | None = None,
 ) -> dict[str, dict]:
     """Rows: bits per dimension of the bound for all reverse steps, loss in tenths of t, overfitting.
 
@@ -37,6 +40,7 @@ def likelihood_rows(
         parts: what is measured: bits, loss, overfitting.
         draws: steps t for each image, see `measure_denoising`.
         cache: how the names of cached results begin; None to cache nothing.
+        worker: one of several processes that measure together; None for this process alone.
     """
     sched, batch_size = trained.sched, reverse.even_batches(trained.network, len(held_out))[1]
     denoise = reverse.denoiser_of(trained, device.parts_for(batch_size))
@@ -45,7 +49,7 @@ def likelihood_rows(
     held_out_path, training_path = measurement_paths(cache) if cache else (None, None)
 
     def measure(images, path):
-        return measure_denoising(denoise, sched, images, draws, batch_size, path, ways, trained.levels)
+        return measure_denoising(denoise, sched, images, draws, batch_size, path, ways, trained.levels, worker)
 
     on_held_out = measure(held_out, held_out_path)
     scale = trained.scale
@@ -171,6 +175,7 @@ def measure_denoising(
     cache: str | None = None,
     ways: Sequence[tuple[str, bool]] = tuple(WAYS),
     levels: int = 255,
+    worker: Worker | None = None,
 ) -> dict[str, np.ndarray]:
     """Measures the error of ε̂ and the terms of the bound at some steps t of every image.
 
@@ -183,6 +188,7 @@ def measure_denoising(
         draws: how many steps t, 0 for all.
         cache: a file into which everything is written after every batch, and from which a later call resumes.
         ways: to take a reverse step, its variance and whether it is clipped.
+        worker: one of several processes, each of which measures some batches.
 
     Returns:
         A dict of arrays: `bits` (N, ways), L_{T-1} + … + L_0 for each of them; `prior` (N,), L_T; `t` and `error`
@@ -212,9 +218,11 @@ def measure_denoising(
         with np.load(cache) as file:
             if file["asked"] == key:
                 measurements = {name: file[name] for name in measurements}
-    start = len(measurements["prior"])
+    worker = worker or Worker()
+    start = worker.from_first(len(measurements["prior"]))
     bar = console.Bar((len(images) - start) * (draws + 1), "image")
-    for first in range(start, len(images), batch_size):
+
+    def measure_batch(first):
         real = min(batch_size, len(images) - first)
         index = np.arange(first, first + batch_size) % len(images)  # the last batch is filled up
         x_0 = tf.constant(from_pixels(images[index], levels))
@@ -229,12 +237,18 @@ def measure_denoising(
                 new["t"].append(t[:real].astype(int))
                 new["error"].append(error[:real])
             bar.update((first - start) * (draws + 1) + (k + 1) * real)
-        new |= {"bits": bits, "t": np.stack(new["t"], axis=1), "error": np.stack(new["error"], axis=1)}
-        measurements = {name: np.concatenate([values, new[name]]) for name, values in measurements.items()}
-        if cache:
+        return new | {"bits": bits, "t": np.stack(new["t"], axis=1), "error": np.stack(new["error"], axis=1)}
+
+    firsts = range(start, len(images), batch_size)
+    for turn in range(0, len(firsts), worker.count):  # a batch for each worker
+        batches = worker.gather([measure_batch(first) for first in firsts[turn:][worker.index : worker.index + 1]])
+        if batches:
+            parts = [measurements, *itertools.chain(*batches)]
+            measurements = {name: np.concatenate([part[name] for part in parts]) for name in measurements}
+        if batches and cache:
             with files.replacing(cache) as draft:
                 np.savez(draft, asked=key, **measurements)
-    return measurements
+    return worker.from_first(measurements)
 
 
 def mean_row(values: np.ndarray, remark: str = "", here: np.ndarray | None = None) -> dict:

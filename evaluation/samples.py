@@ -1,6 +1,7 @@
 """What a model generates: samples, and their statistics compared with held-out and training images."""
 
 import contextlib
+import math
 import os
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -18,6 +19,7 @@ from evaluation.features import KNOWN
 from evaluation.statistics import Statistics, gather_statistics, save_statistics
 from support import console, files, grids
 from support.console import say
+from support.worker import Worker
 
 SAVE_EVERY = 60  # seconds between two writes of the cached samples, which grow to hundreds of megabytes
 BLOCK = 1024  # images whose features are held at once where their statistics suffice
@@ -25,35 +27,43 @@ PUBLISHED = 50_000  # samples of which FIDs are published
 
 
 def generate_samples(
-    trained: TrainedModel, weaker: TrainedModel | None, *, n_sample: int, sampling: Sampling, cache: str | None
-) -> np.ndarray:
+    trained: TrainedModel,
+    weaker: TrainedModel | None,
+    *,
+    n_sample: int,
+    sampling: Sampling,
+    cache: str | None,
+    worker: Worker | None = None,
+) -> np.ndarray | None:
     """Samples images, uint8, in batches that are cached in a file as they come, unless `cache` is None.
 
     Args:
         weaker: a model that guides it, see `diffusion.denoiser.autoguided`.
         sampling: how, see `TrainedModel.choose`.
         cache: how the path of the file begins.
+        worker: one of several processes that share the images; all but the first get None.
     """
-    path = cache and samples_path(cache, sampling, weaker)
+    worker, path = worker or Worker(), cache and samples_path(cache, sampling, weaker)
     samples = np.load(path) if path and os.path.exists(path) else np.empty((0, *trained.image_shape), np.uint8)
-    start, plan = len(samples), make_plan(trained.sched, sampling)
-    batches, batch_size = even_batches(trained.network, max(1, n_sample - start))
+    start, plan = worker.from_first(len(samples)), make_plan(trained.sched, sampling)
+    turns, batch_size = even_batches(trained.network, max(1, math.ceil((n_sample - start) / worker.count)))
     reverse = ReverseSteps(trained, batch_size, sampling.clip, weaker=weaker)
     n_calls, place = len(plan.times) - 1, {int(t): k for k, t in enumerate(plan.times)}
-    bar = console.Bar(batches * batch_size * n_calls, "step")
+    bar = console.Bar(turns * batch_size * n_calls, "step")
     saved, saved_at = start, time.monotonic()
     try:
-        for first in range(start, n_sample, batch_size):
+        for turn, begin in enumerate(range(start, n_sample, batch_size * worker.count)):  # a batch for each worker
+            first = begin + batch_size * worker.index
             for t, x_t in sample(reverse, plan, 0, range(first, first + batch_size)):
-                bar.update((first - start) * n_calls + batch_size * place[t])
-            samples = np.concatenate([samples, to_pixels(x_t).astype(np.uint8)])
-            if path and time.monotonic() > saved_at + SAVE_EVERY:
+                bar.update(batch_size * (turn * n_calls + place[t]))
+            samples = np.concatenate([samples, *(worker.gather(to_pixels(x_t).astype(np.uint8)) or [])])
+            if worker.first and path and time.monotonic() > saved_at + SAVE_EVERY:
                 files.save_array(samples, path)
                 saved, saved_at = len(samples), time.monotonic()
     finally:
-        if path and len(samples) > saved:
+        if worker.first and path and len(samples) > saved:
             files.save_array(samples, path)  # a later run resumes from here
-    return samples[:n_sample]
+    return samples[:n_sample] if worker.first else None
 
 
 def samples_path(cache: str, sampling: Sampling, weaker: TrainedModel | None) -> str:

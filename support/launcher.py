@@ -15,11 +15,13 @@ import sys
 import tempfile
 import threading
 import time
+import types
 from collections.abc import Sequence
+from typing import BinaryIO
 
-from support import console, device
+from support import console
 from support.signals import SIGNALS
-from support.worker import VARIABLE
+from support.worker import VARIABLE, Worker, this_worker
 
 GRACE = 3  # seconds in which the first worker can say itself what is wrong, when another one has ended
 LAST_SAVE = 45  # seconds for a save under way, after which a worker is killed
@@ -32,6 +34,20 @@ def device_count(text: str) -> int | str:
         return text if text == "all" else console.integer(1)(text)
     except argparse.ArgumentTypeError as error:
         raise argparse.ArgumentTypeError(f"{error}, which is neither that nor all") from None
+
+
+def help_on_devices(what: str) -> str:
+    """What `--devices` means."""
+    return (
+        f"number of devices that share {what}, in a process for each: GPUs, or on a machine without any, CPU cores; "
+        "all: every GPU"
+    )
+
+
+def add_devices_option(parser: argparse.ArgumentParser, what: str) -> None:
+    """Adds `--devices` to a parser."""
+    help = f"{help_on_devices(what)} (1)"
+    parser.add_argument("--devices", type=device_count, default=1, metavar="N|all", help=help)
 
 
 def find_gpus() -> list[str]:
@@ -63,27 +79,43 @@ def choose_devices(count: int | str) -> list[str | None]:
     return gpus[:count] or [None] * count
 
 
-def launch_if_several(program: str, count: int | str, comfort: str = "") -> None:
+def launch_if_several(program: str, count: int | str, comfort: str = "", most: int | None = None) -> None:
     """Runs this command on several devices, and ends with its exit status; returns if there is only one device.
+
+    Args:
+        program: its name, for messages.
+        count: the value of `--devices`.
+        comfort: what to say after the sentence on a worker that has died.
+        most: how many devices have something to do.
 
     Raises:
         ValueError: as `choose_devices`.
     """
     if VARIABLE in os.environ or count == 1:  # this is one of the workers, or the only process
         return
-    devices = choose_devices(count)
+    devices = choose_devices(count)[:most]
     if len(devices) > 1:
         sys.exit(Launch(program, devices, [sys.executable, *sys.argv], comfort).run())
+
+
+def join(program: str, count: int | str, most: int) -> Worker:
+    """One of several processes that share up to `most` images, which listens to the launcher; see `launch_if_several`.
+
+    In the process that the user has started this ends with the exit status of all, unless it is the only one.
+    """
+    launch_if_several(program, count, most=most)
+    worker = this_worker()
+    worker.obey()
+    return worker
 
 
 class Launch:
     """A command that runs in several processes.
 
     Args:
-        program: its name, for messages.
+        program, comfort: see `launch_if_several`.
         devices: see `choose_devices`.
         command: the words of the command.
-        comfort: what to say after the sentence on a worker that has died.
     """
 
     def __init__(self, program: str, devices: Sequence[str | None], command: Sequence[str], comfort: str = ""):
@@ -125,13 +157,13 @@ class Launch:
             with contextlib.suppress(OSError):
                 os.sched_setaffinity(worker.pid, share_of_cores(k, len(self.devices)))
 
-    def read(self, stderr, last_words) -> None:
+    def read(self, stderr: BinaryIO, last_words: collections.deque) -> None:
         """Keeps the last line that a worker prints on stderr."""
         for line in stderr:
             if line.strip():
                 last_words.append(line.decode(errors="replace").strip())
 
-    def pass_on(self, number: int, frame) -> None:
+    def pass_on(self, number: int, frame: types.FrameType | None) -> None:
         """Handles a signal: the first worker gets it, once."""
         now = time.monotonic()
         if now - self.heard.get(number, -ONE_SIGNAL) >= ONE_SIGNAL:
@@ -192,6 +224,6 @@ def free_ports(count: int) -> list[int]:
 
 
 def share_of_cores(k: int, count: int) -> list[int]:
-    """The cores of worker k of `count`, which divide those of this process; one core if there are fewer than workers."""
+    """The cores of worker k of `count`, a share of those of this process; a single one if there are too few."""
     cores = sorted(os.sched_getaffinity(0))
     return cores[k::count] or [cores[k % len(cores)]]

@@ -72,7 +72,9 @@ class Worker:
             os.remove(self._path(sender))
         return value
 
-    def obey(self, hear: Callable[[int], None] | None = None, before_the_end: Callable[[], None] = lambda: None) -> None:
+    def obey(
+        self, hear: Callable[[int], None] | None = None, before_the_end: Callable[[], None] = lambda: None
+    ) -> None:
         """Listens to the launcher, in a thread.
 
         Args:
@@ -94,7 +96,6 @@ class Worker:
         """Sends a signal that came to this process to the launcher, which counts it once, whoever else got it."""
         if os.getppid() == self.launcher:
             os.kill(self.launcher, number)
-
 
     @contextlib.contextmanager
     def leaving_at_once(self) -> Iterator[None]:

@@ -29,9 +29,7 @@ from training.transfer import start_from
 from training.workers import Workers
 
 
-def prepare(
-    options: dict, path: str, workers: Workers | None = None
-) -> tuple[TrainedModel, Images, Images | None]:
+def prepare(options: dict, path: str, workers: Workers | None = None) -> tuple[TrainedModel, Images, Images | None]:
     """A compiled model with settings and progress in its metadata, its training images, and held-out ones or None.
 
     Args:

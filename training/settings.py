@@ -201,8 +201,7 @@ OPTIONS = (
                "an epoch", "0", type=integer(0), metavar="K"),
     run_option("tensorboard", "folder for TensorBoard logs: scalars, sample grids and the graph", "none",
                metavar="DIR"),
-    run_option("devices", "number of devices that share each batch, in a process for each: GPUs, or on a machine "
-               "without any, CPU cores; all: every GPU", "1", type=launcher.device_count, metavar="N|all"),
+    run_option("devices", launcher.help_on_devices("each batch"), "1", type=launcher.device_count, metavar="N|all"),
     run_option("xla", "compile the training step with XLA", "yes on a GPU, no on a CPU", action=YES_OR_NO),
     run_option("parts", "number of parts of a batch that are computed in parallel", "one for each CPU core, at most "
                f"{device.MOST_PARTS}; 1 on a GPU", type=integer(1), metavar="N"),

@@ -1,7 +1,8 @@
 """How a training step is executed: loss, gradients of a batch in parts side by side, optimizer and EMA weights.
 
-There is one part for each core, and before that for each device, in a process of its own (`training/workers.py`). The result does not depend on the number of parts, except for rounding; the same
-number, with as many threads each, gives the same bits.
+There is one part for each core, and before that for each device, in a process of its own (`training/workers.py`). The
+result does not depend on the number of parts, except for rounding; the same number, with as many threads each, gives
+the same bits.
 """
 
 import contextlib
