@@ -84,8 +84,9 @@ class Worker:
         hear = hear or (lambda number: os.kill(os.getpid(), number))
 
         def listen():
-            for line in sys.stdin.buffer:
-                hear(int(line))
+            with open(os.dup(0), "rb") as said:  # `sys.stdin` would be locked while Python exits
+                for line in said:
+                    hear(int(line))
             before_the_end()
             os._exit(1)
 

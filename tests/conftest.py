@@ -242,13 +242,13 @@ def save_tiny_images():
     np.save("images.npy", np.random.default_rng(0).integers(0, 256, (17, 8, 8)).astype(np.uint8))
 
 
-def train_here(words):
+def train_here(words, workers=None):
     import diffusion_model
     from support.signals import Interruption
     from training import settings
 
     options = settings.parse_options("", [str(word) for word in words])
-    diffusion_model.train_model(options, options["model"], Interruption())
+    diffusion_model.train_model(options, options["model"], Interruption(), workers)
 
 
 @pytest.fixture(scope="session")
