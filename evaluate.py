@@ -203,7 +203,7 @@ def main():
         as_bytes = Scale(**trained.scale).to_bytes  # but for the likelihood, which is of all that the images hold
         seen, seen_held_out = (images if images is None else as_bytes(images) for images in (training, held_out))
         statistics = None
-        if options.statistics:
+        if options.statistics and worker.first:
             dimensions = extract(np.zeros((1, *trained.image_shape[:2], 3), np.uint8)).shape[1]
             statistics = load_statistics(options.statistics, dimensions)
 
