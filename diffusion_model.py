@@ -52,7 +52,8 @@ def main():
 
 def check_parts(options):
     """Raises ValueError if a batch is to be divided both among devices and in parts."""
-    if options.get("devices", 1) != 1 and {"parts", "sequential"} & options.keys():
+    divided = {"parts", "sequential"} & options.keys()
+    if divided and len(launcher.choose_devices(options.get("devices", 1))) > 1:
         flag = "--sequential" if "sequential" in options else "--parts"
         raise ValueError(f"{flag} divides a batch on one device, and --devices among several; omit one of them")
 

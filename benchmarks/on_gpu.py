@@ -8,6 +8,7 @@
     speed    training and reverse steps, beside the matrix rate of the card and beside PyTorch
     time     where the time of a step goes: kernels, and waiting for the host
     right    losses in three precisions side by side; gradients on the card against the CPU
+    devices  several cards: the same losses, speed, resuming on fewer, a killed process
     limits   largest batches, memory of a step
     good     models trained for the minutes that are left: FID of CIFAR-10, if it is there, and KID of drawings
 
@@ -45,6 +46,9 @@ def missing(needs, facts):
         if need == "gpu":
             if not facts.get("gpus"):
                 return "needs a GPU"
+        elif need == "gpus":
+            if facts.get("gpus", 0) < 2:
+                return "needs several GPUs"
         elif need == "cifar10":
             if not os.path.exists(os.path.join(cache_folder(), *keras_sets.SETS[need].files)):
                 return f"needs CIFAR-10 in {cache_folder()}"

@@ -47,7 +47,8 @@ def ours(network, n_feat, size, batch, precision, options):
     optimizer.build(model.trainable_variables)
     model_file.metadata(model)["progress"] = {}
     parts = options.get("parts", device.parts_for(batch))
-    checkpoint.compile_for_run(model, optimizer, precision, options.get("xla", device.has_gpu()), parts)
+    how = options.get("xla", device.has_gpu()), parts
+    checkpoint.compile_for_run(model, optimizer, precision, *how, sequential=bool(options.get("sequential")))
     images = np.random.default_rng(0).integers(0, 256, (64 * batch, size, size, 3), np.uint8)
     noisy = diffusion_model.noising(ddpm_schedule(1e-4, 0.02, 1000), seed=0)
     endless, step = iter(()), 0

@@ -288,7 +288,7 @@ def test_sampling_and_evaluation_are_the_same_on_two_devices(model_folder, run):
         ("--devices 0", "integer of at least 1"),
         ("--devices two", "all"),
         ("--devices 2 --parts 2", "--parts"),
-        ("--devices all --sequential", "--sequential"),
+        ("--devices 2 --sequential", "--sequential"),
     ],
 )
 def test_wrong_devices_are_refused_at_once(run, tmp_path, words, said):

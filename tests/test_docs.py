@@ -9,6 +9,7 @@ import contextlib
 import functools
 import glob
 import io
+import itertools
 import os
 import re
 import shlex
@@ -78,7 +79,7 @@ def check_command(command):
         files = [file for option, file in zip(arguments, arguments[1:], strict=False) if option == "-r"]
         return [f"there is no {file}" for file in files if not exists(file)]
     if program == "sbatch":
-        script, *arguments = arguments
+        script, *arguments = itertools.dropwhile(lambda word: word.startswith("--"), arguments)  # options of sbatch
         return [] if exists(script) and not parse("diffusion_model.py", arguments) else [f"{command}: not accepted"]
     if arguments[0] == "-m":
         module, *arguments = arguments[1:]

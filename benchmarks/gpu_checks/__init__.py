@@ -5,7 +5,15 @@ import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
-PARTS = ("runs", "speed", "time", "right", "limits", "good")  # in order of value; each is a module of this package
+PARTS = (
+    "runs",
+    "speed",
+    "time",
+    "right",
+    "devices",
+    "limits",
+    "good",
+)  # in order of value; each is a module of this package
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +37,7 @@ TINY = Size(n_feat=8, image_size=32, batch=4, T=20, steps=6, matrix=256, absurd_
 class Check(NamedTuple):
     part: str
     seconds: int  # expected on a GPU
-    needs: tuple  # packages, and "gpu"
+    needs: tuple  # packages, "gpu", and "gpus" for several
     function: Callable  # from a `Size` to a dict of results
 
 

@@ -13,8 +13,12 @@ def command(name, *arguments):
     return [sys.executable, os.path.join(common.ROOT, name), *map(str, arguments)]
 
 
-def run(name, *arguments, folder, until=None):
-    """Runs a script; sends SIGTERM after the first line that contains `until`, if given.
+def send_sigterm(process):
+    process.send_signal(signal.SIGTERM)
+
+
+def run(name, *arguments, folder, until=None, hit=send_sigterm):
+    """Runs a script; after the first line that contains `until`, if given, hits its process, by default with SIGTERM.
 
     Returns:
         Exit status, everything that was printed, and the seconds from the signal to the end (None without a signal).
@@ -26,7 +30,7 @@ def run(name, *arguments, folder, until=None):
     for line in process.stdout:
         printed.append(line)
         if until and until in line and stopped is None:
-            process.send_signal(signal.SIGTERM)
+            hit(process)
             stopped = time.monotonic()
     status = process.wait()
     return status, "".join(printed), stopped and time.monotonic() - stopped
@@ -44,7 +48,7 @@ def expect(ended, wanted=0):
     return printed
 
 
-def train(size, folder, *options, until=None):
+def train(size, folder, *options, until=None, **more):
     """Runs `diffusion_model.py` for 3 steps an epoch on random images, in the setting of the slides."""
     import numpy as np
 
@@ -66,7 +70,7 @@ def train(size, folder, *options, until=None):
     if size.T < 1000:
         setting["--beta2"] = 0.5
     words = [word for option in setting.items() for word in option]
-    return run("diffusion_model.py", *words, *options, folder=folder, until=until)
+    return run("diffusion_model.py", *words, *options, folder=folder, until=until, **more)
 
 
 def gpu_preset(size):
