@@ -1,8 +1,8 @@
 """How fast is training on several devices, and how much memory does a step take whose parts come one after another?
 
-    python benchmarks/devices.py                                   1 and 2 processes on 2 cores: 10 minutes
-    python benchmarks/devices.py --devices 1,2,4 --preset slides   on the GPUs of a machine
-    python benchmarks/devices.py --memory                          of --parts N --sequential: 2 minutes
+    python benchmarks/devices.py                                                    1 and 2 processes on 2 cores
+    python benchmarks/devices.py --devices 1,2,4 --preset slides --image-size 64    on the GPUs of a machine
+    python benchmarks/devices.py --memory                                           of --parts N --sequential
 
 Speed is that of `diffusion_model.py` itself, from the rows of its table, on random images: the median epoch but for the
 first ones, of several runs in turn. On a GPU memory is what TensorFlow allocates, on a CPU what the process grows by.
@@ -19,27 +19,23 @@ import tempfile
 
 import common
 
-SETTINGS = {  # options of a training, and the shape of its images
-    "first": ("--preset", "first", 32),
-    "unet, n_feat 64, 64×64": ("--preset", "first", "--n-feat", "64", "--image-size", "64", "--schedule", "cosine", 64),
-    "slides' network, n_feat 64": ("--preset", "slides", "--n-feat", "64", "--batch-size", "16", 64),
-}
 EPOCHS = 8  # of `STEPS` steps
 STEPS = 12
 MEMORY = [(16, 64), (32, 64)]  # n_feat, batch
 PARTS = (1, 2, 4, 8)
 
 
-def time_training(options, size, batch_size, devices):
+def time_training(preset, size, batch_size, devices):
     """Median seconds of a training step."""
     import numpy as np
 
     with tempfile.TemporaryDirectory() as folder:
         images = np.random.default_rng(0).integers(0, 256, (STEPS * batch_size, size, size, 3), np.uint8)
         np.save(os.path.join(folder, "images.npy"), images)
-        run = "--data", "images.npy", "--batch-size", batch_size, "--n-epochs", EPOCHS, "--devices", devices
+        run = "--preset", preset, "--image-size", size, "--data", "images.npy", "--batch-size", batch_size
+        run = *run, "--n-epochs", EPOCHS, "--devices", devices, "--model", "model.keras"
         quick = "--sampler", "ddim", "--sample-steps", 2, "--sample-every", 0
-        command = [sys.executable, os.path.join(common.ROOT, "diffusion_model.py"), *options, *run, *quick]
+        command = [sys.executable, os.path.join(common.ROOT, "diffusion_model.py"), *run, *quick]
         done = subprocess.run(list(map(str, command)), cwd=folder, capture_output=True, text=True)
         if done.returncode:
             sys.exit(done.stdout + done.stderr)
@@ -48,21 +44,19 @@ def time_training(options, size, batch_size, devices):
     return statistics.median(float(row["seconds"]) for row in rows) / STEPS
 
 
-def speed_rows(settings, counts, batch_sizes, rounds):
-    """Rows: each setting and batch size on each number of devices, and how many times as fast as on the first."""
-    rows = [("setting", "batch", "devices", "ms a step", "images per second", "× the first")]
-    for name, (*options, size) in settings.items():
-        for batch_size in batch_sizes:
-            seconds = {count: [] for count in counts}
-            for _ in range(rounds):
-                for count in counts:
-                    seconds[count].append(time_training(options, size, batch_size, count))
-            medians = {count: statistics.median(values) for count, values in seconds.items()}
-            for count, median in medians.items():
-                gain = medians[counts[0]] / median
-                cells = f"{1e3 * median:.1f}", f"{batch_size / median:.1f}", f"{gain:.2f}"
-                rows.append((name, batch_size, count, *cells))
-                print(*rows[-1], flush=True)
+def speed_rows(preset, size, counts, batch_sizes, rounds):
+    """Rows: each batch size on each number of devices, and how many times as fast as on the first."""
+    rows = [("batch", "devices", "ms a step", "images per second", "× the first")]
+    for batch_size in batch_sizes:
+        seconds = {count: [] for count in counts}
+        for _ in range(rounds):
+            for count in counts:
+                seconds[count].append(time_training(preset, size, batch_size, count))
+        medians = {count: statistics.median(values) for count, values in seconds.items()}
+        for count, median in medians.items():
+            gain = medians[counts[0]] / median
+            rows.append((batch_size, count, f"{1e3 * median:.1f}", f"{batch_size / median:.1f}", f"{gain:.2f}"))
+            print(*rows[-1], flush=True)
     return rows
 
 
@@ -101,7 +95,8 @@ def memory_rows():
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--devices", default="1,2", help="numbers of devices, separated by commas (1,2)")
-    parser.add_argument("--preset", help="measure this preset as it is, with 64×64 images (some small networks)")
+    parser.add_argument("--preset", default="first", help="preset that is trained, but for its batch size (first)")
+    parser.add_argument("--image-size", type=int, default=32, help="height and width of its images (32)")
     parser.add_argument("--batch-sizes", default="16,64", help="batches, separated by commas (16,64)")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each (3)")
     parser.add_argument("--memory", action="store_true", help="measure memory instead")
@@ -116,8 +111,8 @@ def main():
         common.table(title, memory_rows())
         return
     counts, batch_sizes = ([int(word) for word in text.split(",")] for text in (options.devices, options.batch_sizes))
-    settings = {options.preset: ("--preset", options.preset, 64)} if options.preset else SETTINGS
-    common.table("training on several devices", speed_rows(settings, counts, batch_sizes, options.rounds))
+    rows = speed_rows(options.preset, options.image_size, counts, batch_sizes, options.rounds)
+    common.table(f"training on several devices, preset {options.preset}", rows)
 
 
 if __name__ == "__main__":

@@ -94,6 +94,8 @@ def launch_if_several(program: str, count: int | str, comfort: str = "", most: i
     if VARIABLE in os.environ or count == 1:  # this is one of the workers, or the only process
         return
     devices = choose_devices(count)[:most]
+    if len(devices) > 1 and os.name == "nt":
+        raise ValueError("several processes need Linux or macOS; omit --devices")
     if len(devices) > 1:
         sys.exit(Launch(program, devices, [sys.executable, *sys.argv], comfort).run())
 
@@ -180,7 +182,7 @@ class Launch:
                 failed = next((k for k, worker in enumerate(self.workers) if worker.poll()), None)
                 until = time.monotonic() + (GRACE if failed and self.workers[failed].returncode > 0 else 0)
         status = first.returncode
-        if status is not None and status >= 0 and (failed in (None, 0) or status):
+        if status is not None and status >= 0:
             return status
         if status is not None and -status in self.heard:  # it has no handler for this signal
             return 128 - status

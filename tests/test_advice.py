@@ -166,3 +166,10 @@ def test_loss_of_a_cpu_hour_is_compared_with_a_measured_loss():
     assert advice.on_loss(hour | {"n_epochs": 32}, "drawings", 8, 1.0) is None
     assert advice.on_loss(hour | {"n_feat": 32}, "drawings", 8, 1.0) is None
     assert advice.on_loss(hour, "/home/me/cats", 8, 1.0) is None
+
+
+def test_learning_rate_of_another_batch_size_is_mentioned():
+    preset = {**settings.PRESETS["slides"], "preset": "slides"}
+    assert advice.on_batch_size(preset) is None
+    assert advice.on_batch_size({**preset, "batch_size": 256, "learning_rate": 4e-3}) is None
+    assert "0.001 was chosen for batches of 64 images, not 256" in advice.on_batch_size({**preset, "batch_size": 256})

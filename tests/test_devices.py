@@ -99,6 +99,48 @@ def test_two_workers_train_like_one_process(train_tiny, tmp_path, black_grids):
     assert_equal_to_rounding("one.keras", "two.keras")
 
 
+def test_digest_of_weights_changes_with_every_bit():
+    """Against the same sums in Python's integers, which do not overflow."""
+    import tensorflow as tf
+
+    from training.workers import LIMB, digest_weights
+
+    rng = np.random.default_rng(0)
+    values = [rng.standard_normal(shape).astype(np.float32) for shape in ((3, 4), (5,), ())]
+
+    def by_hand(arrays):
+        total = 0
+        for k, array in enumerate(arrays):
+            bits = array.reshape(-1).view(np.int32).tolist()
+            total += (2 * k + 1) * sum((2 * place + 1) * number for place, number in enumerate(bits))
+        return [total % LIMB, total // LIMB % LIMB]
+
+    def digest(arrays):
+        return digest_weights([tf.Variable(array) for array in arrays]).numpy().tolist()
+
+    assert digest(values) == by_hand(values)
+    for array in values:
+        for place in np.ndindex(array.shape):
+            before = digest(values)
+            array[place] = np.nextafter(array[place], np.float32(9))
+            assert digest(values) != before and digest(values) == by_hand(values)
+
+
+def test_workers_notice_that_one_of_them_differs():
+    from training.workers import LIMB, Workers
+
+    def total(digests):
+        found = 0
+        for k, digest in enumerate(digests):
+            worker = object.__new__(Workers)
+            worker.index, worker.count = k, len(digests)
+            found += worker.difference(np.array(digest)).numpy()
+        return found.tolist()
+
+    assert total([[LIMB - 1, 7]] * 64) == [0, 0]
+    assert total([[LIMB - 1, 7]] * 63 + [[LIMB - 1, 8]]) == [0, -1]
+
+
 def train(folder, *options, devices=2, **more):
     return start(folder, "diffusion_model.py", *options, "--devices", devices, **more)
 

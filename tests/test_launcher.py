@@ -63,19 +63,27 @@ def test_shares_are_even_and_cover_everything(n, count):
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
+DIED = r"program.py: worker {} of 3 \(process \d+\) {}; comfort\n"
+
+
 @pytest.mark.parametrize(
     ("code", "status", "said"),
     [
-        ("if worker.first: sys.exit(2)\ntime.sleep(60)", 2, ""),
-        ("if not worker.first: sys.exit('wrong')\nsys.exit('sentence')", 1, "sentence\n"),  # all alike
-        ("if worker.index == 1: sys.exit('why')\ntime.sleep(60)", 1, r"program.py: worker 2 of 3 \(process \d+\) ended "
-         r"with exit status 1 \(why\); comfort\n"),
-        ("if worker.index == 2: os.kill(os.getpid(), 9)\ntime.sleep(60)", 137, r"program.py: worker 3 of 3 \(process "
-         r"\d+\) was killed by SIGKILL; comfort\n"),
-        ("if worker.first: os.kill(os.getpid(), 9)\ntime.sleep(60)", 137, r"program.py: worker 1 of 3 \(process \d+\) "
-         r"was killed by SIGKILL; comfort\n"),
+        slow("if worker.first: sys.exit(2)\ntime.sleep(60)", 2, ""),
+        slow("if not worker.first: sys.exit('wrong')\nsys.exit('sentence')", 1, "sentence\n"),  # all alike
+        slow(
+            "if worker.index == 1: sys.exit('why')\ntime.sleep(60)",
+            1,
+            DIED.format(2, r"ended with exit status 1 \(why\)"),
+        ),
+        slow("if worker.first: os.kill(os.getpid(), 9)\ntime.sleep(60)", 137, DIED.format(1, "was killed by SIGKILL")),
+        ("if worker.index == 2: os.kill(os.getpid(), 9)\ntime.sleep(60)", 137, DIED.format(3, "was killed by SIGKILL")),
     ],
-)  # fmt: skip
+)
 def test_the_job_ends_with_the_first_worker_or_one_that_fails(code, status, said):
     began = time.monotonic()
     done = finish(start("worker.obey()\n" + code))
@@ -122,6 +130,7 @@ def test_a_signal_counts_once_whoever_gets_it(tmp_path):
     assert sorted(wait_for(notes, 8)[5:]) == ["0 ends", "1 ends", "2 ends"]  # no orphans
 
 
+@pytest.mark.slow
 def test_a_signal_without_a_handler_ends_all():
     process = start("worker.obey()\nprint('ready', flush=True)\ntime.sleep(60)\n")
     assert process.stdout.readline() == "ready\n"
