@@ -21,7 +21,7 @@ import common
 
 EPOCHS = 8  # of `STEPS` steps
 STEPS = 12
-MEMORY = [(16, 64), (32, 64)]  # n_feat, batch
+MEMORY = [(16, 64)]  # n_feat, batch
 PARTS = (1, 2, 4, 8)
 
 

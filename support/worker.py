@@ -37,6 +37,20 @@ class Worker:
         """Which of n things are this worker's; shares differ by one at most."""
         return range(n * self.index // self.count, n * (self.index + 1) // self.count)
 
+    def meet(self, minutes: float) -> None:
+        """Waits until all workers have come here.
+
+        Raises:
+            OSError: if one of them takes longer.
+        """
+        names = [os.path.join(self.folder, f"here-{k}") for k in range(self.count)]
+        open(names[self.index], "w").close()
+        until = time.monotonic() + 60 * minutes
+        while not all(map(os.path.exists, names)):
+            if time.monotonic() > until:
+                raise OSError(f"not all {self.count} workers have started within {minutes:g} minutes")
+            time.sleep(0.02)
+
     def gather(self, value: Any) -> list | None:
         """The values of all workers in their order, for the first one, which waits for them; None for the others."""
         if self.count == 1:

@@ -65,7 +65,7 @@ def train_as_worker(index, count, ports, folder, words):
 
     NETWORKS["naive"] = tiny_network
     training_run.Grids.sample = lambda grids: np.zeros((16, 8, 8, 1), np.int16)
-    workers = Workers(Worker(index, count))
+    workers = Workers(Worker(index, count, folder=os.path.join(folder, "exchange")))
     with open(f"worker-{index}.txt", "w") as printed, contextlib.redirect_stdout(printed):
         train_here(words, workers)
     os._exit(0)
@@ -75,6 +75,7 @@ def train_in_workers(count, folder, words):
     """Trains in processes that are forked from one that has imported TensorFlow, and what the first one printed."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tensorflow", "keras", "numpy"])
+    (folder / "exchange").mkdir()
     how = count, free_ports(count), str(folder), words
     workers = [context.Process(target=train_as_worker, args=(index, *how), daemon=True) for index in range(count)]
     for worker in workers:
@@ -375,10 +376,12 @@ def test_signal_during_start_ends_all_at_once(tmp_path):
 
 def start_worker(folder, index, ports, *words):
     """Python in a worker that no launcher has started."""
+    exchange = folder.with_name(folder.name + "-exchange")
+    exchange.mkdir(exist_ok=True)
     cluster = {"worker": [f"127.0.0.1:{port}" for port in ports]}
     variables = {
         "TF_CONFIG": json.dumps({"cluster": cluster, "task": {"type": "worker", "index": index}}),
-        "DIFFUSION_WORKER": f"{index} {len(ports)} {os.getpid()} {folder}",
+        "DIFFUSION_WORKER": f"{index} {len(ports)} {os.getpid()} {exchange}",
         "TF_CPP_MIN_LOG_LEVEL": "3",
     }
     how = {"cwd": folder, "env": environment(**variables), "text": True}
@@ -401,6 +404,8 @@ def test_workers_with_different_options_do_not_train(tmp_path):
 @pytest.mark.slow
 def test_port_in_use_is_said_in_a_sentence(tmp_path):
     write_images(tmp_path)
+    (tmp_path.with_name(tmp_path.name + "-exchange")).mkdir(exist_ok=True)
+    (tmp_path.with_name(tmp_path.name + "-exchange") / "here-1").touch()
     with socket.socket() as taken:
         taken.bind(("", 0))
         taken.listen()
@@ -413,8 +418,10 @@ def test_port_in_use_is_said_in_a_sentence(tmp_path):
 @pytest.mark.slow
 def test_missing_worker_is_not_waited_for_in_vain(tmp_path):
     code = (
-        "from support import device\nfrom support.worker import Worker\ndevice.start_tensorflow(parts=1)\n"
-        "from training import workers\nworkers.MINUTES = 0.05\nworkers.Workers(Worker(1, 2))\n"
+        "from support import device\ndevice.start_tensorflow(parts=1)\n"
+        "from training import workers\nworkers.MINUTES = 0.05\n"
+        "from support import console\nfrom support.worker import this_worker\n"
+        "with console.one_line_errors('x'):\n    workers.Workers(this_worker())\n"
     )
     done = finish(start_worker(tmp_path, 1, free_ports(2), "-c", code))
     assert done.returncode == 1 and "not all 2 workers have started within 0.05 minutes" in done.stderr, done.stderr

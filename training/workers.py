@@ -7,7 +7,6 @@ weights and apply the same sum of gradients, so their weights stay the same to t
 
 import hashlib
 import os
-import threading
 import time
 from collections.abc import Sequence
 
@@ -15,7 +14,6 @@ import numpy as np
 import tensorflow as tf
 
 from diffusion.model_file import TrainedModel
-from support import console
 from support.worker import Worker
 
 MINUTES = 5  # for all workers to start
@@ -34,9 +32,7 @@ class Workers:
 
     def __init__(self, worker: Worker):
         self.index, self.count = worker.index, worker.count
-        too_late = threading.Timer(60 * MINUTES, self._give_up)
-        too_late.daemon = True
-        too_late.start()
+        worker.meet(MINUTES)  # TensorFlow would wait in vain for an hour
         try:
             strategy = tf.distribute.MultiWorkerMirroredStrategy()
         except tf.errors.OpError as error:
@@ -50,8 +46,6 @@ class Workers:
             )
 
         self._add = add
-        self.add(tf.zeros(1))
-        too_late.cancel()
 
     @property
     def first(self) -> bool:
@@ -107,10 +101,6 @@ class Workers:
                 f"the workers differ in their {' and '.join(different)}; start the same command again, when nothing "
                 "changes these any more"
             )
-
-    def _give_up(self):
-        console.warn(f"diffusion_model.py: not all {self.count} workers have started within {MINUTES} minutes")
-        os._exit(1)
 
 
 def join(worker: Worker) -> Workers | None:
