@@ -83,8 +83,7 @@ def my_sample(
         image_shape: (height, width, channels), only to check the model's.
         n_sample: how many images; with `noise` as many as it holds.
         model: a path, `'drawings'` for the pretrained model of this project, or a Keras model that takes [x_t, t/T] or
-            [x_t, t/T, label] and predicts the noise. The noise schedule comes from the metadata of the model; without
-            metadata it is that of the slides.
+            [x_t, t/T, label] and predicts the noise. The noise schedule comes from its metadata, else is the slides'.
         seed, first: an integer, whose image k is always the same (None for another one), and the first image's number.
         verbose: 0 for silence, 1 for a bar that counts t down.
         noise: an array or tensor (n_sample, height, width, channels), x_T; None to draw it from the seed.

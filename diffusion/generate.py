@@ -17,7 +17,7 @@ from ddpm import from_pixels
 from diffusion import model_file
 from diffusion.measurement import Task
 from diffusion.model_file import TrainedModel
-from diffusion.options import Sampling
+from diffusion.options import Sampling, one_for_each
 from diffusion.reverse import ReverseSteps, even_batches
 from diffusion.sampling import Plan, sample
 from support import files
@@ -189,15 +189,6 @@ def as_labels(label: Any, n_sample: int, trained: TrainedModel, classifier: Trai
     count = classifier.network.output_shape[-1] if classifier else MOST_CLASSES if names is None else len(names)
     given = [files.normalise_name(one) if isinstance(one, str) else one for one in one_for_each(label, n_sample)]
     return np.array([1 + class_number(one, names, count) for one in given], np.int32)
-
-
-def one_for_each(label: Any, n_sample: int) -> list:
-    """A label for each image, from one for all or one for each. Raises ValueError for another number of them."""
-    one = isinstance(label, str) or np.ndim(label) == 0
-    given = [label] * n_sample if one else list(label)
-    if len(given) != n_sample:
-        raise ValueError(f"label must be one class, or one for each of the {n_sample} images, got {len(given)}")
-    return given
 
 
 def class_number(label: str | int, names: Sequence[str] | None, count: int) -> int:

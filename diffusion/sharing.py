@@ -5,7 +5,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from diffusion.generate import choose_seed, one_for_each
+from diffusion.generate import choose_seed
+from diffusion.options import one_for_each
 from support.worker import Worker
 
 
