@@ -17,11 +17,11 @@ from ddpm import from_pixels
 from diffusion import model_file
 from diffusion.measurement import Task
 from diffusion.model_file import TrainedModel
-from diffusion.options import Sampling, one_for_each
+from diffusion.options import Sampling
 from diffusion.reverse import ReverseSteps, even_batches
 from diffusion.sampling import Plan, sample
 from support import files
-from support.checks import MOST, check_finite, check_number
+from support.checks import MOST, check_finite, check_number, one_for_each
 
 SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)  # of batches, as each costs 10 MiB that TensorFlow never gives back
 MOST_CLASSES = 2**31 - 1  # that an int32 holds

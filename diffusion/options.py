@@ -12,8 +12,6 @@ import os
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
-import numpy as np
-
 from diffusion.samplers import SAMPLERS, SPACINGS, VARIANCES
 from support import console, files, grids, launcher
 from support.checks import LARGEST, MOST, check_choice, check_number
@@ -230,15 +228,6 @@ CONTRADICTIONS: Iterable[tuple[Callable[[Sampling], bool], str]] = (
         "guidance {guidance} has no effect without a label or a weaker model; add one, or omit guidance",
     ),
 )
-
-
-def one_for_each(label: Any, n_sample: int) -> list:
-    """A label for each image, from one for all or one for each. Raises ValueError for another number of them."""
-    one = isinstance(label, str) or np.ndim(label) == 0
-    given = [label] * n_sample if one else list(label)
-    if len(given) != n_sample:
-        raise ValueError(f"label must be one class, or one for each of the {n_sample} images, got {len(given)}")
-    return given
 
 
 def add_model_option(parser: argparse.ArgumentParser) -> None:

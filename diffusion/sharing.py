@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 
 from diffusion.generate import choose_seed
-from diffusion.options import one_for_each
+from support.checks import one_for_each
 from support.worker import Worker
 
 

@@ -42,3 +42,12 @@ def check_finite(images: np.ndarray) -> None:
         raise FloatingPointError(
             "the result has NaN or infinite values; try a smaller guidance, or clip, or use another model"
         )
+
+
+def one_for_each(label: Any, n_sample: int) -> list:
+    """A label for each image, from one for all or one for each. Raises ValueError for another number of them."""
+    one = isinstance(label, str) or np.ndim(label) == 0
+    given = [label] * n_sample if one else list(label)
+    if len(given) != n_sample:
+        raise ValueError(f"label must be one class, or one for each of the {n_sample} images, got {len(given)}")
+    return given
