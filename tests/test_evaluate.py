@@ -788,6 +788,7 @@ def test_any_keras_model_or_function_does_for_features(tmp_path, monkeypatch):
     np.testing.assert_allclose(features.extractor("mine:pool")(images), images.mean((1, 2)))
 
 
+@pytest.mark.slow
 def test_inception_is_the_network_of_keras(monkeypatch):
     untrained = functools.partial(keras.applications.InceptionV3, weights=None)  # without the download
     monkeypatch.setattr(keras.applications, "InceptionV3", untrained)

@@ -169,6 +169,7 @@ def _unit(values, place):
     return unit
 
 
+@pytest.mark.slow
 def test_training_makes_the_estimate_of_the_bound_steadier(train_tiny):
     train_tiny(*LEARNED, "--n-epochs", "1", "--learning-rate", "1e-12", "--model", "before.keras")
     train_tiny(*LEARNED, "--n-epochs", "150", "--learning-rate", "0.02", "--ema", "0", "--model", "after.keras")

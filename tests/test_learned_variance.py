@@ -322,6 +322,7 @@ def test_learned_variance_is_trained_and_recommended_by_the_file(train_tiny, tin
     assert model.learns_variance and model.recommended.variance == "posterior"
 
 
+@pytest.mark.slow
 def test_learned_variance_run_resumes_bit_exactly(train_tiny, black_grids):
     """In the layers of `Unet`, with Muon, in bfloat16; from the copy that is saved after the first step of an epoch."""
     more = (*LEARNED, "--lr-decay", "none", "--precision", "bfloat16", "--optimizer", "muon", "--n-epochs", "2")
