@@ -19,7 +19,6 @@ if __name__ == "__main__":  # `python -P` does not look for imports beside the s
 from diffusion.options import Sampling, add_model_option, add_sampling_options
 from support import console, files, grids, launcher
 from support.console import integer, say
-from support.worker import this_worker
 
 PARTS = ("bits", "loss", "overfitting", "fid", "kid", "frechet", "precision", "recall", "copies")
 
@@ -155,19 +154,16 @@ def check_caches(caches, options, metadata):
 
 
 def main():
-    worker = this_worker()
-    with worker.leaving_at_once(), console.one_line_errors("evaluate.py"):
+    with console.one_line_errors("evaluate.py"):
         options = parse_options()
         asked = Sampling.among(vars(options))
-        launcher.launch_if_several("evaluate.py", options.devices)
-        worker.obey()
+        worker = launcher.join("evaluate.py", options.devices)
         say("evaluate.py: starting TensorFlow …")
         from support import device
 
         device.start_tensorflow(parts=device.MOST_PARTS)
         import numpy as np
 
-        from data.pixels import Scale
         from diffusion import model_file
         from diffusion.sampling import make_plan
         from evaluation.inputs import SAMPLE_PARTS, Sources, load_inputs
@@ -200,7 +196,7 @@ def main():
             n_sample=options.n_sample,
         )
 
-        as_bytes = Scale(**trained.scale).to_bytes  # but for the likelihood, which is of all that the images hold
+        as_bytes = trained.scale.to_bytes  # but for the likelihood, which is of all that the images hold
         seen, seen_held_out = (images if images is None else as_bytes(images) for images in (training, held_out))
         statistics = None
         if options.statistics and worker.first:
@@ -232,7 +228,7 @@ def main():
                 parts=options.only,
                 figure=options.figure,
                 cache=cache,
-                shown=grids.parse_shown(metadata["settings"].get("show"), trained.image_shape[-1]),
+                shown=trained.shown(),
                 statistics=statistics,
                 save_to=options.save_statistics,
             )

@@ -20,7 +20,6 @@ import numpy as np
 if __name__ == "__main__":  # which `python -P` leaves out
     sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))
 import data
-from data.pixels import Scale
 from diffusion.options import add_model_option
 from support import console, device, files, grids
 from support.console import say
@@ -267,13 +266,13 @@ def load_images(source, trained):
     if source is None:
         raise ValueError("the model's file does not name its training images; give a source with --data")
     *size, channels = trained.image_shape
-    return data.load_images(source, size, channels, scale=Scale(**trained.scale))[0]
+    return data.load_images(source, size, channels, scale=trained.scale)[0]
 
 
 def load_image(source, trained, number):
     """One image of a source, 0 … 255; after the last the first again."""
     images = load_images(source, trained)
-    return Scale(**trained.scale).to_bytes(images[number % len(images)])
+    return trained.scale.to_bytes(images[number % len(images)])
 
 
 def main():

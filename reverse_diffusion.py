@@ -130,7 +130,7 @@ def my_sample(
     x_T = generate.as_x_T(noise, n_sample, trained.image_shape)  # None to draw it
     count = n_sample if x_T is None else len(x_T)
     x_0 = generate.sample_images(plan, trained, asked, count, seed, first=first, start=x_T, **shown(verbose))
-    return generate.to_raw(x_0, trained) if raw else to_pixels(x_0)
+    return trained.scale.to_values(x_0) if raw else to_pixels(x_0)
 
 
 @one_at_a_time
@@ -217,9 +217,9 @@ def main():
         worker = launcher.join("reverse_diffusion.py", options.devices, 1 if options.photos else options.n_sample)
         console.say("reverse_diffusion.py: starting TensorFlow …")
         device.start_tensorflow(parts=min(options.n_sample, device.MOST_PARTS))
-        from data.pixels import Scale
         from diffusion import generate, model_file, sharing
         from support import files, grids
+        from support.scale import Scale
 
         models = [model_file.locate(path) for path in (options.model, options.classifier, options.weaker) if path]
         files.check_outputs([("--out", options.out), ("--npy", options.npy)], [*models, *options.photos, options.mask])
@@ -228,8 +228,7 @@ def main():
             for note in notes:
                 console.say(note)
         trained, before = generate.open_model(options.model), []
-        channels, settings = trained.image_shape[-1], trained.metadata.get("settings", {})
-        chosen = grids.parse_shown(options.show or settings.get("show"), channels)
+        chosen = trained.shown(options.show)
         if options.photos:
             before, images = edit_files(options, arguments)
         else:
@@ -237,11 +236,11 @@ def main():
         if options.npy:
             files.save_array(images, options.npy)
         if options.raw:
-            images = Scale(trained.scale["black"], trained.scale["white"]).store(images)
+            images = Scale(trained.scale.black, trained.scale.white).store(images)
         grids.save_grid([*before, *images], options.out, shown=chosen)
         what = f"{options.n_sample} image{'s' * (options.n_sample > 1)} in {options.out}"
         console.say(what + (f" and {options.npy}" if options.npy else ""))
-        if sentence := grids.describe_shown(chosen, channels):
+        if sentence := grids.describe_shown(chosen, trained.image_shape[-1]):
             console.say(sentence)
 
 

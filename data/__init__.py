@@ -14,8 +14,8 @@ import numpy as np
 from data import arrays, image_files, listing, named, pixels
 from data.cats import CATS as CATS
 from data.classes import label_files, note_misplaced, read_labels
-from data.pixels import Scale
 from data.report import Report as Report
+from support.scale import Scale
 
 
 def load_images(
@@ -54,7 +54,10 @@ def load_images(
     if not (isinstance(channels, int) and 1 <= channels <= pixels.MOST_CHANNELS):
         raise ValueError(f"channels must be an integer from 1 to {pixels.MOST_CHANNELS}, got {channels}")
     scale = None if scale and scale.levels == 255 else scale  # arrays of 8 bits each have a range of their own
-    size, levels = pixels.as_size(image_size), scale.levels if scale else 65535 if bit_depth == 16 else 255
+    size, levels = (
+        pixels.as_size(image_size),
+        scale.levels if scale else pixels.LEVELS_OF_16_BITS if bit_depth == 16 else 255,
+    )
     own = Scale(0, levels, levels)  # of images other than arrays
     if levels % 255 and not os.fspath(source).endswith((".npy", ".npz")):
         raise ValueError(

@@ -2,10 +2,9 @@
 
 import numpy as np
 
-from data import image_files
-from data.pixels import BYTES, MOST_CHANNELS, SIGNED, UNIT, Scale, crop_and_resize, detect_value_range, note_if_dark
-
-LEVELS_OF_16_BITS = 65535
+from data import image_files, pixels
+from data.pixels import BYTES, LEVELS_OF_16_BITS, SIGNED, UNIT, crop_and_resize, detect_value_range, note_if_dark
+from support.scale import Scale
 
 
 def read_array_file(
@@ -32,7 +31,7 @@ def read_array_file(
     name, shape = image_files.escape_name(path), array.shape
     if array.ndim == 3 and array.shape[-1] not in (1, 3, 4):
         array = array[..., None]
-    count = array.shape[-1] if array.ndim == 4 and 1 <= array.shape[-1] <= MOST_CHANNELS else None
+    count = array.shape[-1] if array.ndim == 4 and 1 <= array.shape[-1] <= pixels.MOST_CHANNELS else None
     if not count or 0 in shape or count != channels and not {count, channels} <= {1, 3}:
         wanted = "1 or 3 channels" if channels in (1, 3) else f"{channels} channels"
         way_out = f"; add --channels {count} for images with {count}" if count and 0 not in shape else ""
@@ -40,10 +39,11 @@ def read_array_file(
             f"{name} holds an array of shape {shape}; images must have the shape (N, height, width), or "
             f"(N, height, width, channels) with {wanted}{way_out}"
         )
+    notes = []
     if scale is None:
         scale, notes = _find_scale(array, name, bit_depth)
     else:
-        notes = _check_scale(array, name, scale)
+        _check_scale(array, name, scale)
     images = np.empty((len(array), *size, channels), scale.dtype)
     for k, values in enumerate(array):
         images[k] = crop_and_resize(scale.store(values), size, channels, scale.levels)
@@ -77,14 +77,13 @@ def _load(path):
 
 
 def _check_scale(array, name, scale):
-    """An empty list of notes. Raises ValueError if values of the array lie outside a scale."""
-    low, high, half = array.min(), array.max(), (scale.white - scale.black) / (2 * scale.levels)
+    """Raises ValueError if values of the array lie outside a scale."""
+    low, high, half = array.min(), array.max(), scale.step / 2
     if not (scale.black - half <= low and high <= scale.white + half):
         raise ValueError(
             f"{name} holds values from {low:g} to {high:g}, and the model was trained on {scale.black:g} … "
             f"{scale.white:g}; scale or clip them"
         )
-    return []
 
 
 def _find_scale(array, name, bit_depth):
@@ -116,8 +115,7 @@ def _find_scale(array, name, bit_depth):
 
 def _loses_nothing(array, scale):
     """Whether an array of floating-point numbers holds nothing but the values of a scale, but for rounding."""
-    step, rounding = (scale.white - scale.black) / scale.levels, 2 * np.finfo(array.dtype).eps
-    tolerance = rounding * max(abs(scale.black), abs(scale.white))
+    tolerance = 2 * np.finfo(array.dtype).eps * max(abs(scale.black), abs(scale.white))
     return all(
-        np.allclose(scale.store(values) * step + scale.black, values, rtol=0, atol=tolerance) for values in array
+        np.allclose(scale.store(values) * scale.step + scale.black, values, rtol=0, atol=tolerance) for values in array
     )

@@ -18,6 +18,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError, features
 
 from data import cache, listing, pixels
 from support import console, device, grids
+from support.scale import Scale
 
 T = TypeVar("T")
 
@@ -160,7 +161,7 @@ def read_images(
     def read_chunk(chunk):
         return [(name, file, read(name, file)) for name, file in chunk]
 
-    images = np.empty((count, *size, channels), pixels.Scale(levels=levels).dtype)
+    images = np.empty((count, *size, channels), Scale(levels=levels).dtype)
     kept, skipped, files = 0, [], iter(files)
     chunks = iter(lambda: list(itertools.islice(files, 16)), [])  # a task for each image would take longer
     pool = concurrent.futures.ThreadPoolExecutor(device.cores())

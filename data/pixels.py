@@ -4,46 +4,19 @@ Images are stored as integers 0 … levels, which stand for black … white, the
 """
 
 import contextlib
-import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageOps, ImageSequence
 
+from support.scale import Scale
+
 MOST_CHANNELS = 64
+LEVELS_OF_16_BITS = 65535
 UNIT, SIGNED, BYTES = (0, 1), (-1, 1), (0, 255)  # value ranges: black and white
 DARK = 32  # grey levels, 1/8 of all: images without a brighter pixel were more likely scaled wrongly than dark
 CLEARLY_NEGATIVE = -0.25  # some values of -1 … 1 are below this; resampling 0 … 1 overshoots by less
 GREY = np.array([0.299, 0.587, 0.114])  # of red, green and blue: ITU-R 601-2, as in Pillow
-
-
-@dataclasses.dataclass(frozen=True)
-class Scale:
-    """How stored integers stand for the values of a source: 0 … levels for black … white.
-
-    Attributes:
-        black, white: the lowest and the highest value, in the units of the source.
-        levels: how many steps lie between them, 1 … 65,535: 255 for 8 bits.
-    """
-
-    black: float = 0
-    white: float = 255
-    levels: int = 255
-
-    @property
-    def dtype(self) -> type:
-        """The type of stored integers."""
-        return np.uint8 if self.levels <= 255 else np.uint16
-
-    def store(self, values: np.ndarray) -> np.ndarray:
-        """Values of a source as the nearest stored integers; those beyond black and white are clipped."""
-        values = values.astype(np.float32 if self.levels == 255 else np.float64)
-        levels = (values - self.black) * (self.levels / (self.white - self.black))
-        return np.clip(np.rint(levels), 0, self.levels).astype(self.dtype)
-
-    def to_bytes(self, images: np.ndarray) -> np.ndarray:
-        """Stored images as uint8, 0 … 255, for features and for the eye."""
-        return images if self.levels == 255 else np.rint(images * (255 / self.levels)).astype(np.uint8)
 
 
 def as_size(image_size: int | str | Sequence[int]) -> tuple[int, int]:
@@ -87,7 +60,7 @@ def crop_and_resize(
         planes = [Image.fromarray(np.float32(plane)) for plane in np.moveaxis(image, -1, 0)]
         return _fit_planes(planes, size, channels, levels)
     if channels in (1, 3) and (levels == 255 or not is_deep(image)):
-        return _fit_colours(image, size, channels) * Scale(levels=levels).dtype(levels // 255)
+        return _stretch(_fit_colours(image, size, channels), levels)
     return _fit_planes(_read_planes(image, levels, channels), size, channels, levels)
 
 
@@ -102,13 +75,17 @@ def fit_images(images: np.ndarray, size: tuple[int, int], channels: int, levels:
     Returns:
         uint8 or uint16 (N, *size, channels), 0 … levels.
     """
-    dtype = Scale(levels=levels).dtype
     if levels == 255 and images.shape[1:] == (*size, channels):
         return images
-    fitted = np.empty((len(images), *size, channels), dtype)
+    fitted = np.empty((len(images), *size, channels), Scale(levels=levels).dtype)
     for k, image in enumerate(images):
-        fitted[k] = crop_and_resize(image, size, channels) * dtype(levels // 255)
+        fitted[k] = _stretch(crop_and_resize(image, size, channels), levels)
     return fitted
+
+
+def _stretch(image, levels):
+    """An image of 8 bits, uint8, as integers 0 … levels, a multiple of 255."""
+    return image * Scale(levels=levels).dtype(levels // 255)
 
 
 def _fit_colours(image, size, channels):
@@ -173,9 +150,9 @@ def find_white(image: Image.Image) -> int:
         return detect_value_range(np.asarray(image), (UNIT, BYTES))[1]
     if image.mode == "I":  # 32 bits, which Pillow also uses for 16
         low, high = image.getextrema()
-        if low < 0 or high > 65535:
+        if low < 0 or high > LEVELS_OF_16_BITS:
             raise ValueError(f"integers from {low} to {high}; 0 … 65535 can be read")
-    return 65535 if image.mode.startswith("I") else 255
+    return LEVELS_OF_16_BITS if image.mode.startswith("I") else 255
 
 
 def detect_value_range(values: np.ndarray, ranges: Sequence[tuple[int, int]]) -> tuple[int, int]:

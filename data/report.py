@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from data import image_files
-from data.pixels import Scale
+from support.scale import Scale
 
 
 @dataclasses.dataclass

@@ -23,8 +23,7 @@ def keyed_dropout(seed: Any, step: Any, rows: Any) -> Iterator[None]:
         seed, step: integers, or scalar tensors of integers.
         rows: (batch,) int, the places of these images in the whole batch.
     """
-    seed, step, rows = (ops.cast(number, "uint32") for number in (seed, step, rows))
-    token = KEYS.set([_mix(rows + _mix(step + _mix(seed))), 0])
+    token = KEYS.set([(seed, step, rows), 0])
     try:
         yield
     finally:
@@ -36,12 +35,13 @@ def drop_features(x: Any, rate: float) -> Any:
     keys = KEYS.get()
     if keys is None:  # a model that is trained by other code than ours
         return keras.random.dropout(x, rate)
-    rows, layer = keys
+    seed, step, rows, layer = (ops.cast(number, "uint32") for number in (*keys[0], keys[1]))
     keys[1] += 1
     one = (1, *x.shape[1:])
     places = ops.reshape(_mix(ops.cast(ops.arange(math.prod(one), dtype="int32"), "uint32")), one)
-    of_images = ops.reshape(_mix(rows + ops.cast(layer, "uint32")), (ops.shape(rows)[0], *[1] * (len(one) - 1)))
-    kept = _mix(places + of_images) >= ops.cast(int(rate * 2**32), "uint32")
+    images = _mix(layer + _mix(rows + _mix(step + _mix(seed))))
+    kept = _mix(places + ops.reshape(images, (ops.shape(images)[0], *[1] * (len(one) - 1))))
+    kept = kept >= ops.cast(int(rate * 2**32), "uint32")
     return ops.where(kept, x / (1 - rate), ops.zeros_like(x))
 
 

@@ -21,7 +21,7 @@ from diffusion.options import Sampling
 from diffusion.reverse import ReverseSteps, even_batches
 from diffusion.sampling import Plan, sample
 from support import files
-from support.checks import MOST, check_finite, check_number, one_for_each
+from support.checks import MOST, check_number, one_for_each
 
 SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)  # of batches, as each costs 10 MiB that TensorFlow never gives back
 MOST_CLASSES = 2**31 - 1  # that an int32 holds
@@ -132,17 +132,6 @@ def to_range(name: str, images: np.ndarray, beyond: float = 0.0) -> np.ndarray:
     if not np.all((images >= low) & (images <= high)):
         raise ValueError(f"{name} must lie in {low:g} … {high:g}, got {images.min():g} … {images.max():g}")
     return from_pixels(images) if integers else np.float32(images)
-
-
-def to_raw(x_0: np.ndarray, trained: TrainedModel) -> np.ndarray:
-    """Images in [-1, 1] in the range of values of the training images, float32.
-
-    Raises:
-        FloatingPointError: for values that are NaN or infinite.
-    """
-    check_finite(x_0)
-    black, white = trained.scale["black"], trained.scale["white"]
-    return np.float32(black + (x_0.astype(np.float64) + 1) / 2 * (white - black))
 
 
 def warn_of_range(images: Any) -> str | None:

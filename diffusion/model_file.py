@@ -4,7 +4,7 @@ Its metadata are the `entries` of the network's `Logbook` layer:
 
 `diffusion`   beta1, beta2, T, schedule, zero_snr, target; in files of earlier versions only the first three
 `data`        of the training images: source, count, digest; with classes labels, a digest of those; scale, see
-              `data.pixels.Scale`, none in files of earlier versions
+              `support.scale.Scale`, none in files of earlier versions
 `classes`     the names of the classes that the network knows; none in files of earlier versions
 `no_class`    with classes, whether images without one were trained too; none in files of earlier versions
 `validation`  of the held-out images: source or None, fraction or None, count, digest; None without any
@@ -29,7 +29,8 @@ from ddpm import Schedule, n_steps, schedule_tables
 from diffusion.layers import LearnedSchedule, Logbook
 from diffusion.options import Sampling
 from diffusion.schedules import make_schedule
-from support import files
+from support import files, grids
+from support.scale import Scale
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,15 +60,19 @@ class TrainedModel:
         return tuple(self.network.inputs[0].shape[1:])
 
     @property
-    def scale(self) -> dict:
-        """Of the training images: the values that are black and white, and how many levels lie between them."""
-        stored = self.metadata.get("data", {}).get("scale")
-        return stored or {"black": 0, "white": 255, "levels": 255}
+    def scale(self) -> Scale:
+        """Which values the integers of its training images stand for."""
+        return Scale(**self.metadata.get("data", {}).get("scale", {}))
 
     @property
     def levels(self) -> int:
         """How many steps lie between black and white: 255 for images of 8 bits."""
-        return self.scale["levels"]
+        return self.scale.levels
+
+    def shown(self, asked: str | None = None) -> tuple[int, ...] | None:
+        """The channels that grids show: those asked for, else those of training; see `grids.parse_shown`."""
+        asked = asked or self.metadata.get("settings", {}).get("show")
+        return grids.parse_shown(asked, self.image_shape[-1])
 
     @property
     def takes_labels(self) -> bool:

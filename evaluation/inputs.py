@@ -8,7 +8,6 @@ import numpy as np
 
 import data
 from data.named import find_held_out
-from data.pixels import Scale
 from data.splits import split_held_out
 from diffusion.model_file import TrainedModel
 from evaluation.features import extractor
@@ -60,7 +59,7 @@ def load_inputs(
     Returns:
         Held-out images, training images, given samples, and the feature extractor; each may be None.
     """
-    metadata, own = trained.metadata, Scale(**trained.scale)
+    metadata, own = trained.metadata, trained.scale
 
     def load(source, recognise=None, scale=own):
         *size, channels = trained.image_shape

@@ -52,9 +52,7 @@ def likelihood_rows(
         return measure_denoising(denoise, sched, images, draws, batch_size, path, ways, trained.levels, worker)
 
     on_held_out = measure(held_out, held_out_path)
-    scale = trained.scale
-    width = (scale["white"] - scale["black"]) / scale["levels"]
-    remark = f"for values in bins {width:.4g} wide" if trained.levels != 255 else ""
+    remark = f"for values in bins {trained.scale.step:.4g} wide" if trained.levels != 255 else ""
     rows = bound_rows(on_held_out, ways, remark) if "bits" in parts else {}
     rows |= loss_rows(on_held_out, sched, held_out, trained.levels) if "loss" in parts else {}
     if "overfitting" in parts:

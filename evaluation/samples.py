@@ -16,6 +16,7 @@ from diffusion.reverse import ReverseSteps, even_batches
 from diffusion.sampling import make_plan, sample
 from evaluation import metrics
 from evaluation.features import KNOWN
+from evaluation.inputs import SAMPLE_PARTS
 from evaluation.statistics import Statistics, gather_statistics, save_statistics
 from support import console, files, grids
 from support.console import say
@@ -132,7 +133,7 @@ def sample_rows(
             )
 
     sample_features = held_out_features = None
-    if figure or not {"kid", "frechet", "precision", "recall", "copies"}.isdisjoint(parts):
+    if figure or not set(SAMPLE_PARTS).difference({"fid"}).isdisjoint(parts):
         sample_features, held_out_features = compute(samples, "samples"), compute(held_out, "held-out images")
     rows = {}
     if "fid" in parts:

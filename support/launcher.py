@@ -100,7 +100,7 @@ def launch_if_several(program: str, count: int | str, comfort: str = "", most: i
         sys.exit(Launch(program, devices, [sys.executable, *sys.argv], comfort).run())
 
 
-def join(program: str, count: int | str, most: int) -> Worker:
+def join(program: str, count: int | str, most: int | None = None) -> Worker:
     """One of several processes that share up to `most` images, which listens to the launcher; see `launch_if_several`.
 
     In the process that the user has started this ends with the exit status of all, unless it is the only one.

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 import zipfile
 
 import forked
@@ -271,3 +272,22 @@ def tiny_folder(tiny_trained, tmp_path, monkeypatch):
     shutil.copytree(tiny_trained, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def run_here(monkeypatch, capsys):
+    """A function that runs evaluate.py in this process: its exit status, and what it prints."""
+    import evaluate
+
+    def run(*options):
+        monkeypatch.setattr("sys.argv", ["evaluate.py", *options])
+        capsys.readouterr()
+        try:
+            evaluate.main()
+            status = 0
+        except SystemExit as end:
+            status = end.code
+        printed = capsys.readouterr()
+        return types.SimpleNamespace(returncode=status, stdout=printed.out, stderr=printed.err)
+
+    return run

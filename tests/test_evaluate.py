@@ -37,24 +37,6 @@ def save_held_out():
     np.save("held-out.npy", np.random.default_rng(1).integers(0, 256, (30, 8, 8)).astype(np.uint8))
 
 
-@pytest.fixture
-def run_here(monkeypatch, capsys):
-    """A function that runs evaluate.py in this process: its exit status, and what it prints."""
-
-    def run(*options):
-        monkeypatch.setattr("sys.argv", ["evaluate.py", *options])
-        capsys.readouterr()
-        try:
-            evaluate.main()
-            status = 0
-        except SystemExit as end:
-            status = end.code
-        printed = capsys.readouterr()
-        return types.SimpleNamespace(returncode=status, stdout=printed.out, stderr=printed.err)
-
-    return run
-
-
 def test_evaluate_writes_the_whole_table(run, run_here, tiny_folder):
     save_held_out()
     options = ("--data", "held-out.npy", "--features", "pixels", "--n-sample", "20", "--draws", "3")

@@ -1,8 +1,8 @@
 """FIDs: statistics of features, their files, the options around them, and the network of torch-fidelity."""
 
+import functools
 import json
 import sys
-import types
 import urllib.error
 
 import numpy as np
@@ -137,26 +137,15 @@ def test_files_that_are_no_archives_are_one_sentence(tmp_path):
 
 
 @pytest.fixture
-def run_here(tiny_folder, monkeypatch, capsys):
-    """A function that runs evaluate.py on small models and images; pixels stand in for the network of FIDs."""
+def run_fid(tiny_folder, monkeypatch, run_here):
+    """`run_here` on small models and images; pixels stand in for the network of FIDs."""
     monkeypatch.setitem(
         features.KNOWN, "fid", lambda: lambda images: images[..., 0].reshape(len(images), -1)[:, :12] / 255.0
     )
     images = np.random.default_rng(1).integers(0, 256, (2, 60, 8, 8), np.uint8)
     for name, array in zip(("real", "samples"), images, strict=True):
         np.save(f"{name}.npy", array)
-
-    def run(*options):
-        monkeypatch.setattr("sys.argv", ["evaluate.py", "--samples", "samples.npy", *options])
-        capsys.readouterr()
-        try:
-            evaluate.main()
-            status = 0
-        except SystemExit as end:
-            status = end.code
-        return types.SimpleNamespace(returncode=status, stderr=capsys.readouterr().err)
-
-    return run
+    return functools.partial(run_here, "--samples", "samples.npy")
 
 
 def rows_written():
@@ -164,11 +153,11 @@ def rows_written():
         return json.load(file)
 
 
-def test_the_fid_is_measured_to_images_and_to_their_statistics(run_here, monkeypatch):
+def test_the_fid_is_measured_to_images_and_to_their_statistics(run_fid, monkeypatch):
     """Against the eigenvalues of C₁C₂, from features of which only some are held at once."""
     monkeypatch.setattr(samples_module, "BLOCK", 17)
     fid = ("--features", "fid", "--only", "fid")
-    process = run_here("--data", "real.npy", *fid, "--save-statistics", "real.npz")
+    process = run_fid("--data", "real.npy", *fid, "--save-statistics", "real.npz")
     assert process.returncode == 0, process.stderr
     one, other = (
         np.load(f"{name}.npy").reshape(60, -1)[:, :12].astype(np.float64) / 255 for name in ("real", "samples")
@@ -178,14 +167,14 @@ def test_the_fid_is_measured_to_images_and_to_their_statistics(run_here, monkeyp
     expected = np.sum((one.mean(0) - other.mean(0)) ** 2) + np.trace(c1 + c2) - 2 * roots
     assert rows_written()["FID"]["value"] == pytest.approx(expected, rel=1e-9)
     assert rows_written()["FID"]["remark"] == "of 60 samples and 60 images; published FIDs are of 50,000 of each"
-    assert run_here("--statistics", "real.npz", *fid).returncode == 0  # without the images
+    assert run_fid("--statistics", "real.npz", *fid).returncode == 0  # without the images
     assert rows_written()["FID"]["value"] == pytest.approx(expected, rel=1e-9)
     assert rows_written()["statistics"] == "real.npz" and rows_written()["data"] is None
 
 
-def test_the_fid_is_a_row_beside_the_other_distances(run_here):
+def test_the_fid_is_a_row_beside_the_other_distances(run_fid):
     options = ("--data", "real.npy", "--only", "kid,frechet,precision,recall,fid", "--features", "fid")
-    process = run_here(*options)
+    process = run_fid(*options)
     assert process.returncode == 0, process.stderr
     rows = rows_written()
     assert [name for name in rows if "fid" in name.lower()] == [
@@ -225,10 +214,10 @@ def test_the_frechet_distance_is_measured_once_by_default(name, without):
         ),
     ],
 )
-def test_wrong_statistics_are_one_sentence_before_the_long_work(run_here, monkeypatch, options, words):
+def test_wrong_statistics_are_one_sentence_before_the_long_work(run_fid, monkeypatch, options, words):
     monkeypatch.setattr(samples_module, "sample_rows", pytest.fail)
     np.savez("wrong.npz", mu=np.zeros(3), sigma=np.eye(3))
-    process = run_here(*options)
+    process = run_fid(*options)
     assert process.returncode == 2 and words in process.stderr and len(process.stderr.splitlines()) == 1
 
 

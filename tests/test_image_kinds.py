@@ -12,7 +12,7 @@ from PIL import Image
 import ddpm
 import reverse_diffusion as rd
 from data import digest, drawings, load_images
-from data.pixels import Scale, as_size, crop_and_resize
+from data.pixels import as_size, crop_and_resize
 from diffusion import model_file
 from diffusion.learned_variance import bound_tables, hybrid_loss
 from diffusion.networks import Unet
@@ -20,6 +20,7 @@ from evaluation.features import extractor
 from evaluation.likelihood import likelihood_rows
 from evaluation.samples import sample_rows
 from support import console, grids
+from support.scale import Scale
 from unet import NaiveUnet
 
 RNG = np.random.default_rng(0)
@@ -261,7 +262,7 @@ def test_five_channels_of_floats_train_resume_and_sample(tiny_networks, capsys):
     train_here(["--n-epochs", "2"])
     trained = model_file.open_model("model.keras")
     assert trained.metadata["settings"]["bit_depth"] == 16 and trained.levels == 65535
-    assert trained.scale == {"black": low, "white": high, "levels": 65535}
+    assert trained.scale == Scale(low, high, 65535)
     grey, raw = (rd.my_sample(n_sample=2, seed=1, verbose=0, steps=5, raw=raw) for raw in (False, True))
     assert grey.dtype == np.int16 and raw.dtype == np.float32 and grey.shape == raw.shape == (2, 8, 16, 5)
     np.testing.assert_allclose(low + grey / 255 * (high - low), raw, atol=(high - low) / 500)

@@ -8,9 +8,9 @@ import numpy as np
 
 import data
 from data.classes import match_classes
-from data.pixels import Scale
 from data.splits import split_held_out
 from support.console import say
+from support.scale import Scale
 from training import advice
 from training.run_settings import as_fraction
 from training.settings import DATA, FOR_GPU, STEPS

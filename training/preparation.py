@@ -263,7 +263,7 @@ def describe_images(trained: TrainedModel) -> str:
     shape, scale = "×".join(map(str, trained.image_shape)), trained.scale
     if trained.levels == 255:
         return shape
-    return f"{shape}, {scale['black']:g} … {scale['white']:g} in {scale['levels']:,} steps"
+    return f"{shape}, {scale.black:g} … {scale.white:g} in {scale.levels:,} steps"
 
 
 def describe(trained: TrainedModel, path: str, labels: np.ndarray | None = None) -> None:
@@ -295,7 +295,7 @@ def describe(trained: TrainedModel, path: str, labels: np.ndarray | None = None)
                 say(sentence)
     say(f"network   {s['network']}, n_feat {s['n_feat']}, {model.count_params():,} parameters")
     say(f"training  {s['n_epochs']} epochs of {steps:,} steps of {s['batch_size']} images, {rate}")
-    if sentence := grids.describe_shown(grids.parse_shown(s["show"], s["channels"]), s["channels"]):
+    if sentence := grids.describe_shown(trained.shown(), s["channels"]):
         say(f"grids     {sentence}")
     grid = [] if trained.is_classifier else [files.grid_name(path)]
     copy = [files.weaker_name(path)] if copies_early(trained) else []

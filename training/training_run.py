@@ -57,7 +57,7 @@ class TrainingRun:
         self.table = History(files.table_name(path), self.progress["epoch"])
         self.bar = StepBar(steps_to_go(self.settings, self.progress, self.count))
         self.checkpoints = Checkpoints(self.model, path, self.table, save_every, keep, self.bar.warn)
-        self.shown = grids.parse_shown(self.settings["show"], trained.image_shape[-1])
+        self.shown = trained.shown()
         self.grids = None if trained.is_classifier else Grids(trained, interruption)  # a classifier samples nothing
         self.started, self.warned = time.monotonic(), False
         self.interruption = interruption

@@ -31,7 +31,7 @@ class Workers:
     """
 
     def __init__(self, worker: Worker):
-        self.index, self.count = worker.index, worker.count
+        self.worker, self.index, self.count = worker, worker.index, worker.count
         worker.meet(MINUTES)  # TensorFlow would wait in vain for an hour
         try:
             strategy = tf.distribute.MultiWorkerMirroredStrategy()
@@ -53,7 +53,8 @@ class Workers:
 
     def rows(self, size: int) -> slice:
         """This worker's rows of a batch; none if the batch is smaller than the workers and others have them."""
-        return slice(size * self.index // self.count, size * (self.index + 1) // self.count)
+        mine = self.worker.share(size)
+        return slice(mine.start, mine.stop)
 
     def add(self, vector: tf.Tensor) -> tf.Tensor:
         """The sum of the workers' vectors, (n,) float32, the same bits for all. All workers must call it alike."""
