@@ -16,7 +16,8 @@ import sys
 
 if __name__ == "__main__":  # `python -P` does not look for imports beside the script
     sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))
-from diffusion.options import Sampling, add_model_option, add_sampling_options
+from diffusion.command_line import add_model_option, add_sampling_options
+from diffusion.options import Sampling
 from support import console, files, grids, launcher
 from support.console import integer, say
 

@@ -20,7 +20,7 @@ import numpy as np
 if __name__ == "__main__":  # which `python -P` leaves out
     sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))
 import data
-from diffusion.options import add_model_option
+from diffusion.command_line import add_model_option
 from support import console, device, files, grids
 from support.console import say
 from support.plots import draw_for_files, strip

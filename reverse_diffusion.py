@@ -208,13 +208,14 @@ def edit_files(options, sampling):
 
 
 def main():
-    from diffusion.options import Sampling, parse_sampling_options
+    from diffusion.command_line import parse_sampling_options
+    from diffusion.options import Sampling
     from support import console, device, launcher
 
     with console.one_line_errors("reverse_diffusion.py"):
         options = parse_sampling_options(__doc__)
         arguments = Sampling.among(vars(options)).arguments()
-        worker = launcher.join("reverse_diffusion.py", options.devices, 1 if options.photos else options.n_sample)
+        worker = launcher.join("reverse_diffusion.py", options.devices, options.n_sample)
         console.say("reverse_diffusion.py: starting TensorFlow …")
         device.start_tensorflow(parts=min(options.n_sample, device.MOST_PARTS))
         from diffusion import generate, model_file, sharing

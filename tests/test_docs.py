@@ -54,12 +54,12 @@ def parsers():
     import data.__main__
     import evaluate
     import figures
-    from diffusion import options
+    from diffusion import command_line
     from training import settings
 
     return {
         "diffusion_model.py": lambda arguments: settings.parse_options("", arguments),
-        "reverse_diffusion.py": lambda arguments: options.parse_sampling_options(None, arguments),
+        "reverse_diffusion.py": lambda arguments: command_line.parse_sampling_options(None, arguments),
         "evaluate.py": evaluate.parse_options,
         "figures.py": figures.parse_options,
         "data": data.__main__.parse_options,

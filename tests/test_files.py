@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT, environment
 from PIL import Image
 
-from diffusion import options
+from diffusion import command_line
 from support import console, device, files, grids
 
 
@@ -199,7 +199,7 @@ def test_settings_too_late_for_tensorflow_are_not_inherited(monkeypatch):
 )
 def test_values_that_begin_with_a_dash_say_how(capsys, words, said):
     with pytest.raises(SystemExit, match="2"):
-        options.parse_sampling_options(None, words)
+        command_line.parse_sampling_options(None, words)
     error = capsys.readouterr().err
     assert said in error and len(error.splitlines()) == 1
 
@@ -211,7 +211,7 @@ def test_labels_may_begin_with_a_dash():
         (["--label", "sad", "happy"], ["sad", "happy"]),
         ([], None),
     ):
-        assert options.parse_sampling_options(None, words).label == labels
+        assert command_line.parse_sampling_options(None, words).label == labels
 
 
 class Broken(io.TextIOWrapper):

@@ -9,7 +9,8 @@ import pytest
 
 import evaluate
 import reverse_diffusion as rd
-from diffusion.options import Sampling, parse_sampling_options
+from diffusion.command_line import parse_sampling_options
+from diffusion.options import Sampling
 from diffusion.samplers import SAMPLERS, SPACINGS
 
 # A value of each option that is not its default, with what it needs to mean something.
@@ -143,7 +144,8 @@ def test_an_entry_of_a_table_reaches_parsers_and_errors(run):
         "schedules.SCHEDULES['toy'], targets.TARGETS['toy'] = schedules.cosine, targets.TARGETS['v']\n"
         "samplers.SAMPLERS['toy'], samplers.SPACINGS['toy'] = samplers.SAMPLERS['ddim'], samplers.SPACINGS['uniform']\n"
         "import evaluate\n"
-        "from diffusion.options import Sampling, parse_sampling_options\n"
+        "from diffusion.command_line import parse_sampling_options\n"
+        "from diffusion.options import Sampling\n"
         "from training import settings\n"
         "typed = ['--schedule', 'toy', '--target', 'toy', '--sampler', 'toy']\n"
         "assert settings.parse_options('', typed)['target'] == 'toy'\n"
