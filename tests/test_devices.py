@@ -49,7 +49,7 @@ def assert_equal_to_rounding(one, other, tolerance=1e-5):
         np.testing.assert_allclose(a, b, atol=tolerance * max(1, np.abs(a).max()))
 
 
-def train_as_worker(index, count, ports, folder, words):
+def train_as_worker(index, count, ports, folder, words, faulty):
     """What one worker does, in a process of its own, with a tiny network and without grids."""
     os.chdir(folder)
     cluster = {"worker": [f"127.0.0.1:{port}" for port in ports]}
@@ -60,23 +60,35 @@ def train_as_worker(index, count, ports, folder, words):
     from support.worker import Worker
 
     device.start_tensorflow(parts=8)
-    from training import training_run
+    from training import train_step, training_run
     from training.workers import Workers
 
+    if faulty:
+        train_step.STEPS_BETWEEN_CHECKS = 4
+        training_run.Follower.after_step = lambda run, loss: change_a_bit(run.trained.network.trainable_weights[0])
     NETWORKS["naive"] = tiny_network
     training_run.Grids.sample = lambda grids: np.zeros((16, 8, 8, 1), np.int16)
     workers = Workers(Worker(index, count, folder=os.path.join(folder, "exchange")))
     with open(f"worker-{index}.txt", "w") as printed, contextlib.redirect_stdout(printed):
-        train_here(words, workers)
+        try:
+            train_here(words, workers)
+        except OSError as error:
+            print(error)
     os._exit(0)
 
 
-def train_in_workers(count, folder, words):
+def change_a_bit(weight):
+    values = weight.numpy()
+    values.flat[0] = np.nextafter(values.flat[0], np.float32(9))
+    weight.assign(values)
+
+
+def train_in_workers(count, folder, words, faulty=False):
     """Trains in processes that are forked from one that has imported TensorFlow, and what the first one printed."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tensorflow", "keras", "numpy"])
     (folder / "exchange").mkdir()
-    how = count, free_ports(count), str(folder), words
+    how = count, free_ports(count), str(folder), words, faulty
     workers = [context.Process(target=train_as_worker, args=(index, *how), daemon=True) for index in range(count)]
     for worker in workers:
         worker.start()
@@ -98,6 +110,12 @@ def test_two_workers_train_like_one_process(train_tiny, tmp_path, black_grids):
     for one, two in zip(epochs[:3], epochs[3:], strict=True):
         assert one.keys() == two.keys() and one == pytest.approx(two, rel=1e-5) and "held_out_loss" in one
     assert_equal_to_rounding("one.keras", "two.keras")
+
+
+@pytest.mark.slow
+def test_workers_whose_weights_part_do_not_train_on(train_tiny, tmp_path):
+    words = [*TINY, *shlex.split("--batch-size 8 --n-epochs 3 --model two.keras")]
+    assert "no longer have the same weights" in train_in_workers(2, tmp_path, words, faulty=True)
 
 
 def test_digest_of_weights_changes_with_every_bit():

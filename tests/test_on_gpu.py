@@ -107,11 +107,16 @@ def test_union_is_the_time_that_intervals_cover():
         (("tensorflow", "gpu"), {"gpus": 1}, None),
         (("tensorflow", "gpu"), {"gpus": 0}, "needs a GPU"),
         (("tensorflow", "gpu"), {}, "needs a GPU"),
+        (("tensorflow", "gpus"), {"gpus": 1}, "needs several GPUs"),
         (("no_such_package",), {"gpus": 1}, "needs the package no_such_package"),
     ],
 )
 def test_check_without_its_requirements_says_what_it_needs(needs, facts, why):
     assert on_gpu.missing(needs, facts) == why
+
+
+def test_processes_stand_for_several_gpus_in_small():
+    assert [on_gpu.missing(("gpus",), {"gpus": gpus}, tiny=True) for gpus in (0, 1)] == [None, "needs several GPUs"]
 
 
 def run(monkeypatch, folder, outcomes, *words):

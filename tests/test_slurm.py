@@ -38,18 +38,18 @@ SlurmctldPidFile={folder}/slurmctld.pid
 SlurmdPidFile={folder}/slurmd.pid
 SlurmctldLogFile={folder}/slurmctld.log
 SlurmdLogFile={folder}/slurmd.log
-NodeName={host} NodeAddr=127.0.0.1 CPUs=2 Gres=gpu:1 State=UNKNOWN
+NodeName={host} NodeAddr=127.0.0.1 CPUs=2 Gres=gpu:2 State=UNKNOWN
 PartitionName=main Nodes=ALL Default=YES State=UP
 """
 
 
 @pytest.fixture(scope="module")
 def slurm(tmp_path_factory):
-    """A running SLURM with one node and one pretended GPU; returns a function that calls its commands."""
+    """A running SLURM with one node and two pretended GPUs; returns a function that calls its commands."""
     folder = tmp_path_factory.mktemp("slurm")
     host = socket.gethostname().split(".")[0]
     (folder / "slurm.conf").write_text(CONF.format(host=host, folder=folder))
-    (folder / "gres.conf").write_text("Name=gpu File=/dev/null\n")
+    (folder / "gres.conf").write_text("Name=gpu File=/dev/null\nName=gpu File=/dev/zero\n")
     (folder / "state").mkdir()
     (folder / "spool").mkdir()
     os.makedirs("/run/munge", exist_ok=True)
@@ -72,10 +72,11 @@ def slurm(tmp_path_factory):
         daemon.wait()
 
 
-def submit(slurm, folder, *options):
+def submit(slurm, folder, gpus, *options):
     """Submits a training of the script in the project; returns the job's number."""
     batch = [
         "sbatch",
+        f"--gres=gpu:{gpus}",
         "--parsable",
         "--time=1",
         "--signal=B:USR1@45",
@@ -108,13 +109,15 @@ def wait_for_training(output, start, seconds=200):
         time.sleep(0.2)
 
 
-def test_requeued_job_ends_in_the_bits_of_an_uninterrupted_run(slurm, tmp_path):
-    options = (*SMALL, "--n-epochs", "900", "--sample-every", "0", "--save-every", "1")
+@pytest.mark.parametrize(("gpus", "n_epochs"), [(1, "900"), (2, "300")])
+def test_requeued_job_ends_in_the_bits_of_an_uninterrupted_run(slurm, tmp_path, gpus, n_epochs):
+    """SLURM's GPUs are pretended, so that each process computes on the CPU."""
+    options = (*SMALL, "--n-epochs", n_epochs, "--sample-every", "0", "--save-every", "1")
     for name in "once", "often":
         (tmp_path / name).mkdir()
         write_images(tmp_path / name)
     at_once = subprocess.run(
-        command("diffusion_model.py", *options),
+        command("diffusion_model.py", *options, "--devices", str(gpus)),
         cwd=tmp_path / "once",
         env=environment(),
         capture_output=True,
@@ -123,18 +126,18 @@ def test_requeued_job_ends_in_the_bits_of_an_uninterrupted_run(slurm, tmp_path):
     assert at_once.returncode == 0, at_once.stderr
 
     output = tmp_path / "often" / "job.out"
-    first = submit(slurm, tmp_path / "often", *options)
+    first = submit(slurm, tmp_path / "often", gpus, *options)
     wait_for_training(output, 1)  # the time limit has come, and the job is back
     slurm("scontrol", "requeue", first)  # as an administrator, or a pre-emption, does
     wait_for_training(output, 2)
     slurm("scancel", first)
     wait_for(slurm, first, "CANCELLED")
-    second = submit(slurm, tmp_path / "often", *options)
+    second = submit(slurm, tmp_path / "often", gpus, *options)
     assert wait_for(slurm, second, "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT") == "COMPLETED", output.read_text()
 
     printed = output.read_text()
     print(printed)
-    assert "back into the queue" in printed
+    assert "back into the queue" in printed and ("2 like this one" in printed) == (gpus == 2)
     assert EPOCH_LINE.findall(printed)[-1] == EPOCH_LINE.findall(at_once.stdout)[-1]
     assert dict(EPOCH_LINE.findall(printed)) == dict(EPOCH_LINE.findall(at_once.stdout))
     assert table(tmp_path / "often" / "model.csv") == table(tmp_path / "once" / "model.csv")
