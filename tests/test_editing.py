@@ -73,6 +73,18 @@ def test_restored_images_do_not_depend_on_their_batch(model, monkeypatch):
     np.testing.assert_allclose(rd.restore(GREY[:1], "grey", 0.1, model, n_sample=2, **HOW), together[:2], atol=1)
 
 
+@pytest.mark.parametrize("deviation, variance", [(0.3, 0.09), (0.0, 1 / 255**2)])
+@pytest.mark.parametrize("method, goes_back", [("mmps", False), ("repaint", True)])
+def test_restoring_runs_the_plan_and_the_noise_asked_for(model, monkeypatch, deviation, variance, method, goes_back):
+    def no_images(plan, trained, asked, count, measurement, **run):
+        assert bool(np.any(np.diff(plan.times) > 0)) == goes_back
+        np.testing.assert_allclose(measurement[2], [variance] * 3, rtol=1e-6)
+        return np.zeros((count, *SHAPE))
+
+    monkeypatch.setattr(generate, "sample_images", no_images)
+    rd.restore(GREY, "grey", deviation, model, method=method, verbose=0, steps=20)
+
+
 def test_an_operation_may_be_any_linear_function(model):
     def mean_of_colours(x):
         return tf.reduce_mean(x, axis=-1)  # without the axis of channels

@@ -138,6 +138,19 @@ def test_estimates_are_the_formulas_of_the_methods(operation, method, variance, 
     np.testing.assert_allclose(np.sqrt(ab) * x_0 + np.sqrt(1 - ab) * eps, x_t, atol=1e-3)
 
 
+def test_two_iterations_are_exact_for_two_variances():
+    """Conjugate gradients need one iteration for each eigenvalue of C; MMPS takes two."""
+    sched, covariance = make_schedule("cosine", T=50), np.diag(np.where(np.arange(SIZE) % 2, 0.02, 0.4))
+    task, a, rng = Task("mask", "mmps"), matrix("mask"), np.random.default_rng(3)
+    y, x_t, ab = a @ rng.normal(size=SIZE), rng.normal(size=SHAPE), sched.alphabar[20]
+    oracle = denoiser(gaussian(sched, covariance=covariance), sched)
+    found = task.measured(oracle, sched, *tensors(y, 0.04, 1, task))(
+        tf.constant(x_t[None], tf.float32), tf.constant([20])
+    )
+    mean, spread = given(np.sqrt(ab) * np.eye(SIZE), x_t.ravel(), 1 - ab, covariance=covariance)
+    np.testing.assert_allclose(found.x_0[0].numpy().ravel(), given(a, y, 0.04, mean, spread)[0], atol=1e-4)
+
+
 def test_repaint_puts_known_pixels_in_their_place():
     sched, task = make_schedule("cosine", T=50), Task("mask", "repaint")
     y, x_t = RNG.normal(size=(2, *SHAPE)).astype(np.float32) * MASK[..., None], RNG.normal(size=(2, *SHAPE))
