@@ -78,8 +78,8 @@ def submit(slurm, folder, gpus, *options):
         "sbatch",
         f"--gres=gpu:{gpus}",
         "--parsable",
-        "--time=1",
-        "--signal=B:USR1@45",
+        f"--time={gpus}",  # minutes; several processes on two cores take longer to start
+        f"--signal=B:USR1@{25 * gpus}",
         "--cpus-per-task=2",
         "--mem=0",
         "--output=job.out",
