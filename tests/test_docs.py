@@ -90,7 +90,7 @@ def check_command(command):
         return [] if resolves(module) or module in ("pip", "ruff", "venv") else [f"there is no module {module}"]
     script, *arguments = arguments
     if script == "start.py":
-        return [] if arguments[:1] in (["test"], ["setup"]) else parse("diffusion_model.py", arguments)
+        return [] if arguments[:1] in (["test"], ["setup"], ["notebook"]) else parse("diffusion_model.py", arguments)
     if script.startswith("benchmarks/"):
         if not exists(script):
             return [f"there is no {script}"]
@@ -210,7 +210,7 @@ def check_python(code):
         if isinstance(node, ast.Call) and (name := target(node.func)) and isinstance(resolves(name), ast.FunctionDef):
             arguments = resolves(name).args
             known = {argument.arg for argument in (*arguments.args, *arguments.kwonlyargs)}
-            unknown = [] if arguments.kwarg else [word.arg for word in node.keywords if word.arg not in known]
+            unknown = [] if arguments.kwarg else [word.arg for word in node.keywords if word.arg not in {None, *known}]
             wrong += [f"{name} has no argument {word}" for word in unknown]
     return wrong
 
