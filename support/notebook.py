@@ -24,6 +24,7 @@ from support.files import replacing
 
 Notebook = dict[str, Any]
 SOLUTION = re.compile(r"<summary>Solution of exercise (\d+)</summary>\s*```python\n(.*?)```\s*</details>", re.DOTALL)
+WIDGET = "application/vnd.jupyter.widget-view+json"
 LONGEST = 1800  # seconds that a cell may take
 COLOURS = 128  # of a stored image
 
@@ -109,10 +110,15 @@ def execute(notebook: Notebook, folder: str | os.PathLike) -> Notebook:
     """A copy of a notebook, executed from top to bottom in a new kernel `python3` that is started in a folder.
 
     Raises:
+        OSError: if a package is missing.
         nbclient.exceptions.CellExecutionError: if a cell fails.
     """
-    import nbformat
-    from nbclient import NotebookClient
+    try:
+        import ipykernel  # noqa: F401 (which nbclient does not ask for)
+        import nbformat
+        from nbclient import NotebookClient
+    except ImportError as error:
+        raise OSError(f"{error}; `pip install nbclient ipykernel ipywidgets` brings what executes notebooks") from error
 
     executed = nbformat.reads(json.dumps(notebook), as_version=4)
     resources = {"metadata": {"path": os.fspath(folder)}}
@@ -128,6 +134,8 @@ def tidy(notebook: Notebook) -> None:
         cell["outputs"] = merge_streams(cell["outputs"])
         for output in cell["outputs"]:
             shrink_image(output)
+            if WIDGET in output.get("data", {}):  # what is seen where no kernel runs
+                output["data"]["text/plain"] = ["run this cell to see its slider"]
     for widget in widget_states(notebook):
         for output in widget.get("outputs", []):
             shrink_image(output)

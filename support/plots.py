@@ -41,7 +41,7 @@ def draw_for_notebooks() -> None:
 
     names = "text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "legend.labelcolor"
     matplotlib.rcParams.update(dict.fromkeys(names, GREY))
-    matplotlib.rcParams.update({"axes.facecolor": "none", "figure.dpi": 80, "image.interpolation": "nearest"})
+    matplotlib.rcParams.update({"axes.facecolor": "none", "figure.dpi": 100, "image.interpolation": "nearest"})
     if "ipykernel" in sys.modules:
         from matplotlib_inline.backend_inline import set_matplotlib_formats
 

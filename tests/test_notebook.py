@@ -406,7 +406,11 @@ MUTANTS = {
     "guidance from the wrong end": (DENOISER, "(a + g * (b - a)", "(b + g * (b - a)"),
     "t / T one step off": (DDPM, "[:, None] / n_steps(sched)", "[:, None] / (2 + n_steps(sched))"),
     "a wide layer": ("unet.py", "up2 = UnetUpLayer(n_feat)", "up2 = UnetUpLayer(2 * n_feat)"),
-    "no warm-up of EMA weights": ("training/train_step.py", "(1 + done) / (10 + done))", "1 + 0 * done)"),
+    "no warm-up of EMA weights": (
+        "training/train_step.py",
+        "tf.minimum(most, (1 + done)",
+        "tf.minimum(most, (10 + done)",
+    ),
     "another mean of pixels": ("diffusion/measurement.py", "blocks, axis=(2, 4)", "blocks, axis=(2, 3)"),
 }
 
