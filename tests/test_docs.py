@@ -200,13 +200,15 @@ def check_python(code):
             ours |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
 
     def target(node):
-        first, dot, rest = ast.unparse(node).partition(".")
-        return ours[first] + dot + rest if first in ours else None
+        text = ast.unparse(node)
+        first, dot, rest = text.partition(".")
+        return ours[first] + dot + rest if first in ours and re.fullmatch(r"[\w.]+", text) else None
 
     wrong += [f"there is no {name}" for name in ours.values() if not resolves(name)]
     for node in nodes:
         if isinstance(node, ast.Attribute) and (name := target(node)) and not resolves(name):
-            wrong.append(f"there is no {name}")
+            value = isinstance(resolves(name.rpartition(".")[0]), ast.Assign)  # whose attributes are not ours
+            wrong += [] if value else [f"there is no {name}"]
         if isinstance(node, ast.Call) and (name := target(node.func)) and isinstance(resolves(name), ast.FunctionDef):
             arguments = resolves(name).args
             known = {argument.arg for argument in (*arguments.args, *arguments.kwonlyargs)}

@@ -16,8 +16,8 @@ def distances(points, others):
 
 @pytest.fixture(scope="module")
 def modes():
-    points = toy.mixture(8, modes=3)
-    return points, toy.train(points, "flow", "flow", T=50, rounds=20)
+    points = toy.mixture(8, modes=4, classes=2)
+    return points, toy.train(points, "flow", "flow", T=50, rounds=24, classes=2)
 
 
 def test_points_have_the_shape_of_images_and_fit_in_the_range():
@@ -35,7 +35,7 @@ def test_points_have_the_shape_of_images_and_fit_in_the_range():
 )
 def test_sampled_points_lie_where_the_points_are(modes, options):
     _, trained = modes
-    sampled, held_out = toy.reverse(trained, 8, **options), toy.mixture(32, seed=1, modes=3)
+    sampled, held_out = toy.reverse(trained, 8, **options), toy.mixture(32, seed=1, modes=4)
     assert max(sampled) == 50 and min(sampled) == 0
     spread = held_out.std() * np.random.default_rng(0).standard_normal((8, 8, 8, 2))
     assert distances(spread, held_out).mean() > 0.3
@@ -83,19 +83,19 @@ def test_the_exact_network_knows_the_mean_of_the_noise(label, t):
         np.testing.assert_allclose(denoiser_of(best, 1)(image, tf.constant([t])).eps, found.reshape(1, 8, 8, 2))
 
 
-def test_a_network_learns_classes_and_its_scores_are_drawn():
-    points = toy.mixture(8, modes=4, classes=2)
-    trained, centres = toy.train(points, T=50, rounds=12, classes=2), toy.centres(4)
+def test_a_network_learns_classes_and_its_scores_are_drawn(modes):
+    (points, trained), centres = modes, toy.centres(4)
     for label in 1, 2:
         sampled = toy.reverse(trained, 8, label=[label] * 8)[0]
         assert distances(sampled, centres[label - 1 :: 2]).mean() < 0.15
-    figure = toy.draw_scores({"exact": toy.exact(4, 2, T=50), "learned": trained}, t=15, points=points)
-    assert [axis.get_title() for axis in figure.axes[:3]] == ["all points", "class 0", "class 1"]
-    exact, learned = (
-        [np.stack([axis.collections[-1].U, axis.collections[-1].V]) for axis in row]
-        for row in (figure.axes[:3], figure.axes[3:])
-    )
+    best = toy.exact(4, 2, T=1000)  # of another schedule, so that its t is another one
+    same_noise = int(np.argmin(np.abs(best.sched.alphabar - trained.sched.alphabar[25])))
+    figures = toy.draw_scores({"exact": best}, same_noise), toy.draw_scores({"learned": trained}, 25, points)
+    for figure in figures:
+        assert [axis.get_title() for axis in figure.axes] == ["all points", "class 0", "class 1"]
+    fields = [[axis.collections[-1] for axis in figure.axes] for figure in figures]
+    exact, learned = ([np.stack([field.U, field.V]) for field in row] for row in fields)
     for one, other in zip(exact, learned, strict=True):
         cosine = (one * other).sum(axis=0) / np.sqrt((one**2).sum(axis=0) * (other**2).sum(axis=0))
         assert np.median(cosine) > 0.9
-    assert len(figure.axes[1].collections[0].get_offsets()) == 256  # half of the points are of class 0
+    assert len(figures[1].axes[1].collections[0].get_offsets()) == 256  # half of the points are of class 0
