@@ -117,11 +117,13 @@ def boxes(
         joins: pairs of boxes; a dashed arrow goes from the first to the arrow that enters the second.
     """
     import matplotlib.pyplot as plt
+    from matplotlib.colors import to_rgb
 
     figure, axis = plt.subplots(figsize=(13.5, 4.6), layout="constrained")
     for k, (text, level, colour) in enumerate(zip(texts, levels, colours, strict=True)):
-        axis.add_patch(plt.Rectangle((k - 0.43, -level - 0.28), 0.86, 0.56, color=colour, alpha=0.25))
-        axis.text(k, -level, text, ha="center", va="center", fontsize=7.5)
+        light = 0.75 + 0.25 * np.array(to_rgb(colour))  # opaque, so that black can be read on any background
+        axis.add_patch(plt.Rectangle((k - 0.43, -level - 0.28), 0.86, 0.56, color=light))
+        axis.text(k, -level, text, ha="center", va="center", fontsize=7.5, color="black")
         if k:
             axis.annotate("", (k - 0.43, -level), (k - 0.57, -levels[k - 1]), arrowprops=arrow())
     for start, end in joins:
