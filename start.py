@@ -4,11 +4,13 @@
     python3 start.py OPTIONS       trains with options of diffusion_model.py, such as --data FOLDER
     python3 start.py test          runs the tests; further arguments go to pytest
     python3 start.py setup         only installs
+    python3 start.py notebook      opens the lecture, docs/lecture.ipynb, in JupyterLab
 
 The first call installs TensorFlow and other packages into the folder .venv beside this file, which takes
 some minutes. It needs Python 3.11, 3.12 or 3.13 and an internet connection. Training writes
 model.keras and samples.png here; Ctrl-C saves and stops, and the same command resumes.
-All options are in docs/options.md.
+All options are in docs/options.md. The notebook also needs JupyterLab, which is installed when it
+is first asked for; Ctrl-C ends it, and further arguments go to it.
 """
 
 # Older versions of Python must be able to read this file, so that they can say what is missing.
@@ -37,24 +39,46 @@ PROCESSORS = {
 def set_up():
     """Makes .venv and installs the requirements, unless that has been done already."""
     with open(os.path.join(HERE, "requirements.txt"), "rb") as requirements:
-        wanted = hashlib.sha256(requirements.read()).hexdigest().encode()
-    stamp, works = os.path.join(VENV, "installed"), venv_works()
-    if works and os.path.exists(stamp):
-        with open(stamp, "rb") as file:
-            if file.read() == wanted:
-                return
+        wanted = requirements.read()
+    works = venv_works()
+    if works and is_stamped("installed", wanted):
+        return
     problem = check_platform()
     if problem:
         sys.exit("start.py: " + problem)
     say("setting up .venv: some minutes, once")
     install([sys.executable, "-m", "venv", VENV] + ([] if works else ["--clear"]), "making .venv")
-    install(
-        [PYTHON, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        + ["-r", os.path.join(HERE, "requirements.txt")],
-        "installing TensorFlow and other packages",
-    )
-    with open(stamp, "wb") as file:
-        file.write(wanted)
+    pip_install(["-r", os.path.join(HERE, "requirements.txt")], "installing TensorFlow and other packages")
+    write_stamp("installed", wanted)
+
+
+def set_up_notebook():
+    """Installs what the notebook needs besides, unless that has been done already."""
+    with open(os.path.join(HERE, "requirements-optional.txt")) as requirements:
+        wanted = [line.split("#")[0].strip() for line in requirements if "docs/lecture.ipynb" in line]
+    if not is_stamped("installed-notebook", " ".join(wanted).encode()):
+        pip_install(wanted, "installing JupyterLab")
+        write_stamp("installed-notebook", " ".join(wanted).encode())
+
+
+def pip_install(arguments, what):
+    """Installs packages into .venv."""
+    install([PYTHON, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"] + arguments, what)
+
+
+def is_stamped(name, wanted):
+    """Whether these requirements have been installed, as a file in .venv says."""
+    stamp = os.path.join(VENV, name)
+    if not os.path.exists(stamp):
+        return False
+    with open(stamp, "rb") as file:
+        return file.read() == hashlib.sha256(wanted).hexdigest().encode()
+
+
+def write_stamp(name, wanted):
+    """Notes that these requirements have been installed."""
+    with open(os.path.join(VENV, name), "wb") as file:
+        file.write(hashlib.sha256(wanted).hexdigest().encode())
 
 
 def venv_works():
@@ -170,15 +194,20 @@ def main():
     word = (sys.argv[1:] or [""])[0]
     if word in ("-h", "--help"):
         say(
-            (__doc__ or "usage: python3 start.py [setup | test | options of diffusion_model.py]").strip()
+            (__doc__ or "usage: python3 start.py [setup | test | notebook | options of diffusion_model.py]").strip()
         )  # without under -OO
         return
-    if word and word not in ("setup", "test") and not word.startswith("-"):
-        say("start.py: unknown command %s; use setup, test or options of diffusion_model.py" % word, sys.stderr)
+    if word and word not in ("setup", "test", "notebook") and not word.startswith("-"):
+        say(
+            "start.py: unknown command %s; use setup, test, notebook or options of diffusion_model.py" % word,
+            sys.stderr,
+        )
         sys.exit(2)
     handle(["SIGTERM", "SIGHUP"], leave)
     try:
         set_up()
+        if word == "notebook":
+            set_up_notebook()
     except (OSError, subprocess.CalledProcessError) as error:
         sys.exit("start.py: setting up .venv failed, see above; fix the cause and start it again (%s)" % error)
     except KeyboardInterrupt:
@@ -189,6 +218,14 @@ def main():
         return
     if word == "test":
         command = ["-m", "pytest", HERE] + sys.argv[2:]
+    elif word == "notebook":
+        # With the folder of the project as its root, so that other pages can be opened beside the notebook.
+        command = [
+            "-m",
+            "jupyterlab",
+            os.path.join(HERE, "docs", "lecture.ipynb"),
+            "--ServerApp.root_dir=" + HERE,
+        ] + sys.argv[2:]
     else:
         command = [os.path.join(HERE, "diffusion_model.py")] + sys.argv[1:]
     status = run([PYTHON] + command)

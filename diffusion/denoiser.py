@@ -59,13 +59,13 @@ def denoiser(network: Callable, sched: Schedule, target: str = "eps") -> Denoise
     return denoise
 
 
-def score(denoise: Denoiser, sched: Schedule) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
-    """The same network as a model of the score: a function of (x_t, t), t ≥ 1, that returns ∇ log p(x_t), like x_t.
+def score(denoise: Denoiser, sched: Schedule) -> Callable[..., tf.Tensor]:
+    """The same network as a model of the score: a function of (x_t, t, label), t ≥ 1, that returns ∇ log p(x_t).
 
-    It is -ε̂ / √(1 - ᾱ_t). Denoising score matching: Vincent 2011; Song & Ermon 2019, arXiv 1907.05600; for DDPM Luo
-    2022, arXiv 2208.11970.
+    It is -ε̂ / √(1 - ᾱ_t), like x_t; with a label, if the network takes them, that of p(x_t | class). Denoising score
+    matching: Vincent 2011; Song & Ermon 2019, arXiv 1907.05600; for DDPM Luo 2022, arXiv 2208.11970.
     """
-    return lambda x_t, t: -denoise(x_t, t).eps / signal_and_noise(t, x_t, sched)[1]
+    return lambda x_t, t, label=None: -denoise(x_t, t, label).eps / signal_and_noise(t, x_t, sched)[1]
 
 
 def add_to_score(estimate: Estimate, t: tf.Tensor, added: tf.Tensor, sched: Schedule) -> Estimate:

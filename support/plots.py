@@ -1,4 +1,4 @@
-"""Plots that know nothing of diffusion: two axes, strips of images, boxes joined by arrows, drawing for files.
+"""Plots that know nothing of diffusion: two axes, strips of images, boxes joined by arrows, for files and notebooks.
 
 The colours are the eight of Okabe and Ito, which colour-blind people can tell apart. Matplotlib is imported late, as
 `--help` needs none.
@@ -6,6 +6,7 @@ The colours are the eight of Okabe and Ito, which colour-blind people can tell a
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 BLUE, VERMILION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 COLOURS = (BLUE, VERMILION, GREEN, PURPLE, "#E69F00", "#56B4E9", "#F0E442", "#000000")
 GREY = "#777777"
-ARROW = {"arrowstyle": "->", "color": "black"}
 BEND = {"arrowstyle": "->", "color": GREY, "linestyle": "--", "connectionstyle": "arc3,rad=-0.15"}
 
 
@@ -30,6 +30,30 @@ def draw_for_files() -> None:
 
     matplotlib.use("agg")
     matplotlib.rcdefaults()
+
+
+def draw_for_notebooks() -> None:
+    """Makes matplotlib draw on the background of a notebook, light or dark: transparent, with grey text.
+
+    The colours of curves can be told from both. The figures are PNG, small enough to be stored in the notebook.
+    """
+    import matplotlib
+
+    names = "text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "legend.labelcolor"
+    matplotlib.rcParams.update(dict.fromkeys(names, GREY))
+    matplotlib.rcParams.update({"axes.facecolor": "none", "figure.dpi": 100, "image.interpolation": "nearest"})
+    if "ipykernel" in sys.modules:
+        from matplotlib_inline.backend_inline import set_matplotlib_formats
+
+        # Not figure.facecolor: of a transparent figure the backend says that it needs a light background.
+        set_matplotlib_formats("png", bbox_inches="tight", facecolor="none")
+
+
+def arrow() -> dict[str, str]:
+    """The style of an arrow, in the colour of text."""
+    import matplotlib
+
+    return {"arrowstyle": "->", "color": matplotlib.rcParams["text.color"]}
 
 
 def two_axes(x_label: str, *y_labels: str) -> tuple[Figure, Axes, Axes]:
@@ -93,13 +117,15 @@ def boxes(
         joins: pairs of boxes; a dashed arrow goes from the first to the arrow that enters the second.
     """
     import matplotlib.pyplot as plt
+    from matplotlib.colors import to_rgb
 
     figure, axis = plt.subplots(figsize=(13.5, 4.6), layout="constrained")
     for k, (text, level, colour) in enumerate(zip(texts, levels, colours, strict=True)):
-        axis.add_patch(plt.Rectangle((k - 0.43, -level - 0.28), 0.86, 0.56, color=colour, alpha=0.25))
-        axis.text(k, -level, text, ha="center", va="center", fontsize=7.5)
+        light = 0.75 + 0.25 * np.array(to_rgb(colour))  # opaque, so that black can be read on any background
+        axis.add_patch(plt.Rectangle((k - 0.43, -level - 0.28), 0.86, 0.56, color=light))
+        axis.text(k, -level, text, ha="center", va="center", fontsize=7.5, color="black")
         if k:
-            axis.annotate("", (k - 0.43, -level), (k - 0.57, -levels[k - 1]), arrowprops=ARROW)
+            axis.annotate("", (k - 0.43, -level), (k - 0.57, -levels[k - 1]), arrowprops=arrow())
     for start, end in joins:
         entry = (end - 0.5, -(levels[end - 1] + levels[end]) / 2)
         axis.annotate("", entry, (start, 0.3 - levels[start]), arrowprops=BEND)

@@ -90,7 +90,7 @@ def check_command(command):
         return [] if resolves(module) or module in ("pip", "ruff", "venv") else [f"there is no module {module}"]
     script, *arguments = arguments
     if script == "start.py":
-        return [] if arguments[:1] in (["test"], ["setup"]) else parse("diffusion_model.py", arguments)
+        return [] if arguments[:1] in (["test"], ["setup"], ["notebook"]) else parse("diffusion_model.py", arguments)
     if script.startswith("benchmarks/"):
         if not exists(script):
             return [f"there is no {script}"]
@@ -200,17 +200,19 @@ def check_python(code):
             ours |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
 
     def target(node):
-        first, dot, rest = ast.unparse(node).partition(".")
-        return ours[first] + dot + rest if first in ours else None
+        text = ast.unparse(node)
+        first, dot, rest = text.partition(".")
+        return ours[first] + dot + rest if first in ours and re.fullmatch(r"[\w.]+", text) else None
 
     wrong += [f"there is no {name}" for name in ours.values() if not resolves(name)]
     for node in nodes:
         if isinstance(node, ast.Attribute) and (name := target(node)) and not resolves(name):
-            wrong.append(f"there is no {name}")
+            value = isinstance(resolves(name.rpartition(".")[0]), ast.Assign)  # whose attributes are not ours
+            wrong += [] if value else [f"there is no {name}"]
         if isinstance(node, ast.Call) and (name := target(node.func)) and isinstance(resolves(name), ast.FunctionDef):
             arguments = resolves(name).args
             known = {argument.arg for argument in (*arguments.args, *arguments.kwonlyargs)}
-            unknown = [] if arguments.kwarg else [word.arg for word in node.keywords if word.arg not in known]
+            unknown = [] if arguments.kwarg else [word.arg for word in node.keywords if word.arg not in {None, *known}]
             wrong += [f"{name} has no argument {word}" for word in unknown]
     return wrong
 

@@ -14,6 +14,7 @@ import figures
 import reverse_diffusion as rd
 from diffusion import model_file, sampling
 from diffusion.schedules import SCHEDULES, make_schedule
+from support import plots
 from unet import NaiveUnet
 
 
@@ -71,6 +72,34 @@ def test_a_notebook_keeps_its_own_matplotlib(monkeypatch):
         figure = figures.schedule(ddpm.ddpm_schedule())
     assert isinstance(figure.canvas, FigureCanvasSVG) and figure.get_facecolor() == (0.5, 0.5, 0.5, 1)
     assert os.environ["MPLBACKEND"] == "svg" and matplotlib.get_backend() == "svg"
+
+
+def luminance(colour):
+    """Of a colour, as WCAG defines it for the contrast of text."""
+    from matplotlib.colors import to_rgb
+
+    return np.dot(
+        [0.2126, 0.7152, 0.0722], [(c / 12.92 if c <= 0.04 else ((c + 0.055) / 1.055) ** 2.4) for c in to_rgb(colour)]
+    )
+
+
+def test_figures_in_a_notebook_suit_light_and_dark_themes():
+    import matplotlib
+    from matplotlib.colors import to_rgba
+
+    with matplotlib.rc_context():
+        plots.draw_for_notebooks()
+        curves, drawn = figures.schedule(ddpm.ddpm_schedule()), figures.network(NaiveUnet((32, 32, 3), 8))
+        text = curves.axes[0].xaxis.label.get_color()
+    assert to_rgba(curves.axes[0].get_facecolor())[3] == 0
+    for background in "white", "#111111":  # of JupyterLab's themes
+        low, high = sorted((luminance(text), luminance(background)))
+        assert (high + 0.05) / (low + 0.05) > 4
+    boxes, texts = drawn.axes[0].patches, [text for text in drawn.axes[0].texts if "×" in text.get_text()]
+    assert len(boxes) == len(texts) == 11
+    for box, text in zip(boxes, texts, strict=True):  # black on light, whatever the theme
+        assert to_rgba(box.get_facecolor())[3] == 1 and luminance(box.get_facecolor()[:3]) > 0.5
+        assert text.get_color() == "black"
 
 
 USERS_STYLE = """

@@ -47,7 +47,7 @@ esac
 @pytest.fixture
 def folder(tmp_path):
     """A copy of start.py with a stand-in for the training script, and with nothing set up."""
-    for name in "start.py", "requirements.txt":
+    for name in "start.py", "requirements.txt", "requirements-optional.txt":
         shutil.copy(os.path.join(ROOT, name), tmp_path)
     (tmp_path / "diffusion_model.py").write_text(SAVES_SLOWLY)
     return tmp_path
@@ -76,7 +76,7 @@ def installer(folder, pip="true"):
 class Terminal:
     """start.py in a pseudo-terminal of its own."""
 
-    def __init__(self, folder, executable=None, ignored=()):
+    def __init__(self, folder, executable=None, ignored=(), words=("--x",)):
         import fcntl
         import pty
         import termios
@@ -88,7 +88,8 @@ class Terminal:
                 signal.signal(number, signal.SIG_IGN)
 
         code = (
-            f"import runpy, sys; sys.argv = ['start.py', '--x']; sys.executable = {str(executable or sys.executable)!r}"
+            f"import runpy, sys; sys.argv = ['start.py', *{words!r}]"
+            f"; sys.executable = {str(executable or sys.executable)!r}"
         )
         code += f"; runpy.run_path({str(folder / 'start.py')!r}, run_name='__main__')"
         self.master, slave = pty.openpty()
@@ -228,6 +229,59 @@ def test_a_venv_that_works_is_never_cleared(ready):
     terminal = Terminal(ready, installer(ready))
     assert terminal.finish() == 0
     assert (ready / "log").read_text().splitlines() == [f"-m venv {ready}/.venv", "pip"]
+
+
+# Instead of JupyterLab: says with what it was started, and waits for Ctrl-C.
+JUPYTERLAB = """
+import signal, sys, time
+signal.signal(signal.SIGINT, lambda number, frame: sys.exit(0))
+print("jupyterlab", *sys.argv[1:], flush=True)
+time.sleep(20)
+"""
+
+
+@pytest.fixture
+def with_jupyterlab(ready, monkeypatch):
+    """The same, with a stand-in for JupyterLab; `installer` takes the place of the Python of .venv."""
+    (ready / "jupyterlab.py").write_text(JUPYTERLAB)
+    python = ready / ".venv" / "bin" / "python"
+    script = installer(ready, pip=f'shift 2; echo "$@" > {ready}/installed')
+    python.unlink()
+    python.symlink_to(script)
+    return ready
+
+
+def open_notebook(folder):
+    terminal = Terminal(folder, folder / "installer", words=("notebook", "--no-browser"))
+    terminal.read_until("jupyterlab ")
+    terminal.press_ctrl_c()
+    assert terminal.finish() == 0
+    return terminal.text
+
+
+def test_the_notebook_installs_jupyterlab_once_and_opens_it(with_jupyterlab):
+    text = open_notebook(with_jupyterlab)
+    assert "installing JupyterLab" in text and "installing TensorFlow" not in text and "Traceback" not in text
+    words = next(line for line in text.splitlines() if line.startswith("jupyterlab ")).split()
+    lecture = str(with_jupyterlab / "docs" / "lecture.ipynb")
+    assert words[1:] == [lecture, f"--ServerApp.root_dir={with_jupyterlab}", "--no-browser"]
+    installed = (with_jupyterlab / "installed").read_text().split()
+    assert any(word.startswith("jupyterlab>=") for word in installed)
+    assert any(word.startswith("ipywidgets>=") for word in installed) and not any("torch" in word for word in installed)
+
+    assert "installing" not in open_notebook(with_jupyterlab)
+    optional = with_jupyterlab / "requirements-optional.txt"
+    optional.write_text(optional.read_text().replace("jupyterlab>=4", "jupyterlab>=5"))
+    assert "installing JupyterLab" in open_notebook(with_jupyterlab)
+
+
+def test_a_failed_set_up_of_the_notebook_is_one_sentence(with_jupyterlab):
+    installer(with_jupyterlab, pip="echo no network; exit 1")
+    terminal = Terminal(with_jupyterlab, with_jupyterlab / "installer", words=("notebook",))
+    assert terminal.finish() == 1
+    *_, last = terminal.text.splitlines()
+    assert "no network" in terminal.text and last.startswith("start.py: setting up .venv failed, see above")
+    assert "Traceback" not in terminal.text
 
 
 @pytest.mark.parametrize(

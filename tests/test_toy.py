@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
+from diffusion.reverse import denoiser_of
 from training import toy
 
 
@@ -14,8 +16,8 @@ def distances(points, others):
 
 @pytest.fixture(scope="module")
 def modes():
-    points = toy.mixture(8, modes=3)
-    return points, toy.train(points, "flow", "flow", T=50, rounds=20)
+    points = toy.mixture(8, modes=4, classes=2)
+    return points, toy.train(points, "flow", "flow", T=50, rounds=24, classes=2)
 
 
 def test_points_have_the_shape_of_images_and_fit_in_the_range():
@@ -33,7 +35,7 @@ def test_points_have_the_shape_of_images_and_fit_in_the_range():
 )
 def test_sampled_points_lie_where_the_points_are(modes, options):
     _, trained = modes
-    sampled, held_out = toy.reverse(trained, 8, **options), toy.mixture(32, seed=1, modes=3)
+    sampled, held_out = toy.reverse(trained, 8, **options), toy.mixture(32, seed=1, modes=4)
     assert max(sampled) == 50 and min(sampled) == 0
     spread = held_out.std() * np.random.default_rng(0).standard_normal((8, 8, 8, 2))
     assert distances(spread, held_out).mean() > 0.3
@@ -51,3 +53,49 @@ def test_the_figure_shows_both_processes_and_the_score(modes):
     arrows = figure.axes[11].collections[0]
     inwards = -(arrows.XY * np.stack([arrows.U, arrows.V], axis=1)).sum(axis=1)
     assert np.mean(inwards[np.hypot(*arrows.XY.T) > 1.2] > 0) == 1  # to where points are
+
+
+def test_points_of_a_class_lie_around_its_modes():
+    points, centres = toy.mixture(4, modes=6, classes=2), toy.centres(6)
+    for k, image in enumerate(points):
+        nearest = np.square(image.reshape(-1, 1, 2) - centres).sum(axis=-1).argmin(axis=1)
+        assert set(nearest) == {k % 2, k % 2 + 2, k % 2 + 4}
+    np.testing.assert_array_equal(toy.mixture(4, modes=6).shape, points.shape)
+
+
+@pytest.mark.parametrize("label", [0, 1, 2])
+@pytest.mark.parametrize("t", [1, 20, 100])
+def test_the_exact_network_knows_the_mean_of_the_noise(label, t):
+    """E[ε | x_t, class] as a mean over a million draws of x_0, weighted with q(x_t | x_0)."""
+    best = toy.exact(modes=4, classes=2, T=100)
+    rng, alphabar = np.random.default_rng(0), best.sched.alphabar[t]
+    centres = toy.centres(4) if label == 0 else toy.centres(4)[label - 1 :: 2]
+    x_0 = centres[rng.integers(len(centres), size=200_000)] + toy.DEVIATION * rng.standard_normal((200_000, 2))
+    x_t = np.sqrt(alphabar) * x_0[:64] + np.sqrt(1 - alphabar) * rng.standard_normal((64, 2))
+    noise = (x_t[:, None] - np.sqrt(alphabar) * x_0) / np.sqrt(1 - alphabar)  # that would lead from each x_0 to x_t
+    weight = np.exp(-np.square(noise).sum(axis=-1) / 2)
+    expected = np.einsum("ij,ijk->ik", weight, noise) / weight.sum(axis=1, keepdims=True)
+    image = tf.constant(x_t.reshape(1, 8, 8, 2), tf.float32)
+    found = denoiser_of(best, 1)(image, tf.constant([t]), tf.constant([label])).eps.numpy().reshape(-1, 2)
+    known = weight.sum(axis=1) > 100  # where enough draws lie near
+    assert known.mean() > 0.5 and np.abs(found - expected)[known].max() < 0.2
+    if label == 0:
+        np.testing.assert_allclose(denoiser_of(best, 1)(image, tf.constant([t])).eps, found.reshape(1, 8, 8, 2))
+
+
+def test_a_network_learns_classes_and_its_scores_are_drawn(modes):
+    (points, trained), centres = modes, toy.centres(4)
+    for label in 1, 2:
+        sampled = toy.reverse(trained, 8, label=[label] * 8)[0]
+        assert distances(sampled, centres[label - 1 :: 2]).mean() < 0.15
+    best = toy.exact(4, 2, T=1000)  # of another schedule, so that its t is another one
+    same_noise = int(np.argmin(np.abs(best.sched.alphabar - trained.sched.alphabar[25])))
+    figures = toy.draw_scores({"exact": best}, same_noise), toy.draw_scores({"learned": trained}, 25, points)
+    for figure in figures:
+        assert [axis.get_title() for axis in figure.axes] == ["all points", "class 0", "class 1"]
+    fields = [[axis.collections[-1] for axis in figure.axes] for figure in figures]
+    exact, learned = ([np.stack([field.U, field.V]) for field in row] for row in fields)
+    for one, other in zip(exact, learned, strict=True):
+        cosine = (one * other).sum(axis=0) / np.sqrt((one**2).sum(axis=0) * (other**2).sum(axis=0))
+        assert np.median(cosine) > 0.9
+    assert len(figures[1].axes[1].collections[0].get_offsets()) == 256  # half of the points are of class 0

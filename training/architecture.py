@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from support.plots import ARROW, BLUE, GREEN, GREY, VERMILION, boxes
+from support.plots import BLUE, GREEN, GREY, VERMILION, arrow, boxes
 
 if TYPE_CHECKING:
     import keras
@@ -26,7 +26,7 @@ def network(model: keras.Model) -> Figure:
     texts = [f"{name}\n{'×'.join(map(str, output.shape[1:]))}" for name, output in path]
     colours = [GREY, *[BLUE] * 4, GREEN, *[VERMILION] * 4, GREY]
     figure, axis = boxes(texts, [0, 0, 1, 2, 3, 4, 3, 2, 1, 0, 0], colours, joins=[(1, 10), (2, 9), (3, 8), (4, 7)])
-    style = {"ha": "center", "fontsize": 8, "arrowprops": ARROW}
+    style = {"ha": "center", "fontsize": 8, "arrowprops": arrow()}
     axis.annotate("t / T → TimeLayer\nadded here", (5, -4.3), (5, -5.2), **style)
     axis.set_title(f"{model.count_params():,} parameters; dashed: skip connections", fontsize=10)
     return figure
