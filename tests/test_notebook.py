@@ -136,12 +136,23 @@ def check_exercises(lecture):
     checks = [cell for cell in notebook.code_cells(lecture) if notebook.source(cell).startswith("with exercise")]
     others = [cell for cell in notebook.code_cells(lecture) if cell not in checks]
     both = set.union(*map(stored_names, checks)) & set.union(*map(stored_names, others))
-    return wrong + [f"an exercise changes {name}" for name in sorted(both)]
+    wrong += [f"an exercise changes {name}" for name in sorted(both)]
+    # An exercise may be solved after all cells have run.
+    for check in checks:
+        later = [cell for cell in cells[cells.index(check) + 1 :] if cell in others]
+        changed_later = (variables(check, ast.Load) - stored_names(check)) & set().union(*map(stored_names, later))
+        wrong += [f"an exercise uses {name}, which a later cell changes" for name in sorted(changed_later)]
+    return wrong
+
+
+def variables(cell, context):
+    """The variables that a cell uses, `ast.Load`, or changes, `ast.Store`."""
+    nodes = ast.walk(ast.parse(notebook.source(cell)))
+    return {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, context)}
 
 
 def stored_names(cell):
-    nodes = ast.walk(ast.parse(notebook.source(cell)))
-    return {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    return variables(cell, ast.Store)
 
 
 def check_page(lecture):
@@ -215,6 +226,7 @@ SPOILED = {
     "no exercise": (check_exercises, lambda: changed("# Exercise 4", "# Exercise")),
     "a solution": (check_exercises, lambda: changed("simulate(x_0, beta, rng)", "simulate(x, rng)", "markdown")),
     "a changed variable": (check_exercises, lambda: changed("simulated = ", "x_t = simulated = ")),
+    "a variable that changes": (check_exercises, lambda: changed("beta[1:301]", "beta[1 : t + 1]")),
     "a link": (check_page, lambda: changed("(slides.md)", "(slide.md)", "markdown")),
     "a command": (check_page, lambda: changed("--n-sample 64", "--n-samples 64", "markdown")),
 }
