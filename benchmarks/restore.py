@@ -11,6 +11,7 @@ step without a measurement (time). And a figure: images, what is measured of the
 """
 
 import argparse
+import dataclasses
 import time
 
 import common
@@ -34,13 +35,22 @@ def main():
     )
     parser.add_argument("--out", default="restore.png", metavar="FILE", help="the figure (restore.png)")
     parser.add_argument("--methods", type=lambda text: text.split(","), help="some methods, separated by commas (all)")
+    parser.add_argument(
+        "--iterations",
+        type=console.integers(1),
+        metavar="N,N",
+        help="mmps with so many iterations instead of --methods",
+    )
     parser.add_argument("--steps", type=int, help="steps of the sampler (what the model's file recommends)")
     parser.add_argument("--features", default="efficientnet", help="of KID (efficientnet)")
     options = parser.parse_args()
     device.start_tensorflow(parts=device.MOST_PARTS)
-    from diffusion.posterior import METHODS
+    from diffusion.posterior import METHODS, MMPS
 
-    options.methods = options.methods or list(METHODS)
+    numbers = map(int, options.iterations.split(",")) if options.iterations else ()
+    more = {f"mmps, {k}": dataclasses.replace(MMPS, iterations=k) for k in numbers}
+    METHODS.update(more)
+    options.methods = list(more) or options.methods or list(METHODS)
     print(common.machine("tensorflow", "keras"))
     for part in options.only:
         {"bias": bias, "images": images, "time": seconds, "figure": figure}[part](options)
