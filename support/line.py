@@ -14,7 +14,7 @@ import time
 from typing import Any
 
 BEAT = 2  # seconds between signs of life
-SILENCE = 40  # seconds without any, after which the other end is hung or its machine is lost
+SILENCE = 30  # seconds without any, after which the other end is hung or its machine is lost
 STARTING = 300  # the same while programs start, as Python may stand still while it loads large libraries
 GREETING = 10  # seconds for the other end to prove that it knows the secret
 PIECE = 2**20  # bytes that are sent or received at once

@@ -30,7 +30,7 @@ from conftest import (
     train_here,
     write_images,
 )
-from test_resume import progress, read_until, table
+from test_resume import progress, read_until, small_disk, table  # noqa: F401
 from test_training import assert_equal_to_the_bit, losses
 
 from support.launcher import free_port
@@ -448,3 +448,34 @@ def test_worker_without_images_is_named(tmp_path):
     assert re.fullmatch(
         r".*worker 2 of 2 .* exit status 2 \(.*there is no folder or file images.npy.*\n", done[0].stderr
     )
+
+
+@pytest.mark.slow
+def test_full_disk_and_other_clock_of_one_worker_change_nothing(small_disk, tmp_path):  # noqa: F811
+    """The first one's disk is full for a while, and the other one's clock is a day ahead."""
+    (tmp_path / "ahead").mkdir()
+    (tmp_path / "ahead" / "sitecustomize.py").write_text(
+        "import time\nnow = time.time\ntime.time = lambda: now() + 86400\n"
+    )
+    (tmp_path / "second").mkdir()
+    for folder in small_disk, tmp_path / "second":
+        write_images(folder)
+    options = [*SMALL, "--n-epochs", "100000", "--sample-every", "0", "--save-every", "0.01"]
+    port = free_port()
+    first = start_worker(small_disk, 0, port, "diffusion_model.py", *options)
+    second = start_worker(
+        tmp_path / "second", 1, port, "diffusion_model.py", *options, PYTHONPATH=f"{tmp_path / 'ahead'}:{ROOT}"
+    )
+    printed = read_until(first, "ms a step")
+    while not (small_disk / "model.keras").exists():
+        time.sleep(0.05)
+    with contextlib.suppress(OSError), open(small_disk / "filler", "wb", buffering=0) as filler:
+        while True:
+            filler.write(bytes(65536))
+    time.sleep(2)
+    before = iterations(small_disk / "model.keras")
+    os.remove(small_disk / "filler")
+    second.send_signal(signal.SIGTERM)  # to the other one
+    done = [finish(first, printed), finish(second)]
+    assert [process.returncode for process in done] == [143, 143] and done[1].stderr == "", done
+    assert "No space left" in done[0].stderr and iterations(small_disk / "model.keras") > before
