@@ -25,7 +25,7 @@ class Place:
         host, port: where the first worker listens.
         secret: what only the workers of this job know.
         local: place among the workers of the same machine.
-        node: name of this machine.
+        node: name of this machine, as in `nodes`.
         nodes: names of all machines, if they are known.
         launched: whether `support/launcher.py` has started the workers, all on this machine.
     """
@@ -90,7 +90,8 @@ def _in_tf_config(text):
         index, local = len(before) + index, hosts[: len(before) + index].count(hosts[len(before) + index])
         if not 0 <= index < len(before) + len(addresses[kind]):
             raise ValueError(f"index {index}")
-        return Place(index, len(everyone), hosts[0], int(ports[0]), local=local, nodes=tuple(dict.fromkeys(hosts)))
+        nodes = tuple(dict.fromkeys(hosts))
+        return Place(index, len(everyone), hosts[0], int(ports[0]), local=local, node=hosts[index], nodes=nodes)
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(
             f"TF_CONFIG does not say which worker this is ({type(error).__name__}: {error}); it should be like "

@@ -38,7 +38,7 @@ class Worker:
         self.index, self.count, self.first = self.place.index, self.place.count, self.place.index == 0
         self._hear, self._before_the_end, self._comfort = self._raise_here, lambda: None, ""
         self._others = range(1, self.count) if self.first else range(1)  # that this one has a line to
-        self._lines, self._names, self._complete, self._refused = {}, {}, threading.Event(), False
+        self._lines, self._names, self._complete, self._trouble = {}, {}, threading.Event(), ""
         self._values = {k: queue.SimpleQueue() for k in self._others}
         self._heard, self._hearing = {}, threading.Lock()
         self._losing, self._leaving = threading.Lock(), threading.Lock()
@@ -173,13 +173,17 @@ class Worker:
         server.settimeout(1)
         with server:
             while not self._complete.is_set():
-                with contextlib.suppress(TimeoutError):
+                with contextlib.suppress(OSError):  # nobody has come for a second, say
                     _in_thread(self._open_line, server.accept()[0], False)
 
     def _call(self):
         while not self._lines:
-            with contextlib.suppress(OSError):
-                self._open_line(socket.create_connection((self.place.host, self.place.port), timeout=5), True)
+            try:
+                connection = socket.create_connection((self.place.host, self.place.port), timeout=5)
+            except OSError as error:
+                self._trouble = f": {error.strerror or error}"
+            else:
+                self._open_line(connection, True)
             time.sleep(0.2)
 
     def _open_line(self, connection, caller):
@@ -187,7 +191,7 @@ class Worker:
         try:
             line = Line(connection, self.place.secret, caller)
         except (OSError, EOFError):
-            self._refused = True
+            self._trouble = f"; the other end of a connection did not know {SECRET}"
             connection.close()
         else:
             line.send((self.index, self._names[self.index]))
@@ -275,13 +279,10 @@ class Worker:
         missing = [str(k + 1) for k in self._others if k not in self._lines]
         said = f"worker{'s' * (len(missing) > 1)} {', '.join(missing)} of {self.count}"
         if not self.first:
-            return f"{said}, at {self.place.host}:{self.place.port}{self._describe_refused()}"
+            return f"{said}, at {self.place.host}:{self.place.port}{self._trouble}"
         seen = [name.rpartition(" on ")[2] for name in list(self._names.values())]
         silent = [node for node in self.place.nodes if node not in seen]
-        return said + (f"; none has come from {', '.join(silent)}" if silent else "") + self._describe_refused()
-
-    def _describe_refused(self):
-        return f"; who came there did not know {SECRET}" if self._refused else ""
+        return said + (f"; none has come from {', '.join(silent)}" if silent else "") + self._trouble
 
     def _say(self, sentence, program=None):
         """Prints on the stderr that this process has started with."""

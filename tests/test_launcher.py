@@ -173,6 +173,30 @@ def test_more_devices_than_gpus_are_refused(monkeypatch):
         launcher.choose_devices(3)
 
 
+@pytest.mark.parametrize(
+    ("visible", "local", "taken"), [("0,1,2", 1, "1"), ("5", 3, "5"), ("", 2, ""), ("GPU-a,GPU-b", 0, "GPU-a")]
+)
+def test_task_takes_the_gpu_of_its_number_if_it_sees_several(monkeypatch, visible, local, taken):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    launcher.launch_if_several(Worker(Place(7, 8, local=local)), "program.py", 1)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == taken
+
+
+@pytest.mark.parametrize(
+    ("count", "most", "local", "said"),
+    [
+        (2, None, 0, "omit --devices"),
+        ("all", None, 0, "omit --devices"),
+        (1, 7, 0, "8 tasks"),
+        (1, 8, 2, "one for each"),
+    ],
+)
+def test_tasks_that_do_not_fit_are_refused(monkeypatch, count, most, local, said):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    with pytest.raises(ValueError, match=said):
+        launcher.launch_if_several(Worker(Place(1, 8, local=local)), "program.py", count, most=most)
+
+
 def test_cores_are_divided_among_workers():
     cores = sorted(os.sched_getaffinity(0))
     shares = [launcher.share_of_cores(k, 2) for k in range(2)]

@@ -12,6 +12,7 @@ import time
 
 import pytest
 from conftest import environment
+from test_launcher import slow
 
 from support import line, places
 from support.launcher import free_port
@@ -176,7 +177,7 @@ def test_silent_end_is_noticed_and_a_living_one_is_waited_for(monkeypatch, over_
 BEGIN = """
 import os, signal, sys, time
 from support import line, worker
-worker.GRACE, worker.LATE, line.BEAT = 0.3, 0.5, 0.1
+worker.GRACE, line.BEAT = 0.3, 0.1
 from support.worker import at_work
 with at_work("program.py") as me:
     me.obey(lambda number: me.leave(128 + number), comfort="; comfort")
@@ -223,8 +224,8 @@ NAMED = r"program.py: worker {} of 3 \(process \d+ on \S+\) {}; comfort\n"
         ("if me.index == 1: sys.exit('why')", (1, 1, 1), NAMED.format(2, r"ended with exit status 1 \(why\)")),
         ("if me.index == 2: os.kill(os.getpid(), 9)", (137, 137, -9), NAMED.format(3, "was lost: it ended .*")),
         ("sys.exit('alike')", (1, 1, 1), "alike\n"),
-        ("if me.index == 2: raise OSError('disk')", (1, 1, 1), NAMED.format(3, r".* 1 \(program.py: disk\)")),
-        ("if me.index == 1: 1 / 0", (1, 1, 1), NAMED.format(2, r".* 1 \(ZeroDivisionError: division by zero\)")),
+        slow("if me.index == 2: raise OSError('disk')", (1, 1, 1), NAMED.format(3, r".* 1 \(program.py: disk\)")),
+        slow("if me.index == 1: 1 / 0", (1, 1, 1), NAMED.format(2, r".* 1 \(ZeroDivisionError: division by zero\)")),
     ],
 )
 def test_first_worker_says_how_another_one_ended(code, statuses, said):
@@ -235,8 +236,26 @@ def test_first_worker_says_how_another_one_ended(code, statuses, said):
 
 
 def test_second_worker_says_that_the_first_one_is_lost():
-    first, second, _ = run_all("me.from_first(me.gather(0))\nif me.first: os.kill(os.getpid(), 9)\ntime.sleep(60)")
-    assert first[0] == -9 and second[0] == 137 and re.fullmatch(NAMED.format(1, "was lost: it ended .*"), second[2])
+    """The third one lets it speak, and would be ended by the scheduler meanwhile."""
+    port, code = free_port(), "me.from_first(me.gather(0))\nif me.first: os.kill(os.getpid(), 9)\ntime.sleep(60)"
+    first, second, third = (start(index, port, code) for index in range(3))
+    errors = second.communicate(timeout=30)[1]
+    assert third.poll() is None and first.wait(1) == -9 and second.returncode == 137
+    assert re.fullmatch(NAMED.format(1, "was lost: it ended .*"), errors)
+    assert third.wait(10) == 137
+
+
+@pytest.mark.slow
+def test_two_workers_that_are_lost_at_once_are_one_sentence():
+    """Although the end takes a while, as when a save is finished first."""
+    code = """
+me.obey(print, lambda: time.sleep(0.5), "; comfort")
+me.from_first(me.gather(0))
+if not me.first: os.kill(os.getpid(), 9)
+time.sleep(60)
+"""
+    first, *_ = run_all(code)
+    assert first[0] == 137 and re.fullmatch(NAMED.format("[23]", "was lost: .*"), first[2]), first
 
 
 def test_hung_worker_is_named():
@@ -260,14 +279,15 @@ time.sleep(60)
 
 
 def test_late_worker_is_waited_for_with_a_sentence():
-    port, code = free_port(), "print(me.gather(me.index))"
+    port, code = free_port(), "worker.LATE = 0.3\nprint(me.gather(me.index))"
     first = start(0, port, code)
     said = first.stderr.readline()
-    assert said.startswith("program.py: waiting for workers 2, 3 of 3"), said
+    assert said == "program.py: waiting for workers 2, 3 of 3\n"
     others = [start(index, port, code) for index in (1, 2)]
     assert first.communicate(timeout=30) == ("[0, 1, 2]\n", "") and [one.wait(30) for one in others] == [0, 0]
 
 
+@pytest.mark.slow
 def test_worker_with_another_secret_is_not_let_in():
     port = free_port()
     other = start(1, port, "me.meet(2)", 2, DIFFUSION_SECRET="another secret of a job")
