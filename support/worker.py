@@ -12,7 +12,6 @@ import os
 import queue
 import socket
 import sys
-import tempfile
 import threading
 import time
 import traceback
@@ -22,11 +21,11 @@ from typing import Any, NoReturn
 from support import console
 from support.line import SILENCE, STARTING, Line
 from support.places import SECRET, Place, find_place
+from support.silence import Silence
 
 GRACE = 3  # seconds in which the first worker can say itself what is wrong, when another one has ended
 ONE_SIGNAL = 1  # seconds within which a signal that arrives in several ways is one
 LATE = 15  # seconds after which is said for whom a worker waits
-LONGEST = 2000  # bytes of last words
 LOST = 137  # exit status when a worker was lost, as if it was killed
 
 
@@ -42,7 +41,7 @@ class Worker:
         self._values = {k: queue.SimpleQueue() for k in self._others}
         self._heard, self._hearing = {}, threading.Lock()
         self._losing, self._leaving = threading.Lock(), threading.Lock()
-        self._program, self._stderr, self._words = "", 2, None
+        self._program, self._stderr, self._silence = "", 2, None
 
     def share(self, n: int) -> range:
         """Which of n things are this worker's; shares differ by one at most."""
@@ -88,7 +87,7 @@ class Worker:
         if self.place.launched:
             _in_thread(self._listen_to_launcher)
         elif not self.first:
-            self._fall_silent()
+            self._silence = Silence()
         if self.first:
             _in_thread(self._accept, self._listen())
         else:
@@ -149,7 +148,7 @@ class Worker:
     def leave(self, status: int) -> NoReturn:
         """Ends the process at once, as TensorFlow would wait for the others, and lets them know."""
         self._leaving.acquire()  # whoever comes second waits for the end
-        words = self._last_words()
+        words = self._silence.last_words() if self._silence else ""
         for line in list(self._lines.values()):
             line.send(("end", (status, words)))
         if status and not self._lines and words:  # nobody else can say it
@@ -258,22 +257,6 @@ class Worker:
             for line in said:
                 self._hear_once(int(line))
         self._end(1)
-
-    def _fall_silent(self):
-        """Sends the output of this process nowhere, but for its last words, which the first worker says."""
-        with open(os.devnull, "wb") as nowhere, tempfile.TemporaryFile() as words:
-            self._words = os.dup(words.fileno())
-            os.dup2(nowhere.fileno(), 1)
-            os.dup2(words.fileno(), 2)
-
-    def _last_words(self):
-        """The last line that this process has printed on stderr, if nobody has read it."""
-        if self._words is None:
-            return ""
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            sys.stderr.flush()
-        words = os.pread(self._words, LONGEST, max(0, os.fstat(self._words).st_size - LONGEST))
-        return words.decode(errors="replace").strip().rpartition("\n")[2]
 
     def _describe_missing(self):
         missing = [str(k + 1) for k in self._others if k not in self._lines]
