@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 from support import console
@@ -131,10 +131,9 @@ class Worker:
         if not self.first:
             self.gather((*self._lines[0].addresses(), port))
             return self.from_first(None)
-        ends = self.gather(("", "", port))
-        own = next((first for _, first, _ in ends[1:] if not ipaddress.ip_address(first).is_loopback), "127.0.0.1")
-        hosts = [own, *(own if ipaddress.ip_address(host).is_loopback else host for host, _, _ in ends[1:])]
-        return self.from_first([f"{host}:{port}" for host, (_, _, port) in zip(hosts, ends, strict=True)])
+        *ends, ports = zip(*self.gather(("", "", port)), strict=True)
+        hosts = choose_hosts(ends[0][1:], ends[1][1:])
+        return self.from_first([f"{host}:{port}" for host, port in zip(hosts, ports, strict=True)])
 
     def pass_on(self, number: int) -> None:
         """Tells the first worker of a signal that came to this process: it counts once, whoever else got it."""
@@ -272,6 +271,17 @@ class Worker:
         prefix = self._program + ": " if program is None else program
         with contextlib.suppress(OSError):
             os.write(self._stderr, f"{prefix}{sentence}\n".encode())
+
+
+def choose_hosts(callers: Sequence[str], called: Sequence[str]) -> list[str]:
+    """The host of the first worker, and those of the others, as all of them reach it.
+
+    Args:
+        callers, called: the hosts of both ends of the lines to the others; who has called this machine's own address
+            (loopback) is on the first worker's machine.
+    """
+    first = next((host for host in called if not ipaddress.ip_address(host).is_loopback), "127.0.0.1")
+    return [first, *(first if ipaddress.ip_address(host).is_loopback else host for host in callers)]
 
 
 def _in_thread(function, *arguments):

@@ -18,6 +18,7 @@ from support import line, places
 from support.launcher import free_port
 from support.line import Line
 from support.places import Place, find_place
+from support.worker import choose_hosts
 
 SECRET = "a secret of this job"
 SLURM = {
@@ -174,6 +175,18 @@ def test_silent_end_is_noticed_and_a_living_one_is_waited_for(monkeypatch, over_
     assert 0.2 < time.monotonic() - begun < 1
 
 
+@pytest.mark.parametrize(
+    ("callers", "called", "hosts"),
+    [
+        (["10.0.0.2", "10.0.0.3"], ["10.0.0.1"] * 2, ["10.0.0.1", "10.0.0.2", "10.0.0.3"]),
+        (["127.0.0.1", "10.0.0.3"], ["127.0.1.1", "10.0.0.1"], ["10.0.0.1", "10.0.0.1", "10.0.0.3"]),
+        (["127.0.0.1"], ["127.0.1.1"], ["127.0.0.1"] * 2),
+    ],
+)
+def test_workers_on_the_machine_of_the_first_are_reached_from_others(callers, called, hosts):
+    assert choose_hosts(callers, called) == hosts
+
+
 BEGIN = """
 import os, signal, sys, time
 from support import line, worker
@@ -223,7 +236,7 @@ NAMED = r"program.py: worker {} of 3 \(process \d+ on \S+\) {}; comfort\n"
     [
         ("if me.index == 1: sys.exit('why')", (1, 1, 1), NAMED.format(2, r"ended with exit status 1 \(why\)")),
         ("if me.index == 2: os.kill(os.getpid(), 9)", (137, 137, -9), NAMED.format(3, "was lost: it ended .*")),
-        ("sys.exit('alike')", (1, 1, 1), "alike\n"),
+        ("time.sleep(0.1 * me.first)\nsys.exit('alike')", (1, 1, 1), "alike\n"),
         slow("if me.index == 2: raise OSError('disk')", (1, 1, 1), NAMED.format(3, r".* 1 \(program.py: disk\)")),
         slow("if me.index == 1: 1 / 0", (1, 1, 1), NAMED.format(2, r".* 1 \(ZeroDivisionError: division by zero\)")),
     ],
@@ -237,12 +250,17 @@ def test_first_worker_says_how_another_one_ended(code, statuses, said):
 
 def test_second_worker_says_that_the_first_one_is_lost():
     """The third one lets it speak, and would be ended by the scheduler meanwhile."""
-    port, code = free_port(), "me.from_first(me.gather(0))\nif me.first: os.kill(os.getpid(), 9)\ntime.sleep(60)"
-    first, second, third = (start(index, port, code) for index in range(3))
-    errors = second.communicate(timeout=30)[1]
-    assert third.poll() is None and first.wait(1) == -9 and second.returncode == 137
-    assert re.fullmatch(NAMED.format(1, "was lost: it ended .*"), errors)
-    assert third.wait(10) == 137
+    code = """
+me.obey(print, lambda: os.write(me._stderr, b"%.2f" % time.monotonic()), "; comfort")
+me.from_first(me.gather(0))
+if me.first: os.kill(os.getpid(), 9)
+time.sleep(60)
+"""
+    done = run_all(code)
+    assert [status for status, _, _ in done] == [-9, 137, 137]
+    (said, second), (_, third) = (errors.splitlines() for _, _, errors in done[1:])
+    assert re.fullmatch(NAMED.format(1, "was lost: it ended .*"), said + "\n")
+    assert float(third) - float(second) > 0.5
 
 
 @pytest.mark.slow
