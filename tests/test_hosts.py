@@ -83,7 +83,7 @@ class Job:
     def wait_for(self, text, seconds=200):
         until = time.monotonic() + seconds
         while not any(text in line for _, _, line, _ in self.lines):
-            assert time.monotonic() < until, self.lines
+            assert time.monotonic() < until and not any(one.poll() for one in self.processes), self.lines
             time.sleep(0.05)
 
     def wait(self, k, seconds):

@@ -87,7 +87,7 @@ class Workers:
             "options": sorted(options.items()),
             "code": digest_code(),
             "settings": [metadata["settings"], metadata["progress"]],
-            "images": [metadata["data"], metadata.get("validation")],
+            "images": [without_place(metadata["data"]), without_place(metadata.get("validation"))],
             "weights": digest_weights(trained.network.trainable_weights).numpy().tolist(),
         }
         self.check_same(facts)
@@ -121,6 +121,11 @@ def leave_failures_to_lines() -> None:
     ours.configure_coordination_service = functools.partial(
         ours.configure_coordination_service, heartbeat_timeout_in_ms=HEARTBEAT
     )
+
+
+def without_place(images: dict | None) -> list | None:
+    """What is known of images, but for where they are, which may be a copy on each node."""
+    return images and sorted((name, value) for name, value in images.items() if name != "source")
 
 
 def join(worker: Worker) -> Workers | None:
