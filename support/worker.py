@@ -115,8 +115,7 @@ class Worker:
             OSError: if it takes longer.
         """
         if self.count > 1 and not self._complete.wait(min(seconds, LATE)):
-            if self.index <= 1:
-                self._say(f"waiting for {self._describe_missing()}")
+            self._say(f"waiting for {self._describe_missing()}")
             if not self._complete.wait(max(0, seconds - LATE)):
                 raise OSError(f"{self._describe_missing()} did not come within {seconds / 60:g} minutes")
 
@@ -151,7 +150,6 @@ class Worker:
         for line in list(self._lines.values()):
             line.send(("end", (status, words)))
         if status and not self._lines and words:  # nobody else can say it
-            self._wait_for_turn()
             self._say(words, program="")
         with contextlib.suppress(OSError, ValueError, AttributeError):  # there may be no standard output
             sys.stdout.flush()
@@ -228,13 +226,8 @@ class Worker:
         self._losing.acquire()  # the first reason is said, others follow from it
         if self.place.launched and not hung:
             time.sleep(60)
-        self._wait_for_turn()
         self._say(f"{self.name(index)} {how}{self._comfort}")
         self._end(status)
-
-    def _wait_for_turn(self):
-        """One of those that find the first worker lost says so; the scheduler ends the others meanwhile."""
-        time.sleep(min(max(0, self.index - 1), 10))
 
     def _end(self, status):
         self._before_the_end()
@@ -267,10 +260,11 @@ class Worker:
         return said + (f"; none has come from {', '.join(silent)}" if silent else "") + self._trouble
 
     def _say(self, sentence, program=None):
-        """Prints on the stderr that this process has started with."""
+        """Prints on the stderr that this process has started with, in one process of each node."""
         prefix = self._program + ": " if program is None else program
-        with contextlib.suppress(OSError):
-            os.write(self._stderr, f"{prefix}{sentence}\n".encode())
+        if self.index <= 1 or self.place.local == 0:
+            with contextlib.suppress(OSError):
+                os.write(self._stderr, f"{prefix}{sentence}\n".encode())
 
 
 def choose_hosts(callers: Sequence[str], called: Sequence[str]) -> list[str]:
