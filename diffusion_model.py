@@ -21,19 +21,20 @@ from support import console, device, launcher
 from support.console import say
 from support.lock import Lock
 from support.signals import Interruption
-from support.worker import this_worker
+from support.worker import at_work
 from training.settings import parse_options
 
 
 def main():
-    # Options are read before TensorFlow is imported, so that --help and slips of typing are answered at once.
-    options, worker = parse_options(__doc__), this_worker()
-    path = options["model"]
-    with worker.leaving_at_once(), console.one_line_errors("diffusion_model.py"):
-        check_parts(options)
-        launcher.launch_if_several("diffusion_model.py", options.get("devices", 1), f"; the last save is in {path}")
+    with at_work("diffusion_model.py") as worker:
+        # Options are read before TensorFlow is imported, so that --help and slips of typing are answered at once.
+        options = parse_options(__doc__)
+        path = options["model"]
+        comfort = f"; the last save is in {path}"
+        check_parts(options, worker)
+        launcher.launch_if_several(worker, "diffusion_model.py", options.get("devices", 1), comfort)
         with Interruption() as interruption:
-            interruption.follow(worker)
+            interruption.follow(worker, comfort)
             say("diffusion_model.py: starting TensorFlow …")  # the imports below take seconds
             device.start_tensorflow(options.get("parts", 1 if options.get("xla") else device.MOST_PARTS))
             from training.workers import join
@@ -41,7 +42,7 @@ def main():
             workers = join(worker)
             interruption.take_signals()
             if not worker.first:
-                train_model(options, path, interruption, workers)  # until the launcher ends it
+                train_model(options, path, interruption, workers)  # until the first one ends
                 return
             with Lock(path) as lock:
                 interruption.clean_up = lock.release
@@ -50,12 +51,12 @@ def main():
                 train_model(options, path, interruption, workers)
 
 
-def check_parts(options):
+def check_parts(options, worker):
     """Raises ValueError if a batch is to be divided both among devices and in parts."""
     divided = {"parts", "sequential"} & options.keys()
-    if divided and len(launcher.choose_devices(options.get("devices", 1))) > 1:
+    if divided and (worker.count > 1 or len(launcher.choose_devices(options.get("devices", 1))) > 1):
         flag = "--sequential" if "sequential" in options else "--parts"
-        raise ValueError(f"{flag} divides a batch on one device, and --devices among several; omit one of them")
+        raise ValueError(f"{flag} divides a batch on one device, but several share it already; omit {flag}")
 
 
 def train_model(options, path, interruption, workers=None):

@@ -20,6 +20,7 @@ from diffusion.command_line import add_model_option, add_sampling_options
 from diffusion.options import Sampling
 from support import console, files, grids, launcher
 from support.console import integer, say
+from support.worker import at_work
 
 PARTS = ("bits", "loss", "overfitting", "fid", "kid", "frechet", "precision", "recall", "copies")
 
@@ -155,10 +156,10 @@ def check_caches(caches, options, metadata):
 
 
 def main():
-    with console.one_line_errors("evaluate.py"):
+    with at_work("evaluate.py") as worker:
         options = parse_options()
         asked = Sampling.among(vars(options))
-        worker = launcher.join("evaluate.py", options.devices)
+        launcher.launch_if_several(worker, "evaluate.py", options.devices)
         say("evaluate.py: starting TensorFlow …")
         from support import device
 

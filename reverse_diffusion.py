@@ -210,16 +210,16 @@ def edit_files(options, sampling):
 def main():
     from diffusion.command_line import parse_sampling_options
     from diffusion.options import Sampling
-    from support import console, device, launcher
+    from support import console, device, files, grids, launcher
+    from support.worker import at_work
 
-    with console.one_line_errors("reverse_diffusion.py"):
+    with at_work("reverse_diffusion.py") as worker:
         options = parse_sampling_options(__doc__)
         arguments = Sampling.among(vars(options)).arguments()
-        worker = launcher.join("reverse_diffusion.py", options.devices, options.n_sample)
+        launcher.launch_if_several(worker, "reverse_diffusion.py", options.devices, most=options.n_sample)
         console.say("reverse_diffusion.py: starting TensorFlow …")
         device.start_tensorflow(parts=min(options.n_sample, device.MOST_PARTS))
         from diffusion import generate, model_file, sharing
-        from support import files, grids
         from support.scale import Scale
 
         models = [model_file.locate(path) for path in (options.model, options.classifier, options.weaker) if path]

@@ -2,7 +2,8 @@
 
 There is one file for each folder, size, number of channels and of levels, in Keras' own cache (`~/.keras/datasets`, or
 below `KERAS_HOME`). It is valid as long as names, sizes and times of all files in the folder are the same. If it cannot
-be written or read, the images are read from the folder again.
+be written or read, the images are read from the folder again. Of several processes that want the same images, on one
+machine or on several that share the cache, the first reads them and the others wait for its file.
 """
 
 import contextlib
@@ -17,6 +18,7 @@ import numpy as np
 import PIL
 
 from support import files
+from support.lock import taking_turns
 
 VERSION = 3  # increase it whenever files are read, or skipped files described, differently than before
 MIN_SECONDS = 2.0  # a folder that is read faster is not cached
@@ -80,6 +82,15 @@ def load_or_read(
     """
     if (cached := _load(path, fingerprint)) is not None:
         return cached
+    with contextlib.suppress(OSError):
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+    with taking_turns(path) as waited:
+        if not waited:
+            return _load(path, fingerprint) or _read_and_save(path, fingerprint, read)
+    return _load(path, fingerprint) or _read_and_save(path, fingerprint, read)  # not cached, as reading was quick
+
+
+def _read_and_save(path, fingerprint, read):
     start = time.monotonic()
     images, skipped, *labels = read()
     found = images, skipped, labels[0] if labels else None
@@ -103,7 +114,5 @@ def _load(path, fingerprint):
 def _save(path, fingerprint, images, skipped, labels):
     """Writes the cache file; does nothing if that is not possible."""
     more = {} if labels is None else {"labels": labels}
-    with contextlib.suppress(OSError):
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        with files.replacing(path) as draft:
-            np.savez(draft, fingerprint=fingerprint, images=images, skipped=json.dumps(skipped), **more)
+    with contextlib.suppress(OSError), files.replacing(path) as draft:
+        np.savez(draft, fingerprint=fingerprint, images=images, skipped=json.dumps(skipped), **more)

@@ -6,6 +6,7 @@ import socket
 from collections.abc import Iterator, Sequence
 
 from support import console, device
+from support.lock import taking_turns
 
 TIMEOUT = 60  # seconds; a compute node without internet would wait for minutes
 
@@ -35,7 +36,8 @@ def downloading(what: str, paths: Sequence[str], way_out: str) -> Iterator[None]
     try:
         for path in paths:
             os.makedirs(os.path.dirname(path), exist_ok=True)  # else Keras downloads to elsewhere
-        yield
+        with taking_turns(paths[0]):  # the next process finds it there
+            yield
     except Exception as error:  # `get_file` raises plain Exceptions, whose text names the URL
         text = " ".join(str(error).split()).removeprefix("URL fetch failure on ").removeprefix(f"{what}: ")
         text = text.replace("None -- ", "") or type(error).__name__

@@ -6,13 +6,12 @@ It imports no TensorFlow and uses no GPU itself.
 import argparse
 import collections
 import contextlib
-import json
 import os
+import secrets
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import types
@@ -20,12 +19,12 @@ from collections.abc import Sequence
 from typing import BinaryIO
 
 from support import console
+from support.places import LAUNCHED
 from support.signals import SIGNALS
-from support.worker import VARIABLE, Worker, this_worker
+from support.worker import GRACE, Worker
 
-GRACE = 3  # seconds in which the first worker can say itself what is wrong, when another one has ended
 LAST_SAVE = 45  # seconds for a save under way, after which a worker is killed
-ONE_SIGNAL = 1  # seconds within which a signal that arrives in several ways is one
+LAST_WORDS = 5  # seconds for the end of a worker that saves nothing
 
 
 def device_count(text: str) -> int | str:
@@ -79,19 +78,25 @@ def choose_devices(count: int | str) -> list[str | None]:
     return gpus[:count] or [None] * count
 
 
-def launch_if_several(program: str, count: int | str, comfort: str = "", most: int | None = None) -> None:
-    """Runs this command on several devices, and ends with its exit status; returns if there is only one device.
+def launch_if_several(
+    worker: Worker, program: str, count: int | str, comfort: str = "", most: int | None = None
+) -> None:
+    """Runs this command on several devices, and ends with its exit status; returns in each of its workers.
 
     Args:
+        worker: what this process is.
         program: its name, for messages.
         count: the value of `--devices`.
         comfort: what to say after the sentence on a worker that has died.
         most: how many devices have something to do.
 
     Raises:
-        ValueError: as `choose_devices`.
+        ValueError: as `choose_devices`, or if workers that were started otherwise have too few GPUs or images.
     """
-    if VARIABLE in os.environ or count == 1:  # this is one of the workers, or the only process
+    if worker.count > 1 and not worker.place.launched:
+        check_tasks(worker.count, count, most)
+        take_device(worker.place.local)
+    if worker.count > 1 or count == 1:
         return
     devices = choose_devices(count)[:most]
     if len(devices) > 1 and os.name == "nt":
@@ -100,15 +105,28 @@ def launch_if_several(program: str, count: int | str, comfort: str = "", most: i
         sys.exit(Launch(program, devices, [sys.executable, *sys.argv], comfort).run())
 
 
-def join(program: str, count: int | str, most: int | None = None) -> Worker:
-    """One of several processes that share up to `most` images, which listens to the launcher; see `launch_if_several`.
+def check_tasks(tasks: int, count: int | str, most: int | None) -> None:
+    """Raises ValueError if several tasks of a cluster were started with `--devices`, or for fewer images."""
+    if count != 1:
+        raise ValueError(
+            f"--devices {count} starts processes on one machine, but {tasks} tasks have been started already, one for "
+            "each device; omit --devices"
+        )
+    if most is not None and most < tasks:
+        raise ValueError(f"{tasks} tasks have been started for {most} images; start fewer tasks")
 
-    In the process that the user has started this ends with the exit status of all, unless it is the only one.
+
+def take_device(local: int) -> None:
+    """Makes one GPU visible to the worker with this number on its machine, where the scheduler has not done so.
+
+    Raises:
+        ValueError: if there are several GPUs, but none for this worker.
     """
-    launch_if_several(program, count, most=most)
-    worker = this_worker()
-    worker.obey()
-    return worker
+    gpus = find_gpus()
+    if len(gpus) > 1:
+        if local >= len(gpus):
+            raise ValueError(f"there are more tasks than GPUs on this node, which has {len(gpus)}; start one for each")
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpus[local]
 
 
 class Launch:
@@ -122,30 +140,24 @@ class Launch:
 
     def __init__(self, program: str, devices: Sequence[str | None], command: Sequence[str], comfort: str = ""):
         self.program, self.devices, self.command, self.comfort = program, devices, command, comfort
-        self.workers, self.last_words, self.heard = [], [], {}
+        self.workers, self.last_words, self.heard = [], [], set()
 
     def run(self) -> int:
         """Starts the workers and waits for the first one. Returns the exit status."""
-        with tempfile.TemporaryDirectory(prefix="diffusion-") as folder:
-            try:
-                ports = free_ports(len(self.devices))
-                for k in range(len(self.devices)):
-                    self.start(k, folder, ports)
-                for number in SIGNALS:
-                    if signal.getsignal(number) != signal.SIG_IGN:  # as SIGHUP is under nohup, for the workers too
-                        signal.signal(number, self.pass_on)
-                return self.watch()
-            finally:
-                self.end_all()
+        try:
+            how = f"{len(self.devices)} {free_port()} {secrets.token_hex(16)}"
+            for k in range(len(self.devices)):
+                self.start(k, how)
+            for number in SIGNALS:
+                if signal.getsignal(number) != signal.SIG_IGN:  # as SIGHUP is under nohup, for the workers too
+                    signal.signal(number, self.pass_on)
+            return self.watch()
+        finally:
+            self.end_all()
 
-    def start(self, k: int, folder: str, ports: Sequence[int]) -> None:
+    def start(self, k: int, how: str) -> None:
         """Starts worker k, out of reach of Ctrl-C in the terminal, which this process passes on."""
-        cluster = {"worker": [f"127.0.0.1:{port}" for port in ports]}
-        env = {
-            **os.environ,
-            VARIABLE: f"{k} {len(self.devices)} {os.getpid()} {folder}",
-            "TF_CONFIG": json.dumps({"cluster": cluster, "task": {"type": "worker", "index": k}}),
-        }
+        env = {**os.environ, LAUNCHED: f"{k} {how}"}
         env.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # how TensorFlow comments on the end of another worker
         if self.devices[k] is not None:
             env["CUDA_VISIBLE_DEVICES"] = self.devices[k]
@@ -166,12 +178,10 @@ class Launch:
                 last_words.append(line.decode(errors="replace").strip())
 
     def pass_on(self, number: int, frame: types.FrameType | None) -> None:
-        """Handles a signal: the first worker gets it, once."""
-        now = time.monotonic()
-        if now - self.heard.get(number, -ONE_SIGNAL) >= ONE_SIGNAL:
-            self.heard[number] = now
-            with contextlib.suppress(OSError, ValueError):  # it has ended
-                os.write(self.workers[0].stdin.fileno(), b"%d\n" % number)
+        """Handles a signal: the first worker hears of it."""
+        self.heard.add(number)
+        with contextlib.suppress(OSError, ValueError):  # it has ended
+            os.write(self.workers[0].stdin.fileno(), b"%d\n" % number)
 
     def watch(self) -> int:
         """Waits for the end of the first worker, or for one that fails; returns the exit status."""
@@ -207,22 +217,20 @@ class Launch:
         for worker in self.workers:
             with contextlib.suppress(OSError):
                 worker.stdin.close()
-        until = time.monotonic() + LAST_SAVE
-        for worker in self.workers:
+        begun = time.monotonic()
+        for k, worker in enumerate(self.workers):
             try:
-                worker.wait(max(0.0, until - time.monotonic()))
+                worker.wait(max(0.0, begun + (LAST_WORDS if k else LAST_SAVE) - time.monotonic()))
             except subprocess.TimeoutExpired:
                 worker.kill()
                 worker.wait()
 
 
-def free_ports(count: int) -> list[int]:
-    """Ports of this machine that are free now."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
+def free_port() -> int:
+    """A port of this machine that is free now."""
+    with socket.socket() as found:
+        found.bind(("", 0))
+        return found.getsockname()[1]
 
 
 def share_of_cores(k: int, count: int) -> list[int]:

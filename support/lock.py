@@ -1,13 +1,19 @@
-"""One run at a time for a model file."""
+"""One run at a time for a model file, and one process at a time that reads images."""
 
 import contextlib
 import os
 import socket
+import time
+from collections.abc import Iterator
 
 try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None
+
+from support.console import say
+
+LATE = 5  # seconds after which is said for whom a process waits
 
 
 class Lock:
@@ -16,7 +22,8 @@ class Lock:
     `missing` is a sentence that says why the file cannot be locked, or None.
 
     Raises:
-        OSError: if another run holds it.
+        BlockingIOError: if another run holds it.
+        OSError: if it cannot be made.
     """
 
     def __init__(self, path: str):
@@ -34,7 +41,7 @@ class Lock:
             except BlockingIOError:
                 owner = os.read(handle, 200).decode(errors="replace") or "unknown"
                 os.close(handle)
-                raise OSError(
+                raise BlockingIOError(
                     f"{path} is being trained by another run ({owner}); wait for it, stop it, or choose another --model"
                 ) from None
             except OSError as error:
@@ -57,3 +64,31 @@ class Lock:
         with contextlib.suppress(OSError):
             os.unlink(self.path)
             os.close(self.handle)
+
+
+@contextlib.contextmanager
+def taking_turns(path: str, seconds: float = 3600) -> Iterator[bool]:
+    """Only one process, of one or several machines, is inside the block for the same file; the others wait, and say so.
+
+    Where there are no locks, or no folder for them, nobody waits.
+
+    Yields:
+        Whether another process was inside before.
+    """
+    begun, lock, said, waited = time.monotonic(), None, False, False
+    while lock is None and (passed := time.monotonic() - begun) < seconds:
+        try:
+            lock = Lock(path)
+        except BlockingIOError:
+            waited = True
+            if passed > LATE and not said:
+                say(f"waiting for another process, which writes {path}")
+                said = True
+            time.sleep(0.2)
+        except OSError:
+            break
+    try:
+        yield waited
+    finally:
+        if lock:
+            lock.release()

@@ -11,6 +11,7 @@ import signal
 import socket
 import sys
 import threading
+from typing import NoReturn
 
 from support.console import say
 from support.worker import Worker
@@ -29,6 +30,7 @@ class Interruption:
         save_asked: whether SIGUSR1 asked for a save.
         busy: a lock to hold during work that must not be interrupted.
         nothing_to_lose: a function that says whether ending right now would lose anything.
+        leave: a function that ends the process at once with an exit status.
         farewell: a function that prints how the run ended.
         clean_up: a function that is called last if the program ends without leaving its `with` blocks.
     """
@@ -39,6 +41,7 @@ class Interruption:
         self.save_asked = False
         self.busy = threading.Lock()
         self.nothing_to_lose = lambda: True
+        self.leave = leave_alone
         self.farewell = lambda: say("interrupted; there was nothing to save")
         self.clean_up = lambda: None
         self._ending = threading.Lock()
@@ -69,16 +72,16 @@ class Interruption:
                 for number in filter(SIGNALS.__contains__, numbers):
                     self.hear(number)
 
-    def follow(self, worker: Worker) -> None:
-        """In one of several workers: the launcher counts signals, and tells the first worker of them."""
+    def follow(self, worker: Worker, comfort: str = "") -> None:
+        """In one of several workers: signals are passed on to the first one, see `Worker.obey`."""
 
         def before_the_end():
             with self.busy:
                 self.clean_up()
 
         if worker.count > 1:
-            self.hear = worker.pass_on
-            worker.obey(self.react, before_the_end)
+            self.hear, self.leave = worker.pass_on, worker.leave
+            worker.obey(self.react, before_the_end, comfort)
 
     def react(self, number: int) -> None:
         """Notes a signal, and ends the program if nothing would be lost, or at the second Ctrl-C."""
@@ -88,7 +91,7 @@ class Interruption:
         again, self.stop = self.stop is not None, number
         if not hasattr(sys, "ps1"):
             if again and number == signal.SIGINT:
-                os._exit(128 + number)
+                self.leave(128 + number)
             threading.Thread(target=self._end_if_possible, daemon=True).start()
 
     def _end_if_possible(self):
@@ -103,6 +106,11 @@ class Interruption:
         if threading.current_thread() is threading.main_thread():
             sys.exit(128 + self.stop)
         self.clean_up()
-        with contextlib.suppress(OSError, ValueError, AttributeError):  # there may be no standard output
-            sys.stdout.flush()
-        os._exit(128 + self.stop)
+        self.leave(128 + self.stop)
+
+
+def leave_alone(status: int) -> NoReturn:
+    """Ends a process at once."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # there may be no standard output
+        sys.stdout.flush()
+    os._exit(status)

@@ -1,136 +1,311 @@
-"""This process among several that run one command together, one for each device.
+"""This process among several that run one command together, one for each device, on one machine or on several.
 
-`support/launcher.py` starts them. The first prints, and writes all files; the job ends when it does. What the launcher
-says comes through standard input: a signal for the first worker, or its end, upon which a worker ends too.
+The first prints, and writes all files; the job ends when it does. The others hold a line to it (`support/line.py`),
+through which all values, signals and ends go. Which one this process is says `support/places.py`. Where our launcher
+has started them, it speaks through standard input, a signal for the first worker or the end of all, and says how a
+process ended. Elsewhere the first worker does: it hears an end, finds a line closed, or one without signs of life.
 """
 
 import contextlib
+import ipaddress
 import os
-import pickle
+import queue
+import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NoReturn
 
-from support import files
+from support import console
+from support.line import SILENCE, STARTING, Line
+from support.places import SECRET, Place, find_place
+from support.silence import Silence
 
-VARIABLE = "DIFFUSION_WORKER"  # index, count, process of the launcher, folder
+GRACE = 3  # seconds in which the first worker can say itself what is wrong, when another one has ended
+ONE_SIGNAL = 1  # seconds within which a signal that arrives in several ways is one
+LATE = 15  # seconds after which is said for whom a worker waits
+LOST = 137  # exit status when a worker was lost, as if it was killed
 
 
 class Worker:
-    """One of `count` workers, numbered from 0; a process that was not started by a launcher is the only one.
+    """One of `count` workers, numbered from 0, or a process alone. It has to be opened before it exchanges anything."""
 
-    Args:
-        launcher: the process that started them.
-        folder: an empty one that all of them share.
-    """
-
-    def __init__(self, index: int = 0, count: int = 1, launcher: int = 0, folder: str = ""):
-        self.index, self.count, self.launcher, self.folder, self._exchanges = index, count, launcher, folder, 0
-
-    @property
-    def first(self) -> bool:
-        return self.index == 0
+    def __init__(self, place: Place | None = None):
+        self.place = place or Place()
+        self.index, self.count, self.first = self.place.index, self.place.count, self.place.index == 0
+        self._hear, self._before_the_end, self._comfort = self._raise_here, lambda: None, ""
+        self._others = range(1, self.count) if self.first else range(1)  # that this one has a line to
+        self._lines, self._names, self._complete, self._trouble = {}, {}, threading.Event(), ""
+        self._values = {k: queue.SimpleQueue() for k in self._others}
+        self._heard, self._hearing = {}, threading.Lock()
+        self._losing, self._leaving = threading.Lock(), threading.Lock()
+        self._program, self._stderr, self._silence = "", 2, None
 
     def share(self, n: int) -> range:
         """Which of n things are this worker's; shares differ by one at most."""
         return range(n * self.index // self.count, n * (self.index + 1) // self.count)
 
-    def meet(self, minutes: float) -> None:
-        """Waits until all workers have come here.
-
-        Raises:
-            OSError: if one of them takes longer.
-        """
-        names = [os.path.join(self.folder, f"here-{k}") for k in range(self.count)]
-        open(names[self.index], "w").close()
-        until = time.monotonic() + 60 * minutes
-        while not all(map(os.path.exists, names)):
-            if time.monotonic() > until:
-                raise OSError(f"not all {self.count} workers have started within {minutes:g} minutes")
-            time.sleep(0.02)
-
     def gather(self, value: Any) -> list | None:
         """The values of all workers in their order, for the first one, which waits for them; None for the others."""
-        if self.count == 1:
-            return [value]
-        self._exchanges += 1
+        self.meet()
         if not self.first:
-            return self._write(value, self.index)
-        return [value, *(self._read(k, keep=False) for k in range(1, self.count))]
+            return self._lines[0].send(("value", value))
+        return [value, *(self._values[k].get() for k in self._others)]
 
     def from_first(self, value: Any) -> Any:
         """The first worker's value, for all."""
-        if self.count == 1:
-            return value
-        self._exchanges += 1
+        self.meet()
         if not self.first:
-            return self._read(0, keep=True)
-        self._write(value, 0)
+            return self._values[0].get()
+        for line in self._lines.values():
+            line.send(("value", value))
         return value
 
-    def _path(self, sender):
-        return os.path.join(self.folder, f"{self._exchanges}-{sender}.pickle")
+    def name(self, index: int | None) -> str:
+        """What a worker is called in sentences."""
+        if index is None:
+            return "a worker that had just come"
+        return f"worker {index + 1} of {self.count}" + (f" ({self._names[index]})" if index in self._names else "")
 
-    def _write(self, value, sender):
-        with files.replacing(self._path(sender)) as draft, open(draft, "wb") as file:
-            pickle.dump(value, file)
-
-    def _read(self, sender, keep):
-        while not os.path.exists(self._path(sender)):  # the launcher ends this process if the other one fails
-            time.sleep(0.01)
-        with open(self._path(sender), "rb") as file:
-            value = pickle.load(file)
-        if not keep:
-            os.remove(self._path(sender))
-        return value
-
-    def obey(
-        self, hear: Callable[[int], None] | None = None, before_the_end: Callable[[], None] = lambda: None
-    ) -> None:
-        """Listens to the launcher, in a thread.
+    def open(self, program: str) -> None:
+        """Opens the lines between the workers, in threads, and listens to the launcher.
 
         Args:
-            hear: is called with the number of each signal; None to raise it in this process.
-            before_the_end: is called before this process ends because the launcher has ended, or wants it to.
+            program: its name, for messages.
+
+        Raises:
+            OSError: if the first worker's port is in use.
         """
-        hear = hear or (lambda number: os.kill(os.getpid(), number))
+        if self.count == 1:
+            return
+        with contextlib.suppress(OSError):  # there may be none
+            self._stderr = os.dup(2)
+        self._program = program
+        self._names[self.index] = f"process {os.getpid()} on {self.place.node}"
+        if self.place.launched:
+            _in_thread(self._listen_to_launcher)
+        elif not self.first:
+            self._silence = Silence()
+        if self.first:
+            _in_thread(self._accept, self._listen())
+        else:
+            _in_thread(self._call)
 
-        def listen():
-            with open(os.dup(0), "rb") as said:  # `sys.stdin` would be locked while Python exits
-                for line in said:
-                    hear(int(line))
-            before_the_end()
-            os._exit(1)
+    def obey(
+        self,
+        hear: Callable[[int], None],
+        before_the_end: Callable[[], None] = lambda: None,
+        comfort: str = "",
+    ) -> None:
+        """Says what this process does with what it is told.
 
-        if self.count > 1:
-            threading.Thread(target=listen, daemon=True).start()
+        Args:
+            hear: is called in the first worker with the number of each signal; before, signals are raised in it.
+            before_the_end: is called before this process ends because another one has ended.
+            comfort: what to say after the sentence on a worker that was lost.
+        """
+        self._hear, self._before_the_end, self._comfort = hear, before_the_end, comfort
+
+    def meet(self, seconds: float = STARTING) -> None:
+        """Waits until this worker's lines are open: those of the first one to all others.
+
+        Raises:
+            OSError: if it takes longer.
+        """
+        if self.count > 1 and not self._complete.wait(min(seconds, LATE)):
+            self._say(f"waiting for {self._describe_missing()}")
+            if not self._complete.wait(max(0, seconds - LATE)):
+                raise OSError(f"{self._describe_missing()} did not come within {seconds / 60:g} minutes")
+
+    def hurry(self) -> None:
+        """From now on no worker may be silent for longer than `SILENCE` seconds; before, it may be starting."""
+        for line in self._lines.values():
+            line.patience = SILENCE
+
+    def addresses(self, port: int) -> list[str]:
+        """`host:port` for a port of each worker, as all of them reach it."""
+        self.meet()
+        if not self.first:
+            self.gather((*self._lines[0].addresses(), port))
+            return self.from_first(None)
+        *ends, ports = zip(*self.gather(("", "", port)), strict=True)
+        hosts = choose_hosts(ends[0][1:], ends[1][1:])
+        return self.from_first([f"{host}:{port}" for host, port in zip(hosts, ports, strict=True)])
 
     def pass_on(self, number: int) -> None:
-        """Sends a signal that came to this process to the launcher, which counts it once, whoever else got it."""
-        if os.getppid() == self.launcher:
-            os.kill(self.launcher, number)
+        """Tells the first worker of a signal that came to this process: it counts once, whoever else got it."""
+        if self.first:
+            self._hear_once(number)
+        elif self._lines:
+            self._lines[0].send(("signal", number))
+        else:  # there is nothing to lose yet
+            self.leave(128 + number)
 
-    @contextlib.contextmanager
-    def leaving_at_once(self) -> Iterator[None]:
-        """Ends the process right after the block, if it is one of several: TensorFlow would wait for the others."""
+    def leave(self, status: int) -> NoReturn:
+        """Ends the process at once, as TensorFlow would wait for the others, and lets them know."""
+        self._leaving.acquire()  # whoever comes second waits for the end
+        words = self._silence.last_words() if self._silence else ""
+        for line in list(self._lines.values()):
+            line.send(("end", (status, words)))
+        if status and not self._lines and words:  # nobody else can say it
+            self._say(words, program="")
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # there may be no standard output
+            sys.stdout.flush()
+        os._exit(status)
+
+    def _listen(self):
+        host = "127.0.0.1" if self.place.launched else ""
         try:
-            yield
-            status = 0
-        except SystemExit as end:
-            if self.count == 1:
-                raise
-            status = end.code
-        if self.count > 1:
-            with contextlib.suppress(OSError, ValueError, AttributeError):  # there may be no standard output
-                sys.stdout.flush()
-            os._exit(status)
+            return socket.create_server((host, self.place.port), backlog=128)
+        except OSError as error:
+            raise OSError(
+                f"port {self.place.port} of {self.place.node} cannot be used ({error.strerror}); end the program that "
+                "uses it, or start the same command again as a new job"
+            ) from None
+
+    def _accept(self, server):
+        server.settimeout(1)
+        with server:
+            while not self._complete.is_set():
+                with contextlib.suppress(OSError):  # nobody has come for a second, say
+                    _in_thread(self._open_line, server.accept()[0], False)
+
+    def _call(self):
+        while not self._lines:
+            try:
+                connection = socket.create_connection((self.place.host, self.place.port), timeout=5)
+            except OSError as error:
+                self._trouble = f": {error.strerror or error}"
+            else:
+                self._open_line(connection, True)
+            time.sleep(0.2)
+
+    def _open_line(self, connection, caller):
+        """Makes a line of a connection whose other end knows the secret."""
+        try:
+            line = Line(connection, self.place.secret, caller)
+        except (OSError, EOFError):
+            self._trouble = f"; the other end of a connection did not know {SECRET}"
+            connection.close()
+        else:
+            line.send((self.index, self._names[self.index]))
+            self._serve(line)
+
+    def _serve(self, line):
+        """Hears what another worker says, from its name to its end."""
+        index = None
+        try:
+            index, name = line.receive()
+            if index in self._lines or index not in self._others:
+                return line.close()
+            self._names[index], self._lines[index] = name, line
+            if len(self._lines) == len(self._others):
+                self._complete.set()
+            kind, value = line.receive()
+            while kind != "end":
+                if kind == "value":
+                    self._values[index].put(value)
+                else:
+                    self._hear_once(value)
+                kind, value = line.receive()
+        except TimeoutError:
+            self._lose(index, f"has not answered for {line.patience:g} s; it is hung, or its node is lost", hung=True)
+        except (OSError, EOFError):
+            self._lose(index, "was lost: it ended without a word, or its node did")
+        status, words = value
+        if not self.first:
+            self._end(status)
+        if status:
+            time.sleep(GRACE)
+            self._lose(index, f"ended with exit status {status}" + (f" ({words})" if words else ""), status)
+
+    def _lose(self, index, how, status=LOST, hung=False):
+        """Ends this process because of another one, and says so, unless the launcher does, who knows more."""
+        self._losing.acquire()  # the first reason is said, others follow from it
+        if self.place.launched and not hung:
+            time.sleep(60)
+        self._say(f"{self.name(index)} {how}{self._comfort}")
+        self._end(status)
+
+    def _end(self, status):
+        self._before_the_end()
+        self.leave(status)
+
+    def _raise_here(self, number):
+        os.kill(os.getpid(), number)
+
+    def _hear_once(self, number):
+        with self._hearing:
+            before, self._heard[number] = self._heard.get(number, -ONE_SIGNAL), time.monotonic()
+            if self._heard[number] - before < ONE_SIGNAL:
+                self._heard[number] = before
+                return
+        self._hear(number)
+
+    def _listen_to_launcher(self):
+        with open(os.dup(0), "rb") as said:  # `sys.stdin` would be locked while Python exits
+            for line in said:
+                self._hear_once(int(line))
+        self._end(1)
+
+    def _describe_missing(self):
+        missing = [str(k + 1) for k in self._others if k not in self._lines]
+        said = f"worker{'s' * (len(missing) > 1)} {', '.join(missing)} of {self.count}"
+        if not self.first:
+            return f"{said}, at {self.place.host}:{self.place.port}{self._trouble}"
+        seen = [name.rpartition(" on ")[2] for name in list(self._names.values())]
+        silent = [node for node in self.place.nodes if node not in seen]
+        return said + (f"; none has come from {', '.join(silent)}" if silent else "") + self._trouble
+
+    def _say(self, sentence, program=None):
+        """Prints on the stderr that this process has started with, in one process of each node."""
+        prefix = self._program + ": " if program is None else program
+        if self.index <= 1 or self.place.local == 0:
+            with contextlib.suppress(OSError):
+                os.write(self._stderr, f"{prefix}{sentence}\n".encode())
 
 
-def this_worker() -> Worker:
-    """What the launcher made of this process."""
-    if VARIABLE not in os.environ:
-        return Worker()
-    *numbers, folder = os.environ[VARIABLE].split(" ", 3)
-    return Worker(*map(int, numbers), folder)
+def choose_hosts(callers: Sequence[str], called: Sequence[str]) -> list[str]:
+    """The host of the first worker, and those of the others, as all of them reach it.
+
+    Args:
+        callers, called: the hosts of both ends of the lines to the others; who has called this machine's own address
+            (loopback) is on the first worker's machine.
+    """
+    first = next((host for host in called if not ipaddress.ip_address(host).is_loopback), "127.0.0.1")
+    return [first, *(first if ipaddress.ip_address(host).is_loopback else host for host in callers)]
+
+
+def _in_thread(function, *arguments):
+    threading.Thread(target=function, args=arguments, daemon=True).start()
+
+
+@contextlib.contextmanager
+def at_work(program: str) -> Iterator[Worker]:
+    """This process as a worker, open inside the block, whose errors become one sentence.
+
+    If it is one of several it ends right after the block.
+    """
+    with console.one_line_errors(program):
+        worker = Worker(find_place())
+    try:
+        with console.one_line_errors(program):
+            worker.open(program)
+            yield worker
+        status = 0
+    except SystemExit as end:
+        if worker.count == 1:
+            raise
+        status = end.code or 0
+        if isinstance(status, str):  # as Python itself does
+            console.warn(status)
+            status = 1
+    except Exception:
+        if worker.count == 1:
+            raise
+        traceback.print_exc()
+        status = 1
+    if worker.count > 1:
+        worker.leave(status)

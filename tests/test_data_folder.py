@@ -8,6 +8,7 @@ import random
 import re
 import sys
 import tempfile
+import threading
 import time
 import types
 
@@ -340,6 +341,33 @@ def test_cached_images_are_not_read_again(cached):
     load_images(folder, 64)
     assert len(reads) == 2 * count  # another size is cached separately
     assert load_images(folder, 32, channels=1)[0].shape == (3, 32, 32, 1)  # other channels as well
+
+
+@pytest.mark.parametrize(("slow", "expected"), [(True, 1), (False, 3)])
+def test_images_that_several_want_are_read_by_one_of_them(tmp_path, monkeypatch, slow, expected):
+    """What is read too quickly to be cached the others read side by side, when the first has finished."""
+    monkeypatch.setattr(cache, "MIN_SECONDS", 0 if slow else 60)
+    reads, ends, inside = [], [], threading.Barrier(2)
+
+    def read():
+        reads.append(time.monotonic())
+        if len(reads) > 1:
+            inside.wait(5)
+        time.sleep(0.3)
+        ends.append(time.monotonic())
+        return np.ones((2, 4, 4, 3), np.uint8), []
+
+    def load():
+        found.append(cache.load_or_read(str(tmp_path / "new" / "cached.npz"), "fingerprint", read))
+
+    found, threads = [], [threading.Thread(target=load) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(reads) == expected and len(found) == 3 and all(images.sum() == 96 for images, _, _ in found)
+    assert all(begun >= ends[0] for begun in reads[1:])
+    assert os.listdir(tmp_path / "new") == (["cached.npz"] if slow else [])
 
 
 @pytest.mark.parametrize("change", ["new", "gone", "other", "touched in place", "corrupt cache"])

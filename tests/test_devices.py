@@ -5,9 +5,10 @@ import io
 import json
 import multiprocessing
 import os
+import re
 import shlex
+import shutil
 import signal
-import socket
 import subprocess
 import time
 import zipfile
@@ -17,6 +18,7 @@ import h5py
 import numpy as np
 import pytest
 from conftest import (
+    ROOT,
     SMALL,
     TINY,
     command,
@@ -28,10 +30,10 @@ from conftest import (
     train_here,
     write_images,
 )
-from test_resume import progress, read_until, table
+from test_resume import progress, read_until, small_disk, table  # noqa: F401
 from test_training import assert_equal_to_the_bit, losses
 
-from support.launcher import free_ports
+from support.launcher import free_port
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="tried on Linux only")
 
@@ -49,14 +51,13 @@ def assert_equal_to_rounding(one, other, tolerance=1e-5):
         np.testing.assert_allclose(a, b, atol=tolerance * max(1, np.abs(a).max()))
 
 
-def train_as_worker(index, count, ports, folder, words, faulty):
+def train_as_worker(index, count, port, folder, words, faulty):
     """What one worker does, in a process of its own, with a tiny network and without grids."""
     os.chdir(folder)
-    cluster = {"worker": [f"127.0.0.1:{port}" for port in ports]}
-    os.environ["TF_CONFIG"] = json.dumps({"cluster": cluster, "task": {"type": "worker", "index": index}})
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     from diffusion.networks import NETWORKS
     from support import device
+    from support.places import Place
     from support.worker import Worker
 
     device.start_tensorflow(parts=8)
@@ -68,7 +69,9 @@ def train_as_worker(index, count, ports, folder, words, faulty):
         training_run.Follower.after_step = lambda run, loss: change_a_bit(run.trained.network.trainable_weights[0])
     NETWORKS["naive"] = tiny_network
     training_run.Grids.sample = lambda grids: np.zeros((16, 8, 8, 1), np.int16)
-    workers = Workers(Worker(index, count, folder=os.path.join(folder, "exchange")))
+    worker = Worker(Place(index, count, port=port))
+    worker.open("")
+    workers = Workers(worker)
     with open(f"worker-{index}.txt", "w") as printed, contextlib.redirect_stdout(printed):
         try:
             train_here(words, workers)
@@ -87,8 +90,7 @@ def train_in_workers(count, folder, words, faulty=False):
     """Trains in processes that are forked from one that has imported TensorFlow, and what the first one printed."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tensorflow", "keras", "numpy"])
-    (folder / "exchange").mkdir()
-    how = count, free_ports(count), str(folder), words, faulty
+    how = count, free_port(), str(folder), words, faulty
     workers = [context.Process(target=train_as_worker, args=(index, *how), daemon=True) for index in range(count)]
     for worker in workers:
         worker.start()
@@ -363,7 +365,7 @@ def test_batch_smaller_than_the_devices_is_refused(tmp_path):
     write_images(tmp_path)
     done = finish(train(tmp_path, *SMALL, "--batch-size", "2", devices=3))
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
-    assert "--batch-size 2" in done.stderr and "--devices 3" in done.stderr
+    assert "--batch-size 2" in done.stderr and "3 devices" in done.stderr
     assert os.listdir(tmp_path) == ["images.npy"]
 
 
@@ -392,54 +394,88 @@ def test_signal_during_start_ends_all_at_once(tmp_path):
     assert os.listdir(tmp_path) == ["images.npy"]
 
 
-def start_worker(folder, index, ports, *words):
-    """Python in a worker that no launcher has started."""
-    exchange = folder.with_name(folder.name + "-exchange")
-    exchange.mkdir(exist_ok=True)
-    cluster = {"worker": [f"127.0.0.1:{port}" for port in ports]}
+def start_worker(folder, index, port, *words, **more):
+    """Python as one of two workers that no launcher has started."""
+    cluster = {"worker": [f"127.0.0.1:{port}"] * 2}
     variables = {
         "TF_CONFIG": json.dumps({"cluster": cluster, "task": {"type": "worker", "index": index}}),
-        "DIFFUSION_WORKER": f"{index} {len(ports)} {os.getpid()} {exchange}",
+        "DIFFUSION_SECRET": "a secret of this test",
         "TF_CPP_MIN_LOG_LEVEL": "3",
     }
-    how = {"cwd": folder, "env": environment(**variables), "text": True}
-    return subprocess.Popen(command(*words), stdin=PIPE, stdout=PIPE, stderr=PIPE, **how)
+    how = {"cwd": folder, "env": environment(**variables, **more), "text": True}
+    return subprocess.Popen(command(*words), stdout=PIPE, stderr=PIPE, **how)
 
 
 @pytest.mark.slow
-def test_workers_with_different_options_do_not_train(tmp_path):
-    write_images(tmp_path)
-    ports = free_ports(2)
-    first = start_worker(tmp_path, 0, ports, "diffusion_model.py", *SMALL)
-    second = start_worker(tmp_path, 1, ports, "diffusion_model.py", *SMALL, "--learning-rate", "1")
+@pytest.mark.parametrize("what", ["options and settings", "images", "code"])
+def test_workers_that_differ_do_not_train(tmp_path, what):
+    """In options, in images of the same name on a disk of each, or in code. The sentence is said once."""
+    more, folders = [], [tmp_path / "first", tmp_path / "second"]
+    for folder in folders:
+        folder.mkdir()
+        write_images(folder)
+    if what == "images":
+        np.save(folders[1] / "images.npy", 255 - np.load(folders[1] / "images.npy"))
+    elif what == "code":
+        shutil.copytree(ROOT, tmp_path / "project", ignore=shutil.ignore_patterns(".*", "docs", "tests", "models"))
+        with open(tmp_path / "project" / "ddpm.py", "a") as file:
+            file.write("\n# another version\n")
+    else:
+        more = ["--learning-rate", "1"]
+    script = tmp_path / "project" / "diffusion_model.py" if what == "code" else "diffusion_model.py"
+    port = free_port()
+    first = start_worker(folders[0], 0, port, "diffusion_model.py", *SMALL)
+    second = start_worker(folders[1], 1, port, script, *SMALL, *more, PYTHONPATH="")
     done = [finish(process) for process in (first, second)]
-    for process in done:
-        assert process.returncode == 2 and len(process.stderr.splitlines()) == 1, process.stderr
-        assert "the workers differ in their options and settings" in process.stderr
-    assert os.listdir(tmp_path) == ["images.npy"]
+    assert [process.returncode for process in done] == [2, 2], done
+    assert done[0].stderr.count("\n") == 1 and done[1].stderr == "", done
+    assert f"and the first one differ in their {what};" in done[0].stderr and "worker 2 of 2" in done[0].stderr
+    assert [os.listdir(folder) for folder in folders] == [["images.npy"]] * 2
 
 
 @pytest.mark.slow
-def test_port_in_use_is_said_in_a_sentence(tmp_path):
-    write_images(tmp_path)
-    (tmp_path.with_name(tmp_path.name + "-exchange")).mkdir(exist_ok=True)
-    (tmp_path.with_name(tmp_path.name + "-exchange") / "here-1").touch()
-    with socket.socket() as taken:
-        taken.bind(("", 0))
-        taken.listen()
-        ports = [taken.getsockname()[1], *free_ports(1)]
-        done = finish(start_worker(tmp_path, 0, ports, "diffusion_model.py", *SMALL))
-    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1, done.stderr
-    assert "cannot connect" in done.stderr
-
-
-@pytest.mark.slow
-def test_missing_worker_is_not_waited_for_in_vain(tmp_path):
-    code = (
-        "from support import device\ndevice.start_tensorflow(parts=1)\n"
-        "from training import workers\nworkers.MINUTES = 0.05\n"
-        "from support import console\nfrom support.worker import this_worker\n"
-        "with console.one_line_errors('x'):\n    workers.Workers(this_worker())\n"
+def test_worker_without_images_is_named(tmp_path):
+    for name in "first", "second":
+        (tmp_path / name).mkdir()
+    write_images(tmp_path / "first")
+    port = free_port()
+    processes = [
+        start_worker(tmp_path / name, k, port, "diffusion_model.py", *SMALL)
+        for k, name in enumerate(["first", "second"])
+    ]
+    done = [finish(process) for process in processes]
+    assert [process.returncode for process in done] == [2, 2] and done[1].stderr == "", done
+    assert re.fullmatch(
+        r".*worker 2 of 2 .* exit status 2 \(.*there is no folder or file images.npy.*\n", done[0].stderr
     )
-    done = finish(start_worker(tmp_path, 1, free_ports(2), "-c", code))
-    assert done.returncode == 1 and "not all 2 workers have started within 0.05 minutes" in done.stderr, done.stderr
+
+
+@pytest.mark.slow
+def test_full_disk_and_other_clock_of_one_worker_change_nothing(small_disk, tmp_path):  # noqa: F811
+    """The first one's disk is full for a while, and the other one's clock is a day ahead."""
+    (tmp_path / "ahead").mkdir()
+    (tmp_path / "ahead" / "sitecustomize.py").write_text(
+        "import time\nnow = time.time\ntime.time = lambda: now() + 86400\n"
+    )
+    (tmp_path / "second").mkdir()
+    for folder in small_disk, tmp_path / "second":
+        write_images(folder)
+    options = [*SMALL, "--n-epochs", "100000", "--sample-every", "0", "--save-every", "0.01"]
+    port = free_port()
+    first = start_worker(small_disk, 0, port, "diffusion_model.py", *options)
+    second = start_worker(
+        tmp_path / "second", 1, port, "diffusion_model.py", *options, PYTHONPATH=f"{tmp_path / 'ahead'}:{ROOT}"
+    )
+    printed = read_until(first, "ms a step")
+    while not (small_disk / "model.keras").exists():
+        time.sleep(0.05)
+    with contextlib.suppress(OSError), open(small_disk / "filler", "wb", buffering=0) as filler:
+        while True:
+            filler.write(bytes(65536))
+    time.sleep(2)
+    before = iterations(small_disk / "model.keras")
+    os.remove(small_disk / "filler")
+    second.send_signal(signal.SIGTERM)  # to the other one
+    done = [finish(first, printed), finish(second)]
+    assert [process.returncode for process in done] == [143, 143] and done[1].stderr == "", done
+    assert "No space left" in done[0].stderr and iterations(small_disk / "model.keras") > before

@@ -11,16 +11,19 @@ import pytest
 from conftest import environment
 
 from support import launcher
+from support.places import Place
 from support.worker import Worker
 
 BEGIN = """
 import os, signal, sys, time
 from support import launcher
-from support.worker import this_worker
-worker = this_worker()
+from support.places import find_place
+from support.worker import Worker
+worker = Worker(find_place())
 if worker.count == 1:
     launch = launcher.Launch("program.py", [None] * 3, [sys.executable, *sys.orig_argv[1:]], "; comfort")
     sys.exit(launch.run())
+worker.open("program.py")
 """
 
 
@@ -40,7 +43,7 @@ def finish(process):
 def test_values_are_gathered_and_handed_out_in_order():
     status, out, err = finish(
         start(
-            "worker.obey()\nparts = worker.gather(list(worker.share(7)))\n"
+            "parts = worker.gather(list(worker.share(7)))\n"
             "word = worker.from_first(f'word {worker.index}')\n"
             "words = worker.gather(word)\nif worker.first:\n    print(parts, words)\n"
         )
@@ -58,7 +61,7 @@ def test_a_single_process_exchanges_with_itself():
 @pytest.mark.parametrize("count", [1, 2, 3, 8])
 @pytest.mark.parametrize("n", [0, 1, 5, 16])
 def test_shares_are_even_and_cover_everything(n, count):
-    shares = [Worker(k, count).share(n) for k in range(count)]
+    shares = [Worker(Place(k, count)).share(n) for k in range(count)]
     assert [k for share in shares for k in share] == list(range(n))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
@@ -86,7 +89,7 @@ DIED = r"program.py: worker {} of 3 \(process \d+\) {}; comfort\n"
 )
 def test_the_job_ends_with_the_first_worker_or_one_that_fails(code, status, said):
     began = time.monotonic()
-    done = finish(start("worker.obey()\n" + code))
+    done = finish(start(code))
     assert done[0] == status and re.fullmatch(said, done[2]), done
     assert time.monotonic() - began < 30
 
@@ -117,7 +120,7 @@ while True:
 def test_a_signal_counts_once_whoever_gets_it(tmp_path):
     notes = tmp_path / "notes"
     process = start(WAITING % str(notes))
-    pids = [int(line.split()[1]) for line in wait_for(notes, 3)]
+    pids = [int(line.split()[1]) for line in sorted(wait_for(notes, 3))]
     time.sleep(0.3)  # the launcher sets its handlers when all are started
     for pid in (*pids, process.pid):
         os.kill(pid, signal.SIGTERM)
@@ -132,7 +135,7 @@ def test_a_signal_counts_once_whoever_gets_it(tmp_path):
 
 @pytest.mark.slow
 def test_a_signal_without_a_handler_ends_all():
-    process = start("worker.obey()\nprint('ready', flush=True)\ntime.sleep(60)\n")
+    process = start("print('ready', flush=True)\ntime.sleep(60)\n")
     assert process.stdout.readline() == "ready\n"
     time.sleep(0.3)
     process.send_signal(signal.SIGTERM)
@@ -168,6 +171,30 @@ def test_more_devices_than_gpus_are_refused(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     with pytest.raises(ValueError, match="--devices 3, and this machine has 2 GPUs"):
         launcher.choose_devices(3)
+
+
+@pytest.mark.parametrize(
+    ("visible", "local", "taken"), [("0,1,2", 1, "1"), ("5", 3, "5"), ("", 2, ""), ("GPU-a,GPU-b", 0, "GPU-a")]
+)
+def test_task_takes_the_gpu_of_its_number_if_it_sees_several(monkeypatch, visible, local, taken):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    launcher.launch_if_several(Worker(Place(7, 8, local=local)), "program.py", 1)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == taken
+
+
+@pytest.mark.parametrize(
+    ("count", "most", "local", "said"),
+    [
+        (2, None, 0, "omit --devices"),
+        ("all", None, 0, "omit --devices"),
+        (1, 7, 0, "8 tasks"),
+        (1, 8, 2, "one for each"),
+    ],
+)
+def test_tasks_that_do_not_fit_are_refused(monkeypatch, count, most, local, said):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    with pytest.raises(ValueError, match=said):
+        launcher.launch_if_several(Worker(Place(1, 8, local=local)), "program.py", count, most=most)
 
 
 def test_cores_are_divided_among_workers():

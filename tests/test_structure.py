@@ -18,7 +18,10 @@ PACKAGES = ("data", "diffusion", "evaluation", "support", "training")
 ALLOWED = {
     "ddpm": ("support.checks",),
     "unet": ("diffusion.layers",),
-    "data": ("data", "support.console", "support.device", "support.files", "support.grids", "support.scale"),
+    "data": (
+        "data",
+        *("support.console", "support.device", "support.files", "support.grids", "support.lock", "support.scale"),
+    ),
     "diffusion": ("ddpm", "unet", "diffusion", "support"),
     "evaluation": ("ddpm", "data", "diffusion", "evaluation", "support"),
     "support": ("support",),

@@ -93,7 +93,7 @@ def prepare(options: dict, path: str, workers: Workers | None = None) -> tuple[T
     parts = min(parts, settings["batch_size"])
     if workers and settings["batch_size"] < workers.count:
         raise ValueError(
-            f"--batch-size {settings['batch_size']} leaves some of --devices {workers.count} without images; choose a "
+            f"--batch-size {settings['batch_size']} leaves some of {workers.count} devices without images; choose a "
             "larger batch, or fewer devices"
         )
     how = settings["precision"], xla, parts, settings["ema_warmup"], sequential, workers

@@ -221,7 +221,7 @@ class Follower:
         begin_next_epoch(self.trained.metadata["progress"])
 
     def at_the_end(self) -> None:
-        """Waits until the first worker has written everything, when the launcher ends this process."""
+        """Waits until the first worker has written everything, which ends this process."""
         threading.Event().wait()
 
 

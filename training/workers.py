@@ -5,18 +5,20 @@ weights and apply the same sum of gradients, so their weights stay the same to t
 `MultiWorkerMirroredStrategy` adds vectors over all workers (with NCCL between GPUs), and nothing else.
 """
 
+import functools
 import hashlib
 import os
 import time
 from collections.abc import Sequence
 
-import numpy as np
 import tensorflow as tf
+from tensorflow.python.eager import context
 
 from diffusion.model_file import TrainedModel
+from support.launcher import free_port
 from support.worker import Worker
 
-MINUTES = 5  # for all workers to start
+HEARTBEAT = 600_000  # milliseconds without a sign of life after which TensorFlow acts
 LIMB = 2**16  # of a digest: sums of such integers over 128 workers are exact in float32
 PROJECT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -27,17 +29,22 @@ class Workers:
     Must be made before TensorFlow computes anything. Waits for all of them to start.
 
     Args:
-        worker: this one; the launcher has set `TF_CONFIG`.
+        worker: this one, open.
     """
 
     def __init__(self, worker: Worker):
         self.worker, self.index, self.count = worker, worker.index, worker.count
-        worker.meet(MINUTES)  # TensorFlow would wait in vain for an hour
+        cluster = {"worker": worker.addresses(free_port())}  # TensorFlow would wait in vain for an hour for others
+        leave_failures_to_lines()
         try:
-            strategy = tf.distribute.MultiWorkerMirroredStrategy()
+            resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
+                tf.train.ClusterSpec(cluster), task_type="worker", task_id=worker.index, rpc_layer="grpc"
+            )
+            strategy = tf.distribute.MultiWorkerMirroredStrategy(resolver)
         except tf.errors.OpError as error:
             text = " ".join(error.message.split())
             raise OSError(f"the workers cannot connect ({text}); start the same command again") from error
+        worker.hurry()
 
         @tf.function(autograph=False)
         def add(vector):
@@ -61,7 +68,7 @@ class Workers:
         try:
             return self._add(vector)
         except tf.errors.OpError:
-            time.sleep(60)  # another worker has ended; the launcher says which, and ends this one meanwhile
+            time.sleep(60)  # another worker has ended; it is said which, and this one ended, meanwhile
             raise
 
     def difference(self, digest: tf.Tensor) -> tf.Tensor:
@@ -80,7 +87,7 @@ class Workers:
             "options": sorted(options.items()),
             "code": digest_code(),
             "settings": [metadata["settings"], metadata["progress"]],
-            "images": [metadata["data"], metadata.get("validation")],
+            "images": [without_place(metadata["data"]), without_place(metadata.get("validation"))],
             "weights": digest_weights(trained.network.trainable_weights).numpy().tolist(),
         }
         self.check_same(facts)
@@ -91,17 +98,34 @@ class Workers:
         Raises:
             ValueError: says what differs.
         """
-        digests = [
-            np.frombuffer(hashlib.blake2b(repr(fact).encode(), digest_size=8).digest(), np.uint16)
-            for fact in facts.values()
-        ]
-        sums = self.add(self.difference(tf.constant(np.concatenate(digests)))).numpy().reshape(len(facts), -1)
-        different = [what for what, row in zip(facts, sums, strict=True) if row.any()]
-        if different:
-            raise ValueError(
-                f"the workers differ in their {' and '.join(different)}; start the same command again, when nothing "
-                "changes these any more"
-            )
+        digests = {what: hashlib.blake2b(repr(fact).encode()).hexdigest() for what, fact in facts.items()}
+        found = self.worker.gather(digests)
+        if sentence := self.worker.from_first(found and self._describe_differences(found)):
+            raise ValueError(sentence)
+
+    def _describe_differences(self, found):
+        different = {k: [what for what in found[0] if one[what] != found[0][what]] for k, one in enumerate(found)}
+        different = {k: whats for k, whats in different.items() if whats}
+        if not different:
+            return None
+        who, whats = " and ".join(map(self.worker.name, different)), list(dict.fromkeys(sum(different.values(), [])))
+        return (
+            f"{who} and the first one differ in their {' and '.join(whats)}; start the same command with the same "
+            "files everywhere, when nothing changes these any more"
+        )
+
+
+def leave_failures_to_lines() -> None:
+    """Keeps TensorFlow from ending a process when another one is silent: `support/worker.py` does, and says which."""
+    ours = context.context()
+    ours.configure_coordination_service = functools.partial(
+        ours.configure_coordination_service, heartbeat_timeout_in_ms=HEARTBEAT
+    )
+
+
+def without_place(images: dict | None) -> list | None:
+    """What is known of images, but for where they are, which may be a copy on each node."""
+    return images and sorted((name, value) for name, value in images.items() if name != "source")
 
 
 def join(worker: Worker) -> Workers | None:
