@@ -183,7 +183,7 @@ def test_silent_end_is_noticed_and_a_living_one_is_waited_for(monkeypatch, over_
         (["127.0.0.1"], ["127.0.1.1"], ["127.0.0.1"] * 2),
     ],
 )
-def test_workers_on_the_machine_of_the_first_are_reached_from_others(callers, called, hosts):
+def test_workers_beside_the_first_are_reached_from_others(callers, called, hosts):
     assert choose_hosts(callers, called) == hosts
 
 
