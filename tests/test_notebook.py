@@ -296,6 +296,7 @@ def test_it_runs_in_a_bare_clone_without_network(clone, place, solved, tmp_path,
     pytest.importorskip("ipykernel")
     (tmp_path / "sitecustomize.py").write_text(NO_NETWORK)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.delenv("MPLBACKEND", raising=False)  # of the tests; the kernel has its own
     lecture = notebook.read(clone / "docs" / "lecture.ipynb")
     before, used = list_files(clone), resource.getrusage(resource.RUSAGE_CHILDREN)
     executed = notebook.execute(notebook.solve(lecture) if solved else lecture, clone / place)
