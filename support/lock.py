@@ -46,7 +46,7 @@ class Lock:
                 ) from None
             except OSError as error:
                 self.missing = f"{path} cannot be locked ({error}); make sure that no other run trains it"
-            if os.path.exists(self.path) and os.path.samestat(os.fstat(handle), os.stat(self.path)):
+            if _is_at(handle, self.path):
                 self.handle = handle
             else:  # its owner has just removed it
                 os.close(handle)
@@ -64,6 +64,15 @@ class Lock:
         with contextlib.suppress(OSError):
             os.unlink(self.path)
             os.close(self.handle)
+
+
+def _is_at(handle, path):
+    """Whether the open file is the one at a path; yes where files have no numbers to tell them apart."""
+    try:
+        there = os.stat(path)
+    except FileNotFoundError:
+        return False
+    return there.st_ino == 0 or os.path.samestat(os.fstat(handle), there)
 
 
 @contextlib.contextmanager
