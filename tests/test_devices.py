@@ -77,6 +77,8 @@ def train_as_worker(index, count, port, folder, words, faulty):
             train_here(words, workers)
         except OSError as error:
             print(error)
+    if index:
+        time.sleep(120)  # the first one ends the job
     os._exit(0)
 
 
