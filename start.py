@@ -56,9 +56,10 @@ def set_up_notebook():
     """Installs what the notebook needs besides, unless that has been done already."""
     with open(os.path.join(HERE, "requirements-optional.txt")) as requirements:
         wanted = [line.split("#")[0].strip() for line in requirements if "docs/lecture.ipynb" in line]
-    if not is_stamped("installed-notebook", " ".join(wanted).encode()):
+    stamp = " ".join(wanted).encode()
+    if not is_stamped("installed-notebook", stamp):
         pip_install(wanted, "installing JupyterLab")
-        write_stamp("installed-notebook", " ".join(wanted).encode())
+        write_stamp("installed-notebook", stamp)
 
 
 def pip_install(arguments, what):

@@ -5,16 +5,13 @@ take many seconds. So a thread listens too: while a stop would lose nothing, it 
 the training loop does, after its step.
 """
 
-import contextlib
-import os
 import signal
 import socket
 import sys
 import threading
-from typing import NoReturn
 
 from support.console import say
-from support.worker import Worker
+from support.worker import Worker, end_process
 
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
 
@@ -41,7 +38,7 @@ class Interruption:
         self.save_asked = False
         self.busy = threading.Lock()
         self.nothing_to_lose = lambda: True
-        self.leave = leave_alone
+        self.leave = end_process
         self.farewell = lambda: say("interrupted; there was nothing to save")
         self.clean_up = lambda: None
         self._ending = threading.Lock()
@@ -107,10 +104,3 @@ class Interruption:
             sys.exit(128 + self.stop)
         self.clean_up()
         self.leave(128 + self.stop)
-
-
-def leave_alone(status: int) -> NoReturn:
-    """Ends a process at once."""
-    with contextlib.suppress(OSError, ValueError, AttributeError):  # there may be no standard output
-        sys.stdout.flush()
-    os._exit(status)

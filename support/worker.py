@@ -151,9 +151,7 @@ class Worker:
             line.send(("end", (status, words)))
         if status and not self._lines and words:  # nobody else can say it
             self._say(words, program="")
-        with contextlib.suppress(OSError, ValueError, AttributeError):  # there may be no standard output
-            sys.stdout.flush()
-        os._exit(status)
+        end_process(status)
 
     def _listen(self):
         host = "127.0.0.1" if self.place.launched else ""
@@ -265,6 +263,13 @@ class Worker:
         if self.index <= 1 or self.place.local == 0:
             with contextlib.suppress(OSError):
                 os.write(self._stderr, f"{prefix}{sentence}\n".encode())
+
+
+def end_process(status: int) -> NoReturn:
+    """Ends this process at once."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # there may be no standard output
+        sys.stdout.flush()
+    os._exit(status)
 
 
 def choose_hosts(callers: Sequence[str], called: Sequence[str]) -> list[str]:
