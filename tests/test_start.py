@@ -236,6 +236,7 @@ JUPYTERLAB = """
 import signal, sys, time
 signal.signal(signal.SIGINT, lambda number, frame: sys.exit(0))
 print("jupyterlab", *sys.argv[1:], flush=True)
+print("waiting", flush=True)
 time.sleep(20)
 """
 
@@ -253,7 +254,7 @@ def with_jupyterlab(ready, monkeypatch):
 
 def open_notebook(folder):
     terminal = Terminal(folder, folder / "installer", words=("notebook", "--no-browser"))
-    terminal.read_until("jupyterlab ")
+    terminal.read_until("waiting")  # a terminal may hand over a line in two pieces, with ^C between them
     terminal.press_ctrl_c()
     assert terminal.finish() == 0
     return terminal.text
