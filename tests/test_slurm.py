@@ -1,7 +1,9 @@
 """The scripts of `cluster/` under a real SLURM of two nodes. Minutes: `pytest -m slow tests/test_slurm.py -s -n 0`."""
 
+import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -9,6 +11,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 from conftest import ROOT, SMALL, command, environment, finish, write_images
 from test_devices import assert_equal_to_rounding, start_worker
@@ -83,6 +86,9 @@ def slurm(tmp_path_factory):
         daemon.wait()
 
 
+ENDS = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT")
+
+
 def submit(slurm, folder, script, *options, **batch):
     """Submits a training of a script in the project, with options of `sbatch`; returns the job's number."""
     batch = {"time": "1", "signal": "B:USR1@45", "mem": "0", "output": "job.out", **batch}
@@ -112,40 +118,52 @@ def wait_for_training(output, start, seconds=200):
         time.sleep(0.2)
 
 
-@pytest.mark.parametrize(("gpus", "n_epochs"), [(1, "900"), (2, "200")])
-def test_requeued_job_ends_in_the_bits_of_an_uninterrupted_run(slurm, tmp_path, gpus, n_epochs):
-    """SLURM's GPUs are pretended, so that each process computes on the CPU."""
-    options = (*SMALL, "--n-epochs", n_epochs, "--sample-every", "0", "--save-every", "1")
+def write_images_twice(folder):
+    """For an uninterrupted run, and for one with interruptions."""
     for name in "once", "often":
-        (tmp_path / name).mkdir()
-        write_images(tmp_path / name)
-    at_once = subprocess.run(
-        command("diffusion_model.py", *options, "--devices", str(gpus)),
-        cwd=tmp_path / "once",
-        env=environment(),
-        capture_output=True,
-        text=True,
-    )
-    assert at_once.returncode == 0, at_once.stderr
+        (folder / name).mkdir()
+        write_images(folder / name)
+    return folder / "once", folder / "often"
 
-    output, wanted = tmp_path / "often" / "job.out", {"gres": f"gpu:{gpus}", "cpus_per_task": "2"}
+
+def last_epoch(output):
+    return int(EPOCH_LINE.findall(output.read_text())[-1][0])
+
+
+def run_alone(folder, script, *words):
+    return subprocess.run(
+        command(script, *words), cwd=folder, env=environment(), capture_output=True, text=True, check=True
+    )
+
+
+@pytest.mark.parametrize("gpus", [1, 2])
+def test_requeued_job_ends_in_the_bits_of_an_uninterrupted_run(slurm, tmp_path, gpus):
+    """SLURM's GPUs are pretended, so that each process computes on the CPU.
+
+    The last job trains ten epochs more than the interrupted ones have reached, however fast they were.
+    """
+    options = (*SMALL, "--sample-every", "0", "--save-every", "1", "--n-epochs")
+    once, often = write_images_twice(tmp_path)
+    output, wanted = often / "job.out", {"gres": f"gpu:{gpus}", "cpus_per_task": "2"}
     wanted |= {"time": f"{gpus}", "signal": f"B:USR1@{25 * gpus}"}  # two processes on two cores take longer to start
-    first = submit(slurm, tmp_path / "often", "train.slurm", *options, **wanted)
+    first = submit(slurm, often, "train.slurm", *options, "100000", **wanted)
     wait_for_training(output, 1)  # the time limit has come, and the job is back
     slurm("scontrol", "requeue", first)  # as an administrator, or a pre-emption, does
     wait_for_training(output, 2)
     slurm("scancel", first)
     wait_for(slurm, first, "CANCELLED")
-    second = submit(slurm, tmp_path / "often", "train.slurm", *options, **wanted)
-    assert wait_for(slurm, second, "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT") == "COMPLETED", output.read_text()
+    n_epochs = str(last_epoch(output) + 10)
+    second = submit(slurm, often, "train.slurm", *options, n_epochs, **wanted)
+    assert wait_for(slurm, second, *ENDS) == "COMPLETED", output.read_text()
 
+    at_once = run_alone(once, "diffusion_model.py", *options, n_epochs, "--devices", str(gpus))
     printed = output.read_text()
     print(printed)
     assert "back into the queue" in printed and ("2 like this one" in printed) == (gpus == 2)
     assert EPOCH_LINE.findall(printed)[-1] == EPOCH_LINE.findall(at_once.stdout)[-1]
     assert dict(EPOCH_LINE.findall(printed)) == dict(EPOCH_LINE.findall(at_once.stdout))
-    assert table(tmp_path / "often" / "model.csv") == table(tmp_path / "once" / "model.csv")
-    assert_equal_to_the_bit(tmp_path / "once" / "model.keras", tmp_path / "often" / "model.keras")
+    assert table(often / "model.csv") == table(once / "model.csv")
+    assert_equal_to_the_bit(once / "model.keras", often / "model.keras")
 
 
 def kill_task(number):
@@ -162,31 +180,83 @@ def kill_task(number):
 
 def test_job_on_two_nodes_keeps_what_one_node_does(slurm, tmp_path):
     """Time limit, a killed task and `scancel` on two nodes, then one node with as many tasks: the same bits."""
-    options = (*SMALL, "--n-epochs", "400", "--sample-every", "0", "--save-every", "0.05")
-    for name in "once", "often":
-        (tmp_path / name).mkdir()
-        write_images(tmp_path / name)
-    at_once = [start_worker(tmp_path / "once", k, 17001, "diffusion_model.py", *options) for k in range(2)]
-    at_once = [finish(process) for process in at_once]
-    assert [done.returncode for done in at_once] == [0, 0], at_once
-
-    output, script = tmp_path / "often" / "job.out", "train-multi-node.slurm"
+    options = (*SMALL, "--sample-every", "0", "--save-every", "0.05", "--n-epochs")
+    once, often = write_images_twice(tmp_path)
+    output, script = often / "job.out", "train-multi-node.slurm"
     wanted = {"nodes": "2", "ntasks_per_node": "1", "gres": "gpu:1", "cpus_per_task": "2"}
-    first = submit(slurm, tmp_path / "often", script, *options, **wanted)
+    first = submit(slurm, often, script, *options, "100000", **wanted)
     wait_for_training(output, 1)  # the time limit has come, and the job is back
     kill_task(1)
     wait_for_training(output, 2)
     slurm("scancel", first)
     wait_for(slurm, first, "CANCELLED")
+    n_epochs = str(last_epoch(output) + 10)
     one_node = {"nodes": "1", "ntasks_per_node": "2", "gres": "gpu:2", "cpus_per_task": "1", "time": "5"}
-    second = submit(slurm, tmp_path / "often", script, *options, **one_node)
-    assert wait_for(slurm, second, "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT") == "COMPLETED", output.read_text()
+    second = submit(slurm, often, script, *options, n_epochs, **one_node)
+    assert wait_for(slurm, second, *ENDS) == "COMPLETED", output.read_text()
 
+    at_once = [start_worker(once, k, 17001, "diffusion_model.py", *options, n_epochs) for k in range(2)]
+    at_once = [finish(process) for process in at_once]
+    assert [done.returncode for done in at_once] == [0, 0], at_once
     printed = output.read_text()
     print(printed)
     assert printed.count("back into the queue") == 2 and "2 like this one" in printed
     assert re.search(r"worker 2 of 2 \(process \d+ on node2\) was lost: .*; the last save is in model.keras", printed)
     assert len(re.findall("stopped after [0-9,]+ steps", printed)) == 2  # the time limit, and scancel
     assert EPOCH_LINE.findall(printed)[-1] == EPOCH_LINE.findall(at_once[0].stdout)[-1]
-    assert table(tmp_path / "often" / "model.csv") == table(tmp_path / "once" / "model.csv")
-    assert_equal_to_rounding(tmp_path / "once" / "model.keras", tmp_path / "often" / "model.keras", 0)
+    assert table(often / "model.csv") == table(once / "model.csv")
+    assert_equal_to_rounding(once / "model.keras", often / "model.keras", 0)
+
+
+def run_on_two_nodes(slurm, folder, script, *words):
+    """What someone with a script of their own writes into it: `srun`, after choosing a secret."""
+    srun = shlex.split("srun --nodes=2 --ntasks-per-node=1 --gres=gpu:1 --mem=0")
+    env = {**environment(DIFFUSION_SECRET="of this job, and of no other"), "SLURM_CONF": slurm.env["SLURM_CONF"]}
+    return subprocess.run(
+        [*srun, *command(script, *words)], cwd=folder, env=env, capture_output=True, text=True, check=True
+    )
+
+
+def test_job_goes_on_with_another_number_of_nodes(slurm, tmp_path):
+    """Two nodes, one, two, with one process's losses; then two sample and evaluate as one does."""
+    options = (*SMALL, "--sample-every", "0", "--n-epochs")
+    once, often = write_images_twice(tmp_path)
+    script, n_epochs = "train-multi-node.slurm", "100000"
+    wanted = {"ntasks_per_node": "1", "gres": "gpu:1", "cpus_per_task": "2", "time": "10", "output": "job%j.out"}
+    said = []
+    for k, nodes in enumerate("212"):
+        job = submit(slurm, often, script, *options, n_epochs, nodes=nodes, **wanted)
+        output = often / f"job{job}.out"
+        if k < 2:
+            wait_for_training(output, 0)
+            time.sleep(5)
+            slurm("scancel", job)
+        assert wait_for(slurm, job, *ENDS) == ("COMPLETED" if k == 2 else "CANCELLED"), output.read_text()
+        n_epochs = str(last_epoch(output) + 10) if k == 1 else n_epochs
+        said.append(output.read_text())
+
+    at_once = run_alone(once, "diffusion_model.py", *options, n_epochs)
+    print(*said)
+    assert ["2 like this one" in text for text in said] == [True, False, True]
+    assert ["stopped after" in text for text in said] == [True, True, False]
+    losses, expected = (dict(EPOCH_LINE.findall(text)) for text in ("\n".join(said), at_once.stdout))
+    assert losses.keys() == expected.keys()
+    for epoch, loss in losses.items():
+        assert float(loss) == pytest.approx(float(expected[epoch]), rel=1e-2), epoch
+
+    ways = {"one": run_alone, "two": lambda *how: run_on_two_nodes(slurm, *how)}
+    images, numbers = [], []
+    for name, run in ways.items():
+        run(often, "reverse_diffusion.py", *shlex.split(f"--n-sample 7 --seed 3 --npy {name}.npy"))
+        images.append(np.load(often / f"{name}.npy").astype(int))
+        words = f"--data images.npy --features pixels --n-sample 40 --draws 3 --out {name}.json"
+        run(often, "evaluate.py", *shlex.split(words))
+        numbers.append(json.loads((often / f"{name}.json").read_text()))
+        for cached in (*often.glob("*bits.npz"), *often.glob("*samples.npy")):
+            cached.unlink()  # else the second one would take them
+    assert len(images[0]) == len(images[1]) == 7 and np.abs(images[0] - images[1]).max() <= 1
+    values = [
+        {name: row["value"] for name, row in rows.items() if isinstance(row, dict) and "value" in row}
+        for rows in numbers
+    ]
+    assert values[0] and values[1] == pytest.approx(values[0], rel=1e-4)
