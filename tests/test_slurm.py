@@ -130,10 +130,9 @@ def last_epoch(output):
     return int(EPOCH_LINE.findall(output.read_text())[-1][0])
 
 
-def run_alone(folder, script, *words):
-    return subprocess.run(
-        command(script, *words), cwd=folder, env=environment(), capture_output=True, text=True, check=True
-    )
+def run_alone(folder, script, *words, **more):
+    env = environment(**more)
+    return subprocess.run(command(script, *words), cwd=folder, env=env, capture_output=True, text=True, check=True)
 
 
 @pytest.mark.parametrize("gpus", [1, 2])
@@ -156,7 +155,8 @@ def test_requeued_job_ends_in_the_bits_of_an_uninterrupted_run(slurm, tmp_path, 
     second = submit(slurm, often, "train.slurm", *options, n_epochs, **wanted)
     assert wait_for(slurm, second, *ENDS) == "COMPLETED", output.read_text()
 
-    at_once = run_alone(once, "diffusion_model.py", *options, n_epochs, "--devices", str(gpus))
+    same = {"CUDA_VISIBLE_DEVICES": "0,1"} if gpus == 2 else {}  # else each process would get a core of its own
+    at_once = run_alone(once, "diffusion_model.py", *options, n_epochs, "--devices", str(gpus), **same)
     printed = output.read_text()
     print(printed)
     assert "back into the queue" in printed and ("2 like this one" in printed) == (gpus == 2)
