@@ -13,6 +13,7 @@ from collections.abc import Collection
 from diffusion.options import METHODS, OPERATIONS, Sampling
 from support import console, files, grids, launcher
 from support.checks import LARGEST
+from support.places import find_place
 
 
 def add_model_option(parser: argparse.ArgumentParser) -> None:
@@ -60,8 +61,8 @@ def check_editing(options: argparse.Namespace) -> str:
     """
     edits = {"restore": "restored", "vary": "varied", "interpolate": "interpolated"}
     edit = next((name for name in edits if getattr(options, name)), None)
-    if edit and options.devices != 1:
-        raise ValueError(f"--devices divides samples, and --{edit} uses one device; omit one of them")
+    if edit and (options.devices != 1 or find_place().count > 1):
+        raise ValueError(f"--{edit} uses one device, several share samples only; omit --devices, or start one task")
     restoring = dict.fromkeys(("operation", "mask", "factor", "deviation", "method"), ("restore",))
     for name, owners in {**restoring, "strength": ("vary", "interpolate")}.items():
         if getattr(options, name) is not None and edit not in owners:

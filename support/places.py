@@ -4,12 +4,13 @@ Only the first worker's address must be known: the others come to it (`support/w
 """
 
 import dataclasses
+import ipaddress
 import itertools
 import json
 import os
 import re
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 LAUNCHED = "DIFFUSION_WORKER"  # index, count, port and secret, set by `support/launcher.py`
 SECRET = "DIFFUSION_SECRET"  # set by the user: what only the processes of a job know
@@ -58,8 +59,8 @@ def find_place(environ: Mapping[str, str] = os.environ) -> Place:
         return place
     if len(environ.get(SECRET, "")) < SHORTEST_SECRET:
         raise ValueError(
-            f"{place.count} tasks know each other by a secret of {SHORTEST_SECRET} characters or more; before they "
-            f"start: export {SECRET}=$(openssl rand -hex 16)"
+            f"{place.count} tasks know each other by a secret of {SHORTEST_SECRET} characters or more, the same for "
+            f"all; before they start: export {SECRET}=$(openssl rand -hex 16); for a run alone: srun --ntasks=1"
         )
     return dataclasses.replace(place, secret=environ[SECRET])
 
@@ -102,6 +103,17 @@ def _in_tf_config(text):
 def choose_port(job: int, step: int = 0) -> int:
     """A port for a job: jobs that run at the same time, and steps of a job, have different ones."""
     return PORTS[(job + 1000 * step) % len(PORTS)]
+
+
+def choose_hosts(callers: Sequence[str], called: Sequence[str]) -> list[str]:
+    """The host of the first worker, and those of the others, as all of them reach it.
+
+    Args:
+        callers, called: the hosts of both ends of the lines to the others; who has called this machine's own address
+            (loopback) is on the first worker's machine.
+    """
+    first = next((host for host in called if not ipaddress.ip_address(host).is_loopback), "127.0.0.1")
+    return [first, *(first if ipaddress.ip_address(host).is_loopback else host for host in callers)]
 
 
 def expand_nodes(text: str) -> list[str]:

@@ -7,7 +7,6 @@ process ended. Elsewhere the first worker does: it hears an end, finds a line cl
 """
 
 import contextlib
-import ipaddress
 import os
 import queue
 import socket
@@ -15,12 +14,12 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 from support import console
 from support.line import SILENCE, STARTING, Line
-from support.places import SECRET, Place, find_place
+from support.places import SECRET, Place, choose_hosts, find_place
 from support.silence import Silence
 
 GRACE = 3  # seconds in which the first worker can say itself what is wrong, when another one has ended
@@ -124,6 +123,17 @@ class Worker:
         for line in self._lines.values():
             line.patience = SILENCE
 
+    @contextlib.contextmanager
+    def time_limit(self, seconds: float, sentence: str) -> Iterator[None]:
+        """Ends the job with a sentence if the block takes longer, also where Python cannot interrupt it."""
+        timer = threading.Timer(seconds, self._give_up, (sentence,))
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
     def addresses(self, port: int) -> list[str]:
         """`host:port` for a port of each worker, as all of them reach it."""
         self.meet()
@@ -184,8 +194,9 @@ class Worker:
         """Makes a line of a connection whose other end knows the secret."""
         try:
             line = Line(connection, self.place.secret, caller)
-        except (OSError, EOFError):
-            self._trouble = f"; the other end of a connection did not know {SECRET}"
+        except (OSError, EOFError) as error:
+            how = "did not answer in time" if isinstance(error, TimeoutError) else f"did not know {SECRET}"
+            self._trouble = f"; the other end of a connection {how}"
             connection.close()
         else:
             line.send((self.index, self._names[self.index]))
@@ -221,10 +232,13 @@ class Worker:
 
     def _lose(self, index, how, status=LOST, hung=False):
         """Ends this process because of another one, and says so, unless the launcher does, who knows more."""
-        self._losing.acquire()  # the first reason is said, others follow from it
         if self.place.launched and not hung:
             time.sleep(60)
-        self._say(f"{self.name(index)} {how}{self._comfort}")
+        self._give_up(f"{self.name(index)} {how}", status)
+
+    def _give_up(self, sentence, status=LOST):
+        self._losing.acquire()  # the first reason is said, others follow from it
+        self._say(sentence + self._comfort)
         self._end(status)
 
     def _end(self, status):
@@ -272,17 +286,6 @@ def end_process(status: int) -> NoReturn:
     os._exit(status)
 
 
-def choose_hosts(callers: Sequence[str], called: Sequence[str]) -> list[str]:
-    """The host of the first worker, and those of the others, as all of them reach it.
-
-    Args:
-        callers, called: the hosts of both ends of the lines to the others; who has called this machine's own address
-            (loopback) is on the first worker's machine.
-    """
-    first = next((host for host in called if not ipaddress.ip_address(host).is_loopback), "127.0.0.1")
-    return [first, *(first if ipaddress.ip_address(host).is_loopback else host for host in callers)]
-
-
 def _in_thread(function, *arguments):
     threading.Thread(target=function, args=arguments, daemon=True).start()
 
@@ -291,7 +294,7 @@ def _in_thread(function, *arguments):
 def at_work(program: str) -> Iterator[Worker]:
     """This process as a worker, open inside the block, whose errors become one sentence.
 
-    If it is one of several it ends right after the block.
+    If it is one of several it ends after the block: the first one at once, and others with it, unless they have failed.
     """
     with console.one_line_errors(program):
         worker = Worker(find_place())
@@ -313,4 +316,6 @@ def at_work(program: str) -> Iterator[Worker]:
         traceback.print_exc()
         status = 1
     if worker.count > 1:
+        if status == 0 and not worker.first:  # else a scheduler would end the first one, which still works
+            threading.Event().wait()
         worker.leave(status)

@@ -317,7 +317,7 @@ def test_the_script_varies_and_interpolates(folder, monkeypatch, capsys):
         ("--restore a.png --operation mask", "a.png has no transparent pixels to fill in; name a mask with --mask"),
         ("--restore a.png --operation mask --mask b.png", "b.png has 12×8 pixels, and a.png 72×40; a mask must have"),
         ("--restore a.png --operation mask --mask nowhere.png", "nowhere.png cannot be read"),
-        ("--vary a.png --strength 0.5 --devices 2", "--devices divides samples, and --vary uses one device"),
+        ("--vary a.png --strength 0.5 --devices 2", "--vary uses one device, several share samples only"),
         ("--restore a.png --operation grey --mask b.png", "--mask applies only to --operation mask"),
         ("--restore nowhere.png --operation grey", "nowhere.png cannot be read"),
         ("--restore m.keras --operation grey", "m.keras cannot be read: not an image"),

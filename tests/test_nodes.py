@@ -17,8 +17,7 @@ from test_launcher import slow
 from support import line, places
 from support.launcher import free_port
 from support.line import Line
-from support.places import Place, find_place
-from support.worker import choose_hosts
+from support.places import Place, choose_hosts, find_place
 
 SECRET = "a secret of this job"
 SLURM = {
@@ -286,6 +285,19 @@ time.sleep(60)
     assert time.monotonic() - begun < 5 and processes[1].wait(10) == 137
     processes[2].kill()
     processes[2].wait()
+
+
+def test_worker_that_is_ready_waits_for_the_first_one():
+    """A scheduler may end a task soon after another one has ended."""
+    code = "if me.first:\n    me.gather(0)\n    time.sleep(0.5)\n    sys.exit(7)\nme.gather(0)"
+    assert [status for status, _, _ in run_all(code, 2)] == [7, 7]
+
+
+def test_what_takes_too_long_ends_all():
+    code = "me.meet()\nwith me.time_limit(0.3, 'took too long'): time.sleep(60 * me.first)\ntime.sleep(60)"
+    done = run_all(code, 2)
+    assert [status for status, _, _ in done] == [137, 137]
+    assert [errors for _, _, errors in done] == ["program.py: took too long; comfort\n", ""]
 
 
 def test_late_worker_is_waited_for_with_a_sentence():

@@ -46,7 +46,10 @@ SlurmctldLogFile={folder}/slurmctld.log
 SlurmdLogFile={folder}/slurmd-%n.log
 NodeName=node1 NodeHostname={host} NodeAddr=127.0.0.1 Port=17821 CPUs=2 Gres=gpu:2 State=UNKNOWN
 NodeName=node2 NodeHostname={host} NodeAddr=127.0.0.1 Port=17822 CPUs=2 Gres=gpu:2 State=UNKNOWN
-PartitionName=main Nodes=ALL Default=YES State=UP
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName=main Nodes=ALL Default=YES State=UP PriorityTier=1 PreemptMode=REQUEUE GraceTime=20
+PartitionName=urgent Nodes=ALL State=UP PriorityTier=2 PreemptMode=OFF
 """
 
 
@@ -206,6 +209,27 @@ def test_job_on_two_nodes_keeps_what_one_node_does(slurm, tmp_path):
     assert EPOCH_LINE.findall(printed)[-1] == EPOCH_LINE.findall(at_once[0].stdout)[-1]
     assert table(often / "model.csv") == table(once / "model.csv")
     assert_equal_to_rounding(once / "model.keras", often / "model.keras", 0)
+
+
+@pytest.mark.parametrize("script", ["train.slurm", "train-multi-node.slurm"])
+def test_preempted_job_saves_and_goes_on_later(slurm, tmp_path, script):
+    write_images(tmp_path)
+    output = tmp_path / "job.out"
+    wanted = {"gres": "gpu:1", "cpus_per_task": "2", "time": "10"}
+    wanted |= {"nodes": "2", "ntasks_per_node": "1"} if "node" in script else {}
+    job = submit(slurm, tmp_path, script, *SMALL, "--sample-every", "0", "--n-epochs", "100000", **wanted)
+    wait_for_training(output, 0)
+    time.sleep(5)
+    slurm(*shlex.split("sbatch --partition=urgent --nodes=2 --exclusive --output=/dev/null --wrap"), "sleep 5")
+    wait_for_training(output, 1)
+    slurm("scancel", job)
+    wait_for(slurm, job, "CANCELLED")
+    printed = output.read_text()
+    print(printed)
+    stopped, resumed = (
+        re.search(rf"{word} .*?([0-9,]+) steps", printed) for word in ("stopped after", "resuming after")
+    )
+    assert stopped[1] == resumed[1] and "killed" not in printed
 
 
 def run_on_two_nodes(slurm, folder, script, *words):

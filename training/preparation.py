@@ -99,7 +99,7 @@ def prepare(options: dict, path: str, workers: Workers | None = None) -> tuple[T
     how = settings["precision"], xla, parts, settings["ema_warmup"], sequential, workers
     checkpoint.compile_for_run(model, optimizer, *how)
     trained = model_file.describe(model)
-    if copies_early(trained):
+    if copies_early(trained) and (workers is None or workers.first):
         check_early_copy(trained, files.weaker_name(path), typed_inputs(options))
     return trained, images, held_out
 

@@ -5,6 +5,7 @@ weights and apply the same sum of gradients, so their weights stay the same to t
 `MultiWorkerMirroredStrategy` adds vectors over all workers (with NCCL between GPUs), and nothing else.
 """
 
+import contextlib
 import functools
 import hashlib
 import os
@@ -15,10 +16,16 @@ import tensorflow as tf
 from tensorflow.python.eager import context
 
 from diffusion.model_file import TrainedModel
+from support import device
 from support.launcher import free_port
 from support.worker import Worker
 
 HEARTBEAT = 600_000  # milliseconds without a sign of life after which TensorFlow acts
+LONGEST_SUM = 600  # seconds for a sum over all workers, the first of which compiles
+SUM_HANGS = (
+    f"the gradients of the workers have not been added within {LONGEST_SUM // 60} minutes: a GPU is hung, or they do "
+    "not reach each other; NCCL_DEBUG=INFO in the environment says more"
+)
 LIMB = 2**16  # of a digest: sums of such integers over 128 workers are exact in float32
 PROJECT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -34,6 +41,7 @@ class Workers:
 
     def __init__(self, worker: Worker):
         self.worker, self.index, self.count = worker, worker.index, worker.count
+        worker.meet()  # so that no port is chosen long before it is used
         cluster = {"worker": worker.addresses(free_port())}  # TensorFlow would wait in vain for an hour for others
         leave_failures_to_lines()
         try:
@@ -65,8 +73,11 @@ class Workers:
 
     def add(self, vector: tf.Tensor) -> tf.Tensor:
         """The sum of the workers' vectors, (n,) float32, the same bits for all. All workers must call it alike."""
+        # The others may have to wait for the first worker, while it saves.
+        limit = self.worker.time_limit(LONGEST_SUM, SUM_HANGS) if self.first else contextlib.nullcontext()
         try:
-            return self._add(vector)
+            with limit:
+                return self._add(vector)
         except tf.errors.OpError:
             time.sleep(60)  # another worker has ended; it is said which, and this one ended, meanwhile
             raise
@@ -87,6 +98,7 @@ class Workers:
             "options": sorted(options.items()),
             "code": digest_code(),
             "settings": [metadata["settings"], metadata["progress"]],
+            "kind of device": device.has_gpu(),
             "images": [without_place(metadata["data"]), without_place(metadata.get("validation"))],
             "weights": digest_weights(trained.network.trainable_weights).numpy().tolist(),
         }
