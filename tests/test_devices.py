@@ -51,7 +51,7 @@ def assert_equal_to_rounding(one, other, tolerance=1e-5):
         np.testing.assert_allclose(a, b, atol=tolerance * max(1, np.abs(a).max()))
 
 
-def train_as_worker(index, count, port, folder, words, faulty):
+def train_as_worker(index, count, port, folder, words, fault):
     """What one worker does, in a process of its own, with a tiny network and without grids."""
     os.chdir(folder)
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
@@ -61,12 +61,12 @@ def train_as_worker(index, count, port, folder, words, faulty):
     from support.worker import Worker
 
     device.start_tensorflow(parts=8)
-    from training import train_step, training_run
+    from training import train_step, training_run, workers
     from training.workers import Workers
 
-    if faulty:
-        train_step.STEPS_BETWEEN_CHECKS = 4
-        training_run.Follower.after_step = lambda run, loss: change_a_bit(run.trained.network.trainable_weights[0])
+    if fault:
+        train_step.STEPS_BETWEEN_CHECKS, workers.LONGEST_SUM = 4, 3
+        training_run.Follower.after_step = FAULTS[fault]
     NETWORKS["naive"] = tiny_network
     training_run.Grids.sample = lambda grids: np.zeros((16, 8, 8, 1), np.int16)
     worker = Worker(Place(index, count, port=port))
@@ -88,19 +88,25 @@ def change_a_bit(weight):
     weight.assign(values)
 
 
-def train_in_workers(count, folder, words, faulty=False):
+FAULTS = {
+    "weights": lambda run, loss: change_a_bit(run.trained.network.trainable_weights[0]),
+    "hangs": lambda run, loss: time.sleep(60),  # and gives signs of life
+}
+
+
+def train_in_workers(count, folder, words, fault="", status=0):
     """Trains in processes that are forked from one that has imported TensorFlow, and what the first one printed."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tensorflow", "keras", "numpy"])
-    how = count, free_port(), str(folder), words, faulty
+    how = count, free_port(), str(folder), words, fault
     workers = [context.Process(target=train_as_worker, args=(index, *how), daemon=True) for index in range(count)]
     for worker in workers:
         worker.start()
     workers[0].join(120)
-    status = workers[0].exitcode
+    found = workers[0].exitcode
     for worker in workers:
         worker.kill()
-    assert status == 0
+    assert found == status
     return (folder / "worker-0.txt").read_text()
 
 
@@ -119,7 +125,13 @@ def test_two_workers_train_like_one_process(train_tiny, tmp_path, black_grids):
 @pytest.mark.slow
 def test_workers_whose_weights_part_do_not_train_on(train_tiny, tmp_path):
     words = [*TINY, *shlex.split("--batch-size 8 --n-epochs 3 --model two.keras")]
-    assert "no longer have the same weights" in train_in_workers(2, tmp_path, words, faulty=True)
+    assert "no longer have the same weights" in train_in_workers(2, tmp_path, words, "weights")
+
+
+@pytest.mark.slow
+def test_worker_that_does_not_add_its_gradients_ends_the_job(train_tiny, tmp_path):
+    words = [*TINY, *shlex.split("--batch-size 8 --n-epochs 3 --model two.keras")]
+    assert "Epoch" not in train_in_workers(2, tmp_path, words, "hangs", status=137)
 
 
 def test_digest_of_weights_changes_with_every_bit():

@@ -289,8 +289,14 @@ time.sleep(60)
 
 def test_worker_that_is_ready_waits_for_the_first_one():
     """A scheduler may end a task soon after another one has ended."""
-    code = "if me.first:\n    me.gather(0)\n    time.sleep(0.5)\n    sys.exit(7)\nme.gather(0)"
-    assert [status for status, _, _ in run_all(code, 2)] == [7, 7]
+    code = """
+me.gather(0)
+if me.first:
+    with me.time_limit(0.2, "long ago"): pass
+    time.sleep(0.5)
+    sys.exit(7)
+"""
+    assert run_all(code, 2) == [(7, "", "")] * 2
 
 
 def test_what_takes_too_long_ends_all():
@@ -298,6 +304,16 @@ def test_what_takes_too_long_ends_all():
     done = run_all(code, 2)
     assert [status for status, _, _ in done] == [137, 137]
     assert [errors for _, _, errors in done] == ["program.py: took too long; comfort\n", ""]
+
+
+def test_signal_that_comes_to_all_is_heard_once():
+    code = """
+me.obey(lambda number: print("heard", number))
+me.from_first(me.gather(0))
+me.pass_on(15)
+time.sleep(0.5)
+"""
+    assert [printed for _, printed, _ in run_all(code)] == ["heard 15\n", "", ""]
 
 
 def test_late_worker_is_waited_for_with_a_sentence():
