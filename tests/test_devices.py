@@ -176,6 +176,23 @@ def test_workers_notice_that_one_of_them_differs():
     assert total([[LIMB - 1, 7]] * 63 + [[LIMB - 1, 8]]) == [0, -1]
 
 
+def test_sum_that_fails_is_one_sentence(monkeypatch):
+    """As where two processes got the same GPU."""
+    import tensorflow as tf
+
+    from training import workers
+
+    def fail(vector):
+        raise tf.errors.InternalError(None, None, "NCCL: duplicate GPU\n" + 100 * "and more ")
+
+    worker = object.__new__(workers.Workers)
+    worker.index, worker._add, waited = 1, fail, []
+    monkeypatch.setattr(workers.time, "sleep", waited.append)
+    with pytest.raises(OSError, match="add their gradients .NCCL: duplicate GPU and more") as found:
+        worker.add(tf.zeros(3))
+    assert waited == [60] and len(str(found.value)) < 400 and "\n" not in str(found.value)
+
+
 def train(folder, *options, devices=2, **more):
     return start(folder, "diffusion_model.py", *options, "--devices", devices, **more)
 

@@ -9,6 +9,8 @@ import contextlib
 import functools
 import hashlib
 import os
+import socket
+import textwrap
 import time
 from collections.abc import Sequence
 
@@ -17,7 +19,6 @@ from tensorflow.python.eager import context
 
 from diffusion.model_file import TrainedModel
 from support import device
-from support.launcher import free_port
 from support.worker import Worker
 
 HEARTBEAT = 600_000  # milliseconds without a sign of life after which TensorFlow acts
@@ -41,8 +42,10 @@ class Workers:
 
     def __init__(self, worker: Worker):
         self.worker, self.index, self.count = worker, worker.index, worker.count
-        worker.meet()  # so that no port is chosen long before it is used
-        cluster = {"worker": worker.addresses(free_port())}  # TensorFlow would wait in vain for an hour for others
+        worker.meet()  # TensorFlow would wait in vain for an hour for others
+        with socket.socket() as port:  # of which no other worker here gets the same one, while they are exchanged
+            port.bind(("", 0))
+            cluster = {"worker": worker.addresses(port.getsockname()[1])}
         leave_failures_to_lines()
         try:
             resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
@@ -50,8 +53,7 @@ class Workers:
             )
             strategy = tf.distribute.MultiWorkerMirroredStrategy(resolver)
         except tf.errors.OpError as error:
-            text = " ".join(error.message.split())
-            raise OSError(f"the workers cannot connect ({text}); start the same command again") from error
+            raise OSError(f"the workers cannot connect ({in_words(error)}); start the same command again") from error
         worker.hurry()
 
         @tf.function(autograph=False)
@@ -72,15 +74,19 @@ class Workers:
         return slice(mine.start, mine.stop)
 
     def add(self, vector: tf.Tensor) -> tf.Tensor:
-        """The sum of the workers' vectors, (n,) float32, the same bits for all. All workers must call it alike."""
+        """The sum of the workers' vectors, (n,) float32, the same bits for all. All workers must call it alike.
+
+        Raises:
+            OSError: if TensorFlow reports an error.
+        """
         # The others may have to wait for the first worker, while it saves.
         limit = self.worker.time_limit(LONGEST_SUM, SUM_HANGS) if self.first else contextlib.nullcontext()
         try:
             with limit:
                 return self._add(vector)
-        except tf.errors.OpError:
-            time.sleep(60)  # another worker has ended; it is said which, and this one ended, meanwhile
-            raise
+        except tf.errors.OpError as error:
+            time.sleep(60)  # if another worker has ended it is said which, and this one ended, meanwhile
+            raise OSError(f"the workers cannot add their gradients ({in_words(error)})") from error
 
     def difference(self, digest: tf.Tensor) -> tf.Tensor:
         """A vector like a digest, integers (n,) below `LIMB`, whose sum over all workers is 0 if all have the same."""
@@ -125,6 +131,11 @@ class Workers:
             f"{who} and the first one differ in their {' and '.join(whats)}; start the same command with the same "
             "files everywhere, when nothing changes these any more"
         )
+
+
+def in_words(error: tf.errors.OpError) -> str:
+    """What TensorFlow says, in a line that is not too long."""
+    return textwrap.shorten(error.message, 300)
 
 
 def leave_failures_to_lines() -> None:
