@@ -212,7 +212,7 @@ def test_job_on_two_nodes_keeps_what_one_node_does(slurm, tmp_path):
 
 
 @pytest.mark.parametrize("script", ["train.slurm", "train-multi-node.slurm"])
-def test_preempted_job_saves_and_goes_on_later(slurm, tmp_path, script):
+def test_preempted_job_saves_and_resumes(slurm, tmp_path, script):
     write_images(tmp_path)
     output = tmp_path / "job.out"
     wanted = {"gres": "gpu:1", "cpus_per_task": "2", "time": "10"}
@@ -241,7 +241,7 @@ def run_on_two_nodes(slurm, folder, script, *words):
     )
 
 
-def test_job_goes_on_with_another_number_of_nodes(slurm, tmp_path):
+def test_job_resumes_on_another_number_of_nodes(slurm, tmp_path):
     """Two nodes, one, two, with one process's losses; then two sample and evaluate as one does."""
     options = (*SMALL, "--sample-every", "0", "--n-epochs")
     once, often = write_images_twice(tmp_path)
