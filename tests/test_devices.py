@@ -188,7 +188,7 @@ def test_sum_that_fails_is_one_sentence(monkeypatch):
     worker = object.__new__(workers.Workers)
     worker.index, worker._add, waited = 1, fail, []
     monkeypatch.setattr(workers.time, "sleep", waited.append)
-    with pytest.raises(OSError, match="add their gradients .NCCL: duplicate GPU and more") as found:
+    with pytest.raises(OSError, match="all-reduce of gradients failed .NCCL: duplicate GPU and more") as found:
         worker.add(tf.zeros(3))
     assert waited == [60] and len(str(found.value)) < 400 and "\n" not in str(found.value)
 

@@ -22,10 +22,10 @@ from support import device
 from support.worker import Worker
 
 HEARTBEAT = 600_000  # milliseconds without a sign of life after which TensorFlow acts
-LONGEST_SUM = 600  # seconds for a sum over all workers, the first of which compiles
+LONGEST_SUM = 600  # seconds for one all-reduce; the first one waits for workers that still compile
 SUM_HANGS = (
-    f"the gradients of the workers have not been added within {LONGEST_SUM // 60} minutes: a GPU is hung, or they do "
-    "not reach each other; NCCL_DEBUG=INFO in the environment says more"
+    f"the all-reduce of gradients has not finished within {LONGEST_SUM // 60} minutes: a GPU hangs, or the workers "
+    "cannot reach each other; set NCCL_DEBUG=INFO for details"
 )
 LIMB = 2**16  # of a digest: sums of such integers over 128 workers are exact in float32
 PROJECT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -86,7 +86,7 @@ class Workers:
                 return self._add(vector)
         except tf.errors.OpError as error:
             time.sleep(60)  # if another worker has ended it is said which, and this one ended, meanwhile
-            raise OSError(f"the workers cannot add their gradients ({in_words(error)})") from error
+            raise OSError(f"the all-reduce of gradients failed ({in_words(error)})") from error
 
     def difference(self, digest: tf.Tensor) -> tf.Tensor:
         """A vector like a digest, integers (n,) below `LIMB`, whose sum over all workers is 0 if all have the same."""
@@ -134,7 +134,7 @@ class Workers:
 
 
 def in_words(error: tf.errors.OpError) -> str:
-    """What TensorFlow says, in a line that is not too long."""
+    """The message of TensorFlow in one line, shortened."""
     return textwrap.shorten(error.message, 300)
 
 
