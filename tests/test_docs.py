@@ -24,7 +24,7 @@ PACKAGES = sorted(
 )
 LONGEST = 150  # lines of the README
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-FOREIGN = {"--logdir", "--help", "--nodes", "--ntasks-per-node", "--gres", "--wait"}  # options of other programs
+FOREIGN = {"--logdir", "--help", "--nodes", "--ntasks-per-node", "--gres", "--mem", "--wait"}  # of others
 NOT_OURS = {"keras", "model", "km", "rd"}  # modules of others, and variables, before a dot
 WRITTEN = ("csv", "keras", "npy", "npz", "png", "json", "zip")  # endings of files that users have, not modules
 
