@@ -224,8 +224,10 @@ def test_preempted_job_saves_and_resumes(slurm, tmp_path, script):
     wait_for_training(output, 1)
     slurm("scancel", job)
     wait_for(slurm, job, "CANCELLED")
+    time.sleep(8)  # for the script, which must not take this for a pre-emption, although there was one
     printed = output.read_text()
     print(printed)
+    assert state(slurm, job) == "CANCELLED" and printed.count("back into the queue") <= 1
     stopped, resumed = (
         re.search(rf"{word} .*?([0-9,]+) steps", printed) for word in ("stopped after", "resuming after")
     )

@@ -42,10 +42,11 @@ class Workers:
 
     def __init__(self, worker: Worker):
         self.worker, self.index, self.count = worker, worker.index, worker.count
-        worker.meet()  # TensorFlow would wait in vain for an hour for others
-        with socket.socket() as port:  # of which no other worker here gets the same one, while they are exchanged
+        with socket.socket() as port:  # no other worker of this machine gets the same one while they are exchanged
             port.bind(("", 0))
-            cluster = {"worker": worker.addresses(port.getsockname()[1])}
+            cluster = {
+                "worker": worker.addresses(port.getsockname()[1])
+            }  # TensorFlow would wait for an hour for others
         leave_failures_to_lines()
         try:
             resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
