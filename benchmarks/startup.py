@@ -44,15 +44,15 @@ def stage(name):
     global start
     now = time.perf_counter(); stages[name] = now - start; start = now
 from support import device
-tf = device.start_tensorflow(parts=N)
+tf = device.start_tensorflow(parts=COUNT)
 stage("TensorFlow and Keras")
 import reverse_diffusion as rd
 from diffusion import generate
 from diffusion.sampling import make_plan, sample
 trained = generate.load(*generate.load_key("model.keras"))
 stage("the model from its file")
-reverse = generate.compiled_steps(trained)(True, N)
-all_steps = sample(reverse, make_plan(trained.sched), 0, range(N), every=True)
+reverse = generate.compiled_steps(trained)(True, COUNT, None)
+all_steps = sample(reverse, make_plan(trained.sched), 0, range(COUNT), every=True)
 next(all_steps)
 stage("noise")
 next(all_steps)
@@ -88,8 +88,8 @@ def main():
         subprocess.run([sys.executable, script, *quick], cwd=folder, check=True, capture_output=True)
         starts = {
             "python diffusion_model.py, the settings of the first run": TRAINING,
-            "my_sample(), one image": SAMPLING.replace("N", "1"),
-            "my_sample(n_sample=16)": SAMPLING.replace("N", "16"),
+            "my_sample(), one image": SAMPLING.replace("COUNT", "1"),
+            "my_sample(n_sample=16)": SAMPLING.replace("COUNT", "16"),
         }
         for title, code in starts.items():
             if code is TRAINING:

@@ -1,5 +1,6 @@
 """What several test files use: scripts run as a user runs them, and one small trained model."""
 
+import gc
 import io
 import os
 import pickle
@@ -25,6 +26,8 @@ TENSORFLOW_SETTINGS = {"TF_CPP_MIN_LOG_LEVEL": "2", "TF_ENABLE_ONEDNN_OPTS": "1"
 os.environ.update({**TENSORFLOW_SETTINGS, **os.environ})
 os.environ["MPLBACKEND"] = "agg"  # Keras imports matplotlib, and a notebook's backend may not be installed here
 
+gc.disable()  # until all modules are there, which stay to the end
+
 SLIDES = (
     *shlex.split("--network naive --target eps --schedule linear --weighting none --optimizer adam"),
     *shlex.split("--sampler ddpm --sample-steps 20 --variance beta"),
@@ -41,6 +44,11 @@ SMALL = (
 def pytest_xdist_auto_num_workers():
     """One more than cores, as some tests wait for signals and clocks, unless xdist's variable says how many."""
     return None if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ else device.cores() + 1
+
+
+def pytest_collection_finish():
+    gc.freeze()
+    gc.enable()
 
 
 def command(*arguments):

@@ -177,6 +177,27 @@ def test_tensorflow_starts_without_standard_streams(tmp_path):
     assert done.returncode == 0
 
 
+@pytest.mark.parametrize("parts, on", [(None, True), (1, True), (1, False)])
+def test_garbage_collector_pauses_during_the_import(run, tmp_path, parts, on):
+    """It goes on as it was, and leaves out what is there by then in our programs, not in those of users."""
+    (tmp_path / "tensorflow.py").write_text(
+        "import gc, types\nwhile_imported = gc.isenabled()\n"
+        "config = types.SimpleNamespace(list_physical_devices=lambda kind: [])"
+    )
+    (tmp_path / "keras.py").write_text(
+        "import gc, types\nwhile_imported = gc.isenabled()\n"
+        "config = types.SimpleNamespace(set_floatx=print, set_image_data_format=print)"
+    )
+    process = run(
+        "-c",
+        f"import gc, sys\nif not {on}: gc.disable()\n"
+        f"from support import device\ntf = device.start_tensorflow({parts})\n"
+        "seen = [module.while_imported for module in (tf, sys.modules.get('keras', tf))]\n"
+        "print(seen, gc.isenabled(), gc.get_freeze_count() > 1000)",
+    )
+    assert process.stdout.splitlines()[-1] == f"[False, False] {on} {parts is not None}", process.stderr
+
+
 def test_settings_too_late_for_tensorflow_are_not_inherited(monkeypatch):
     import tensorflow as tf
 
