@@ -152,14 +152,16 @@ def _race(contenders, rounds, seconds_a_turn):
 class StepTimer:
     """Stands in for `TrainingRun`, to end a training after some steps and keep the seconds of each."""
 
-    def __init__(self):
-        self.seconds, self.last = [], time.perf_counter()
+    def __init__(self, progress):
+        self.progress, self.seconds, self.last = progress, [], time.perf_counter()
 
     def before_epoch(self):
         pass
 
     def after_epoch(self):
-        pass
+        from training.training_run import begin_next_epoch
+
+        begin_next_epoch(self.progress)
 
     def after_step(self, loss):
         now = time.perf_counter()
@@ -178,10 +180,10 @@ def time_training(options, path):
     from training.preparation import prepare
     from training.settings import parse_options
 
-    model, images, _ = prepare(parse_options("", [*options, "--n-epochs", "1000"]), path)
-    timer = StepTimer()
+    trained, images, _ = prepare(parse_options("", [*options, "--n-epochs", "1000"]), path)
+    timer = StepTimer(trained.metadata["progress"])
     try:
-        diffusion_model.train(model, images, timer)
+        diffusion_model.train(trained, images, timer)
     except StopIteration:
         return statistics.median(timer.seconds[TIMED_STEPS:]), len(images.images)
 

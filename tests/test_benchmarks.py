@@ -6,7 +6,7 @@ import os
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, TINY, save_tiny_images
 
 SCRIPTS = sorted(set(glob.glob("*.py", root_dir=os.path.join(ROOT, "benchmarks"))) - {"common.py", "peer.py"})
 
@@ -23,6 +23,16 @@ def test_benchmarks_are_short_and_formatted():
         with open(path, encoding="utf-8") as file:
             lines = file.read().splitlines()
         assert len(lines) <= 330 and not any("# fmt:" in line for line in lines), path
+
+
+def test_a_timed_training_goes_on_into_further_epochs(tiny_networks, tmp_path, monkeypatch):
+    import common
+
+    monkeypatch.chdir(tmp_path)
+    save_tiny_images()
+    monkeypatch.setattr(common, "TIMED_STEPS", 3)  # after 3 that warm up, and an epoch has 2
+    seconds, count = common.time_training(TINY, "model.keras")
+    assert 0 < seconds < 10 and count == 17
 
 
 def test_recipes_are_options_and_train_as_long_as_their_minutes(tmp_path):
