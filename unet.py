@@ -38,10 +38,12 @@ class Conv3Layer(kl.Layer):
         self.Norm_2 = GroupNormalization(groups=GROUPS, dtype=self.dtype_policy)
 
     def build(self, input_shape):
-        features = (*input_shape[:-1], self.num_chan)
         self.Conv2D_1.build(input_shape)
         for layer in self.Norm_1, self.Conv2D_2, self.Norm_2:
-            layer.build(features)
+            layer.build(self.compute_output_shape(input_shape))
+
+    def compute_output_shape(self, input_shape):
+        return (*input_shape[:-1], self.num_chan)
 
     def call(self, inputs):
         x1 = ops.relu(self.Norm_1(self.Conv2D_1(inputs)))
@@ -64,6 +66,9 @@ class UnetDownLayer(kl.Layer):
 
     def build(self, input_shape):
         self.Conv3.build(input_shape)
+
+    def compute_output_shape(self, input_shape):
+        return self.MaxPool2D.compute_output_shape(self.Conv3.compute_output_shape(input_shape))
 
     def call(self, inputs):
         return self.MaxPool2D(self.Conv3(inputs))
@@ -90,11 +95,14 @@ class UnetUpLayer(kl.Layer):
         self.Conv3_2 = Conv3Layer(num_chan, dtype=self.dtype_policy)
 
     def build(self, input_shape):
-        (batch, height, width, channels), skip = input_shape
-        self.Conv2DTranspose.build((batch, height, width, channels + skip[-1]))
-        features = (batch, 2 * height, 2 * width, self.num_chan)
-        self.Conv3_1.build(features)
-        self.Conv3_2.build(features)
+        image, skip = input_shape
+        self.Conv2DTranspose.build((*image[:-1], image[-1] + skip[-1]))
+        self.Conv3_1.build(self.compute_output_shape(input_shape))
+        self.Conv3_2.build(self.compute_output_shape(input_shape))
+
+    def compute_output_shape(self, input_shape):
+        batch, height, width, _ = input_shape[0]
+        return (batch, 2 * height, 2 * width, self.num_chan)
 
     def call(self, inputs):
         img_input, skip = inputs
@@ -130,7 +138,10 @@ class TimeLayer(kl.Layer):
 
     def build(self, input_shape):
         self.Dense_1.build(input_shape)
-        self.Dense_2.build((*input_shape[:-1], self.num_chan))
+        self.Dense_2.build(self.compute_output_shape(input_shape))
+
+    def compute_output_shape(self, input_shape):
+        return (*input_shape[:-1], self.num_chan)
 
     def call(self, inputs):
         return self.Dense_2(ops.sin(self.Dense_1(inputs)))

@@ -13,6 +13,7 @@ import tempfile
 import common
 
 CARDS = {"T4": 65e12, "H100": 989e12}  # operations a second in 16 bits, by NVIDIA's data sheets
+FOR_CPU = ("first", "cpu-hour")  # presets
 FRACTION = 0.2  # of the highest rate of a card
 
 
@@ -25,7 +26,7 @@ def main():
     device.start_tensorflow(parts=device.MOST_PARTS)
     from training.preparation import build_network
     from training.run_settings import choose_settings
-    from training.settings import FOR_GPU, PRESETS
+    from training.settings import PRESETS
 
     computed = (f"on {card} (computed)" for card in CARDS)
     rows = [
@@ -35,7 +36,7 @@ def main():
         settings = choose_settings({"preset": preset}, {}, "", str)
         model = build_network(settings, 0)
         work, size = common.operations_per_image(model), settings["image_size"]
-        if preset in FOR_GPU:
+        if preset not in FOR_CPU:
             images = ("", "", *(f"{3600 * FRACTION * rate / work:,.0f}" for rate in CARDS.values()))
         else:
             words = ["--data", "drawings", "--preset", preset, "--precision", options.precision]

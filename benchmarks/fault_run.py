@@ -77,9 +77,8 @@ def kill_once(folder, number, chance):
 CHECK = """
 import warnings
 warnings.simplefilter("error")
-from diffusion import model_file
 from training import checkpoint
-print("step", model_file.metadata(checkpoint.open_for_training("model.keras"))["progress"]["step"])
+print("step", checkpoint.open_for_training("model.keras").metadata["progress"]["step"])
 """
 
 

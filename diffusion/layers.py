@@ -126,7 +126,7 @@ class ResidualBlock(kl.Layer):
 
     def build(self, input_shape):
         image, embedding = input_shape
-        features = (*image[:-1], self.num_chan)
+        features = self.compute_output_shape(input_shape)
         self.Norm_1.build(image)
         self.Conv2D_1.build(image)
         self.Modulation.build(embedding)
@@ -134,6 +134,9 @@ class ResidualBlock(kl.Layer):
         self.Conv2D_2.build(features)
         if image[-1] != self.num_chan:
             self.Skip.build(image)
+
+    def compute_output_shape(self, input_shape):
+        return (*input_shape[0][:-1], self.num_chan)
 
     def call(self, inputs, training=False):
         x, embedding = inputs
@@ -165,6 +168,9 @@ class SelfAttention(kl.Layer):
         self.Projection_out = kl.Dense(channels, kernel_initializer="zeros", dtype=self.dtype_policy)
         for layer in self.Norm, self.Projection_in, self.Projection_out:
             layer.build(input_shape)
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
 
     def call(self, inputs):
         batch, (_, height, width, channels) = ops.shape(inputs)[0], inputs.shape

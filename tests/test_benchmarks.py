@@ -280,3 +280,46 @@ def test_operations_are_grouped_by_their_names():
     for name, group in events.items():
         seconds, counts = shares.shares([(name, 1.0, 3.0), ("ExecutorState::Process", 0.0, 9.0)])
         assert {name: s for name, s in seconds.items() if s} == {group: 2.0} and counts == {group: 1}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "words",
+    [
+        "bound_variance.py --model drawings --data new-drawings --count 20 --draws 2",
+        "cluster_plan.py --out plan.png",
+        "devices.py --rounds 1 --batch-sizes 16",
+        "devices.py --rounds 1 --batch-sizes 16 --memory",
+        "expect.py",
+        "fault_run.py --kills 2",
+        "guidance.py --model model.keras --n-sample 12 --steps 3 --features pixels",
+        "inversion.py --model model.keras --data new-drawings --count 4 --steps 5 10",
+        "loading.py --count 200 --rounds 1",
+        "recipes.py --data drawings --recipes unet --rounds 1 --time-only",
+        "restore.py --only bias",
+        "restore.py --only images --count 2 --steps 3 --iterations 2,2 --features pixels",
+        "restore.py --only time --count 2",
+        "restore.py --only figure --out restore.png --steps 3",
+        "reverse_step.py --rounds 1 --network unet",
+        "samplers.py --model model.keras --count 20 --out samplers",
+        "sanity.py --features pixels --count 200",
+        "shares.py --n-feat 8",
+        "startup.py --rounds 1",
+        "training_step.py --rounds 1 --network unet --n-feat 8 --image-size 32 --batch-size 16",
+    ],
+)
+def test_a_benchmark_runs_in_small(run, classes_folder, words):
+    """A minute or two each; `growth.py` takes four and has no smaller form."""
+    name, *options = words.split()
+    process = run(os.path.join(ROOT, "benchmarks", name), *options)
+    assert process.returncode == 0, process.stderr
+    assert any(shown in process.stdout for shown in ("|--", ".png", " 0 bad", " ms a step"))
+
+
+@pytest.fixture
+def classes_folder(run, tmp_path):
+    """The current folder of `run`, with a model of the two furs of the drawings that was trained for an epoch."""
+    words = "--network unet --widths 1 --attention 0 --n-feat 8 --T 50 --beta2 0.5 --schedule linear --sample-every 0"
+    process = run("diffusion_model.py", *words.split(), "--classes", "--n-epochs", "1")
+    assert process.returncode == 0, process.stderr
+    return tmp_path
