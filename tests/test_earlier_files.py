@@ -72,7 +72,7 @@ def test_old_file_samples_the_same_images_for_a_seed(then, options, name):
 
 def test_old_file_resumes_with_equal_losses_and_no_ema_warm_up(then, source):
     """After its 14 steps the momentum of a warm-up would be 15/24."""
-    model, images, _ = prepare_network({"data": source}, MODEL)
+    model, images, _ = prepare_network({"data": source, "parts": 1}, MODEL)
     momentum, averages, raw = model_file.metadata(model)["settings"]["ema"], ema_weights(model), []
     train_on_batch = model.train_on_batch
 
@@ -141,7 +141,7 @@ def test_learned_variance_file_samples_the_same_images(classes_then, name, how):
 def test_learned_variance_file_resumes_with_muon(classes_then, tmp_path):
     path = tmp_path / "images.npz"
     np.savez(path, images=classes_then["images"], labels=classes_then["labels"], class_names=["a", "b", "c"])
-    model, images, _ = prepare_network({"data": str(path), "parts": 2}, LEARNED_VARIANCE)
+    model, images, _ = prepare_network({"data": str(path), "parts": 1}, LEARNED_VARIANCE)
     np.testing.assert_allclose(train(model, images), classes_then["losses"], rtol=1e-5)
     weights = np.concatenate([w.ravel() for w in model.get_weights()])[::37]  # of the 56,494
     np.testing.assert_allclose(weights, classes_then["weights"], rtol=1e-4, atol=1e-5)

@@ -191,7 +191,7 @@ def test_training_makes_the_estimate_of_the_bound_steadier(train_tiny):
     assert np.all(np.diff(gamma_and_slope(weights_of(after.schedule_layer), tau)[0]) > 0)
 
 
-def test_a_run_with_a_learned_schedule_resumes_bit_exactly(train_tiny):
+def test_a_run_with_a_learned_schedule_resumes_bit_exactly(train_tiny, black_grids):
     more = (*LEARNED, "--optimizer", "muon", "--precision", "bfloat16", "--ema", "0.5", "--learning-rate", "0.01")
     for epochs, model in ("4", "whole.keras"), ("2", "resumed.keras"), ("4", "resumed.keras"):
         keras.backend.clear_session()

@@ -333,13 +333,14 @@ def test_a_single_langevin_step_at_a_level_has_the_closed_form():
 # --- what every sampler keeps to --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("clip", [True, False])
 @pytest.mark.parametrize(
-    "target, schedule, zero_snr",
+    "target, schedule, zero_snr, clip",
     [
-        *itertools.product(["eps", "x0", "v"], ["linear", "cosine", "sigmoid"], [False]),
-        *itertools.product(["x0", "v"], ["linear", "cosine"], [True]),
-        *[("flow", "cosine", False), ("flow", "flow", True)],
+        *itertools.product(["eps", "x0", "v"], ["linear", "cosine", "sigmoid"], [False], [True]),
+        *itertools.product(["x0", "v"], ["linear", "cosine"], [True], [True]),
+        *[("flow", "cosine", False, True), ("flow", "flow", True, True)],
+        *[("eps", "cosine", False, False), ("x0", "linear", True, False), ("v", "sigmoid", False, False)],
+        ("flow", "flow", True, False),
     ],
 )
 def test_every_sampler_keeps_to_the_contract(target, schedule, zero_snr, clip):

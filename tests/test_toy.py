@@ -66,11 +66,11 @@ def test_points_of_a_class_lie_around_its_modes():
 @pytest.mark.parametrize("label", [0, 1, 2])
 @pytest.mark.parametrize("t", [1, 20, 100])
 def test_the_exact_network_knows_the_mean_of_the_noise(label, t):
-    """E[ε | x_t, class] as a mean over a million draws of x_0, weighted with q(x_t | x_0)."""
+    """E[ε | x_t, class] as a mean over draws of x_0, weighted with q(x_t | x_0)."""
     best = toy.exact(modes=4, classes=2, T=100)
     rng, alphabar = np.random.default_rng(0), best.sched.alphabar[t]
     centres = toy.centres(4) if label == 0 else toy.centres(4)[label - 1 :: 2]
-    x_0 = centres[rng.integers(len(centres), size=200_000)] + toy.DEVIATION * rng.standard_normal((200_000, 2))
+    x_0 = centres[rng.integers(len(centres), size=60_000)] + toy.DEVIATION * rng.standard_normal((60_000, 2))
     x_t = np.sqrt(alphabar) * x_0[:64] + np.sqrt(1 - alphabar) * rng.standard_normal((64, 2))
     noise = (x_t[:, None] - np.sqrt(alphabar) * x_0) / np.sqrt(1 - alphabar)  # that would lead from each x_0 to x_t
     weight = np.exp(-np.square(noise).sum(axis=-1) / 2)
