@@ -241,3 +241,17 @@ def test_signal_in_interactive_python_ends_only_the_run():
         "sys.exit(7)\n"
     )
     assert done.returncode == 7 and done.stdout.splitlines()[-2:] == ["130", "prompt"]
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        {"schedule": "learned", "zero_snr": True},
+        {"zero_snr": True, "drop_label": 0.2},
+        {"zero_snr": True, "data": "none"},
+    ],
+)
+def test_advice_comes_only_after_all_refusals(typed, tmp_path, capsys):
+    with pytest.raises((ValueError, FileNotFoundError)):
+        preparation.prepare({"preset": "first", "weighting": "min-snr", **typed}, str(tmp_path / "m.keras"))
+    assert "try --weighting none" not in capsys.readouterr().out

@@ -54,10 +54,12 @@ def prepare(options: dict, path: str, workers: Workers | None = None) -> tuple[T
             say(f"--init is ignored, as {path} exists and is resumed; choose another --model to start a new run")
     in_file = copy.deepcopy(metadata)
     settings = choose_settings(options, metadata, path, preset_for_this_machine)
-    check_schedule(settings, new=not resuming)
+    check_schedule(settings)
     check_network_options(settings, options)
     check_effects(settings, options)
     images, held_out = choose_data(options, settings, metadata, path)
+    if not resuming:
+        advise_on_schedule(settings)
 
     if resuming:
         model = trained.network
@@ -220,21 +222,35 @@ def build_network(settings: dict, classes: int) -> keras.Model:
     return keras.Model(built.inputs, LearnedSchedule(*LEARNED_FROM, name="schedule")(built.outputs[0]))
 
 
-def check_schedule(settings: dict, new: bool) -> None:
-    """Raises ValueError for an invalid schedule, and gives advice on an unusual one of a new model."""
-    sched = make_schedule(**{name: settings[name] for name in DIFFUSION if name != "target"})
-    flag = "--zero-snr" if settings["zero_snr"] else f"--schedule {settings['schedule']}"
-    if sched.alphabar[-1] == 0 and TARGETS[settings["target"]].needs_signal:
+def check_schedule(settings: dict) -> None:
+    """Raises ValueError for a schedule that is invalid, or does not go with the target."""
+    if find_pure_noise(settings) and TARGETS[settings["target"]].needs_signal:
         others = " or ".join(f"--target {name}" for name in TARGETS if not TARGETS[name].needs_signal)
         raise ValueError(
-            f"with {flag} x_T is pure noise, from which --target {settings['target']} cannot give an image; "
-            f"add {others}"
+            f"with {find_pure_noise(settings)} x_T is pure noise, from which --target {settings['target']} cannot give an "
+            f"image; add {others}"
         )
+
+
+def advise_on_schedule(settings: dict) -> None:
+    """Says what is unusual in the schedule of a new model."""
     linear = settings["schedule"] == "linear" and not settings["zero_snr"]
-    if new and linear and (sentence := advice.on_schedule(settings["beta1"], settings["beta2"], settings["T"])):
+    if linear and (sentence := advice.on_schedule(settings["beta1"], settings["beta2"], settings["T"])):
         say(sentence)
-    if new and (sentence := advice.on_weighting(sched.alphabar[-1] == 0 and flag, settings["weighting"])):
+    if sentence := advice.on_weighting(find_pure_noise(settings), settings["weighting"]):
         say(sentence)
+
+
+def find_pure_noise(settings: dict) -> str | None:
+    """The option that makes x_T pure noise, if one does.
+
+    Raises:
+        ValueError: if the settings make no schedule.
+    """
+    sched = make_schedule(**{name: settings[name] for name in DIFFUSION if name != "target"})
+    if sched.alphabar[-1] > 0:
+        return None
+    return "--zero-snr" if settings["zero_snr"] else f"--schedule {settings['schedule']}"
 
 
 def preset_for_this_machine() -> str:
