@@ -224,11 +224,12 @@ def build_network(settings: dict, classes: int) -> keras.Model:
 
 def check_schedule(settings: dict) -> None:
     """Raises ValueError for a schedule that is invalid, or does not go with the target."""
-    if find_pure_noise(settings) and TARGETS[settings["target"]].needs_signal:
+    pure_noise = find_pure_noise(settings)
+    if pure_noise and TARGETS[settings["target"]].needs_signal:
         others = " or ".join(f"--target {name}" for name in TARGETS if not TARGETS[name].needs_signal)
         raise ValueError(
-            f"with {find_pure_noise(settings)} x_T is pure noise, from which --target {settings['target']} cannot give an "
-            f"image; add {others}"
+            f"with {pure_noise} x_T is pure noise, from which --target {settings['target']} cannot give an image; "
+            f"add {others}"
         )
 
 
