@@ -114,9 +114,10 @@ class Worker:
             OSError: if it takes longer.
         """
         if self.count > 1 and not self._complete.wait(min(seconds, LATE)):
-            self._say(f"waiting for {self._describe_missing()}")
+            self._say(f"waiting for {self._describe_missing()}{self._trouble}")
             if not self._complete.wait(max(0, seconds - LATE)):
-                raise OSError(f"{self._describe_missing()} did not come within {seconds / 60:g} minutes")
+                missing = self._describe_missing()
+                raise OSError(f"{missing} did not come within {seconds / 60:g} minutes{self._trouble}")
 
     def hurry(self) -> None:
         """From now on no worker may be silent for longer than `SILENCE` seconds; before, it may be starting."""
@@ -208,6 +209,7 @@ class Worker:
         try:
             index, name = line.receive()
             if index in self._lines or index not in self._others:
+                self._trouble = f"; another process says that it is worker {index + 1}"
                 return line.close()
             self._names[index], self._lines[index] = name, line
             if len(self._lines) == len(self._others):
@@ -266,10 +268,10 @@ class Worker:
         missing = [str(k + 1) for k in self._others if k not in self._lines]
         said = f"worker{'s' * (len(missing) > 1)} {', '.join(missing)} of {self.count}"
         if not self.first:
-            return f"{said}, at {self.place.host}:{self.place.port}{self._trouble}"
+            return f"{said} (at {self.place.host}:{self.place.port})"
         seen = [name.rpartition(" on ")[2] for name in list(self._names.values())]
         silent = [node for node in self.place.nodes if node not in seen]
-        return said + (f"; none has come from {', '.join(silent)}" if silent else "") + self._trouble
+        return said + (f" (none has come from {', '.join(silent)})" if silent else "")
 
     def _say(self, sentence, program=None):
         """Prints on the stderr that this process has started with, in one process of each node."""

@@ -335,6 +335,15 @@ def test_worker_with_another_secret_is_not_let_in():
     assert other.wait(30) == 1
 
 
+def test_index_that_two_workers_have_is_named():
+    port = free_port()
+    workers = [start(index, port, "me.meet(3)") for index in (0, 1, 1)]
+    _, err = workers[0].communicate(timeout=30)
+    said = r"worker.* 3 of 3 did not come within .* minutes; another process says that it is worker 2"
+    assert workers[0].returncode == 1 and re.search(said, err.splitlines()[-1])
+    assert all(worker.wait(30) for worker in workers)
+
+
 def test_port_in_use_is_an_error_in_a_sentence():
     with socket.socket() as taken:
         taken.bind(("", 0))
