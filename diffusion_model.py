@@ -12,10 +12,13 @@ import math
 import os
 import sys
 
-import numpy as np
-
 if __name__ == "__main__":  # which `python -P` leaves out
     sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))
+    from support.packages import check_packages
+
+    check_packages()
+import numpy as np
+
 import data
 from support import console, device, launcher
 from support.console import say

@@ -16,6 +16,9 @@ import sys
 
 if __name__ == "__main__":  # `python -P` does not look for imports beside the script
     sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))
+    from support.packages import check_packages
+
+    check_packages()
 from diffusion.command_line import add_model_option, add_sampling_options
 from diffusion.options import Sampling
 from support import console, files, grids, launcher

@@ -4,9 +4,7 @@
     python figures.py --only forward,schedule                                 some
 
 In IPython:
-
-    import figures; from ddpm import ddpm_schedule
-    figures.schedule(ddpm_schedule())
+    import figures; from ddpm import ddpm_schedule; figures.schedule(ddpm_schedule())
 
 Each function returns a matplotlib figure, except for `reverse_gif`, which writes a file.
 """
@@ -15,10 +13,13 @@ import math
 import os
 import sys
 
-import numpy as np
-
 if __name__ == "__main__":  # which `python -P` leaves out
     sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))
+    from support.packages import check_packages
+
+    check_packages()
+import numpy as np
+
 import data
 from diffusion.command_line import add_model_option
 from support import console, device, files, grids

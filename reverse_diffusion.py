@@ -197,8 +197,7 @@ def edit_files(options, sampling):
     how = {"n_sample": options.n_sample, "seed": options.seed, **sampling, **shown(1)}
     photo, *other = (read_one(path, (height, width), channels) for path in options.photos)
     if other:
-        count = how.pop("n_sample")
-        return [], editing.interpolate(photo, *other, count, model, strength=options.strength, **how)
+        return [], editing.interpolate(photo, *other, how.pop("n_sample"), model, strength=options.strength, **how)
     if options.vary:
         return [photo], editing.vary(photo[None], options.strength, model, **how)
     how |= {name: getattr(options, name) for name in ("operation", "factor", "mask", "deviation", "method")}
@@ -247,4 +246,5 @@ def main():
 
 if __name__ == "__main__":
     sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))  # which `python -P` leaves out
+    importlib.import_module("support.packages").check_packages()
     main()

@@ -253,7 +253,7 @@ def test_training_and_resuming_pair_labels_with_images(train_tiny, black_grids, 
         with pytest.raises(ValueError, match=message):
             train_tiny("--model", "m.keras", "--n-epochs", "4")
     for wrong, message in (
-        (("--no-classes",), "trained with --classes True, not False"),
+        (("--no-classes",), "trained with --classes; omit --no-classes to resume"),
         (("--new-data", "--data", "images.npy"), "no array labels"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -148,6 +148,13 @@ def test_help_needs_no_docstrings_and_no_folder_in_the_path(run):
     assert process.stdout.lower() == "usage:\n" * (len(SCRIPTS) + 2)
 
 
+@pytest.mark.parametrize("script", ["diffusion_model.py", "reverse_diffusion.py", "evaluate.py", "figures.py"])
+def test_a_python_without_packages_is_said_in_a_sentence(run, script):
+    process = run("-S", os.path.join(ROOT, script), "--help")  # as when `.venv` is not activated
+    assert process.returncode == 2 and process.stdout == "" and len(process.stderr.splitlines()) == 1
+    assert process.stderr.startswith(f"{script}: this Python, ") and "lacks numpy, PIL," in process.stderr
+
+
 def test_the_page_of_options_is_fresh():
     with open(os.path.join(ROOT, "docs", "options.md"), encoding="utf-8") as file:
         assert file.read() == settings.options_page(), "run python -m training.settings > docs/options.md"

@@ -404,7 +404,7 @@ def opened(trained):
         ({"seed": 1}, ("--seed 0", "1")),
         ({"schedule": "cosine"}, ("--schedule linear", "cosine")),
         ({"target": "v"}, ("--target eps", "v")),
-        ({"zero_snr": True, "target": "v"}, ("--zero-snr False", "True")),
+        ({"zero_snr": True, "target": "v"}, ("without --zero-snr; omit --zero-snr",)),
         ({"preset": "slides"}, ("--preset first", "slides")),
         ({"data": "others.npy"}, ("images.npy (48", "others.npy (5)", "--new-data", "--model")),
     ],

@@ -48,9 +48,9 @@ def choose_settings(options: dict, metadata: dict, path: str, automatic: Callabl
     for option in SETTINGS:
         name = option.name
         if option.fixed and typed.get(name, before[name]) != before[name]:
+            how, flag = _describe_difference(option.flag, before[name], typed[name])
             raise ValueError(
-                f"{path} was trained with {option.flag} {before[name]}, not {typed[name]}; omit {option.flag} to "
-                "resume, or choose another --model to start a new run"
+                f"{path} was trained {how}; omit {flag} to resume, or choose another --model to start a new run"
             )
     done = metadata["progress"]["epoch"]
     if typed.get("n_epochs", done) < done:
@@ -93,3 +93,10 @@ def as_fraction(text: str | None) -> float | None:
         return float(text)
     except (TypeError, ValueError):
         return None
+
+
+def _describe_difference(flag: str, before: object, typed: object) -> tuple[str, str]:
+    """How a model was trained, in words, and the option that was typed."""
+    if not isinstance(before, bool):
+        return f"with {flag} {before}, not {typed}", flag
+    return f"with{'' if before else 'out'} {flag}", flag if typed else flag.replace("--", "--no-", 1)

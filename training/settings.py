@@ -191,8 +191,8 @@ OPTIONS = (
     setting("sampler", "sampler of the sample grids, and of reverse_diffusion.py by default", "ddpm",
             choices=tuple(name for name in SAMPLERS if name != "langevin")),
     setting("variance", "noise variance of a step of --sampler ddpm; beta: as on the slides; posterior: better with "
-            "few steps; learned: needs --learn-variance, and is the default with it", "beta", choices=VARIANCES),
-    setting("sample_steps", "number of steps of --sampler, 1 to T", default="T", type=integer(1), metavar="N"),
+            "few steps; learned: with --learn-variance, whose default it is", "beta", choices=VARIANCES),
+    setting("sample_steps", "number of steps of --sampler, at most T", default="T", type=integer(1), metavar="N"),
     setting("weaker_after", "number of steps after which an early copy NAME-weaker.keras is saved, for "
             "reverse_diffusion.py --weaker; 0 for none", 0, type=integer(0), metavar="STEPS"),
     run_option("save_every", "minutes between saves: the most that a power cut can cost", "10", type=number(0),

@@ -199,7 +199,9 @@ class TrainingRun:
 
     def say_where_it_stopped(self) -> None:
         """The last line of an interrupted run."""
-        self.bar.say(f"stopped after {self.checkpoints.saved[0]:,} steps; the same command resumes {self.path}")
+        steps = self.checkpoints.saved[0]
+        resumes = f"stopped after {steps:,} steps; the same command resumes {self.path}"
+        self.bar.say(resumes if steps else f"stopped before the first step; there is no {self.path} yet")
 
 
 class Follower:
