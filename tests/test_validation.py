@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import Oracle
+from conftest import TINY, Oracle
 from test_guidance import CONSTANTS, conditional
 
 import ddpm
@@ -127,3 +127,9 @@ def test_a_quarter_without_images_has_no_loss(monkeypatch, T, count, measured):
 def test_overfitting_warning_uses_only_the_last_measurements(held_out, begun):
     training = [5, 4, 3, 2, 1, 0.9, 0.8]
     assert bool(validation.overfitting_warning(list(zip(training, held_out, strict=True)))) == begun
+
+
+@pytest.mark.parametrize("source, same", [("images.npy", True), ("0.3", False)])
+def test_held_out_images_that_are_trained_on_are_noticed(train_tiny, black_grids, source, same):
+    said = train_tiny(*TINY, "--n-epochs", "1", "--validation", source)
+    assert ("the held-out images are the training images" in said) == same

@@ -50,6 +50,8 @@ def choose_data(options: dict, settings: dict, metadata: dict, path: str) -> tup
     images, held_out = choose_validation(images, options, settings, metadata, path, report.scale)
     settings["bit_depth"] = 8 if report.scale.levels == 255 else 16
     now = images.facts(report.source)
+    if held_out and metadata["validation"]["digest"] == now["digest"]:
+        say("the held-out images are the training images, so their loss cannot show overfitting; choose others")
     if not before or "scale" in before:
         now["scale"] = dataclasses.asdict(report.scale)
     if before and not same_images("data", now, before, path, options):
