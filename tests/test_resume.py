@@ -20,7 +20,7 @@ from test_training import assert_equal_to_the_bit, losses
 from diffusion import model_file
 from training import checkpoint
 
-LONG = (*SMALL, "--n-epochs", "40", "--sample-every", "0", "--lr-decay", "cosine", "--save-every", "0.005")
+LONG = (*SMALL, "--n-epochs", "200", "--sample-every", "0", "--lr-decay", "cosine", "--save-every", "0.005")
 
 
 def read_until(process, word):
@@ -77,7 +77,7 @@ def test_randomly_interrupted_run_is_bit_exact(tmp_path):
         assert done.returncode == {signal.SIGTERM: 143, signal.SIGKILL: -9, None: 0}[number], done.stderr
         lines.update(losses(done))
         steps.append(progress(tmp_path / "often" / "model.keras")["step"])
-    assert 0 < steps[0] < steps[1] < steps[2] == 120  # each of them did interrupt something
+    assert 0 < steps[0] < steps[1] < steps[2] == 600  # each of them did interrupt something
     assert_the_same_end(done, lines, at_once, tmp_path)
 
 
@@ -357,4 +357,4 @@ def test_a_full_disk_costs_neither_the_old_file_nor_the_training(small_disk, fre
         assert done.returncode == 143 and f"after {after:,} steps" in done.stdout
         assert after > before
     else:
-        assert done.returncode == 1 and "not saved" in last and after == before < 600
+        assert done.returncode == 1 and "could not be saved" in last and after == before < 600
