@@ -194,13 +194,13 @@ def edit_files(options, sampling):
 
     editing, model = start_generating("editing"), options.model
     height, width, channels = start_generating().open_model(model).image_shape
-    how = {"n_sample": options.n_sample, "seed": options.seed, **sampling, **shown(1)}
+    how = {"seed": options.seed, **sampling, **shown(1)}
     photo, *other = (read_one(path, (height, width), channels) for path in options.photos)
     if other:
-        return [], editing.interpolate(photo, *other, how.pop("n_sample"), model, strength=options.strength, **how)
+        return [], editing.interpolate(photo, *other, options.n_sample, model, strength=options.strength, **how)
     if options.vary:
-        return [photo], editing.vary(photo[None], options.strength, model, **how)
-    how |= {name: getattr(options, name) for name in ("operation", "factor", "mask", "deviation", "method")}
+        return [photo], editing.vary(photo[None], options.strength, model, n_sample=options.n_sample, **how)
+    how |= {name: getattr(options, name) for name in ("n_sample", "operation", "factor", "mask", "deviation", "method")}
     if options.operation == "mask":
         how["mask"] = read_mask(options.mask or options.restore, options.restore, (height, width))
     return editing.try_out(photo, model=model, **how)

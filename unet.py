@@ -38,9 +38,10 @@ class Conv3Layer(kl.Layer):
         self.Norm_2 = GroupNormalization(groups=GROUPS, dtype=self.dtype_policy)
 
     def build(self, input_shape):
+        features = self.compute_output_shape(input_shape)
         self.Conv2D_1.build(input_shape)
         for layer in self.Norm_1, self.Conv2D_2, self.Norm_2:
-            layer.build(self.compute_output_shape(input_shape))
+            layer.build(features)
 
     def compute_output_shape(self, input_shape):
         return (*input_shape[:-1], self.num_chan)
@@ -97,8 +98,9 @@ class UnetUpLayer(kl.Layer):
     def build(self, input_shape):
         image, skip = input_shape
         self.Conv2DTranspose.build((*image[:-1], image[-1] + skip[-1]))
-        self.Conv3_1.build(self.compute_output_shape(input_shape))
-        self.Conv3_2.build(self.compute_output_shape(input_shape))
+        features = self.compute_output_shape(input_shape)
+        self.Conv3_1.build(features)
+        self.Conv3_2.build(features)
 
     def compute_output_shape(self, input_shape):
         batch, height, width, _ = input_shape[0]

@@ -4,7 +4,7 @@ import importlib.util
 import os
 import sys
 
-PACKAGES = ("numpy", "PIL", "matplotlib", "tensorflow", "keras")  # as they are imported
+PACKAGES = ("numpy", "PIL", "tensorflow")  # without which no program starts, by the names of their modules
 
 
 def check_packages() -> None:
